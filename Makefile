@@ -1,0 +1,39 @@
+# make quickstart | test | test-all | lint | bench     (PYTHON=python3.13 ...)
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter python3,$(PYTHON)),,-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+WORKDIR ?= runs/quickstart
+WORKERS ?= 2
+
+.PHONY: quickstart test test-all lint format bench
+
+$(VENV)/run: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+quickstart: $(VENV)/run
+	$(BIN)/python -m experiments.main --config=configs/quickstart.py --workdir=$(WORKDIR) $(ARGS)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev
+	for b in experiments/bench/[a-z]*.py; do $(BIN)/python -m experiments.bench.$$(basename $$b .py) || exit 1; done
