@@ -1,0 +1,22 @@
+"""Rate-constrained training: the price of a parameter, in bits, is minimized.
+
+>>> import backslash_jax as bs, optax
+>>> tx = optax.chain(bs.backslash(1e3), optax.adamw(3e-5))
+"""
+
+from backslash_jax import ggd
+from backslash_jax.moments import Moments, moments, shape_parameter
+from backslash_jax.rounding import matrices, perturb, round_through
+from backslash_jax.transform import BackslashState, backslash
+
+__all__ = [
+  "BackslashState",
+  "Moments",
+  "backslash",
+  "ggd",
+  "matrices",
+  "moments",
+  "perturb",
+  "round_through",
+  "shape_parameter",
+]
