@@ -1,5 +1,6 @@
 """The optax transformation that adds the gradient of the rate."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import ggd, rate as rates
+from backslash_jax import ggd
+from backslash_jax import rate as rates
 from backslash_jax.moments import moments, scale_parameter, shape_parameter
 
 SCOPES = ("model", "tensor")
@@ -131,7 +133,7 @@ def backslash(
     leaves = _priced(params)
     weight = lmbda(state.count) if callable(lmbda) else lmbda
     weight = jnp.asarray(weight, jnp.float32)
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     if not leaves:
       return updates, state._replace(count=count, lmbda=weight)
     kept = state.shape, state.scale, state.bits
@@ -142,18 +144,20 @@ def backslash(
       kept = jax.lax.cond(due, lambda: estimate(leaves), lambda: kept)
     nu, alpha, bits = kept
 
-    paid = nu if shape is None else shape
-    coefficient = rates.coefficient(rate, paid, alpha)
     total = max(sum(x.size for x in leaves), 1)
-    coefficient = jnp.broadcast_to(coefficient * (weight / total), alpha.shape)
-    i = iter(range(len(leaves)))
+    paid = nu if shape is None else shape
+    coefficient = rates.coefficient(rate, paid, alpha) * (weight / total)
+    # A leaf each; a static shape stays a Python number, which needs no power.
+    coefficients = iter(jnp.broadcast_to(coefficient, alpha.shape))
+    if isinstance(paid, int | float) or paid.ndim == 0:
+      shapes = itertools.repeat(paid)
+    else:
+      shapes = iter(paid)
 
     def add(g, x):
       if not _is_priced(x):
         return g
-      t = next(i)
-      nu_x = paid if jnp.ndim(paid) == 0 else paid[t]
-      r = coefficient[t] * rates.direction(x, nu_x, epsilon)
+      r = next(coefficients) * rates.direction(x, next(shapes), epsilon)
       return (g + r).astype(g.dtype)
 
     updates = jax.tree.map(add, updates, params)
