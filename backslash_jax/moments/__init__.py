@@ -1,14 +1,15 @@
 """The two moments of a tensor that determine its generalized Gaussian."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from backslash_jax import ggd
-from backslash_jax.moments import reference
+from backslash_jax.moments import dispatch, sharded
 
-IMPLEMENTATIONS = {"xla": reference.sums}
+Sharding = Any | Callable[[Any], Any]
 
 
 class Moments(NamedTuple):
@@ -28,24 +29,68 @@ class Moments(NamedTuple):
 def moments(x: jax.Array, *, implementation: str | None = None) -> Moments:
   """Sum of |x| and of x^2 in one pass, accumulated in float32.
 
+  Differentiable, and runs under `jit` and `vmap`.
+
   Args:
     x: floating array of any shape and any floating dtype.
-    implementation: "xla"; None takes what is fastest on this platform.
+    implementation: "xla", "pallas_tpu" or "pallas_gpu". None takes XLA, except
+      for tensors of a MiB or more on a TPU, where the compiler's own estimate
+      prefers the kernel.
 
   Raises:
     TypeError: if x is not floating.
-    NotImplementedError: if there is no such implementation.
+    NotImplementedError: if the implementation that is named does not exist,
+      does not take this tensor or does not run on this platform.
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(f"moments of a floating array wanted, found {x.dtype}")
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
-    raise NotImplementedError(
-      f"moments has no implementation {name!r}; there are"
-      f" {', '.join(sorted(IMPLEMENTATIONS))}"
-    )
-  abs_sum, square_sum = IMPLEMENTATIONS[name](x)
-  return Moments(jnp.asarray(x.size, jnp.float32), abs_sum, square_sum)
+  m = tree_moments(x, implementation=implementation)
+  return jax.tree.map(lambda s: s[0], m)
+
+
+def tree_moments(
+  params: Any,
+  sharding: Sharding | None = None,
+  *,
+  implementation: str | None = None,
+) -> Moments:
+  """Moments of the T floating leaves of params, in the order of the leaves.
+
+  A leaf that is known to be split over a mesh is reduced where its shards lie,
+  with one all-reduce for all leaves that are split over the same axes.
+
+  Args:
+    params: pytree of arrays.
+    sharding: tree of NamedSharding, one wherever params has a floating leaf, or
+      a callable that makes such a tree of params. None: explicit mesh axes are
+      in the types of the arrays; under automatic ones XLA reduces, and the
+      compiler partitions the reduction.
+    implementation: as in `moments`.
+
+  Returns:
+    Moments of float32 [T] arrays, replicated.
+
+  Raises:
+    ValueError: a leaf has no sharding, or one that does not divide it.
+    NotImplementedError: as `moments`.
+  """
+  paths, leaves = [], []
+  for path, x in jax.tree.leaves_with_path(params):
+    if jnp.issubdtype(jnp.result_type(x), jnp.floating):
+      paths.append(path)
+      leaves.append(x)
+  if not leaves:
+    return Moments(*jnp.zeros([3, 0], jnp.float32))
+  if sharding is None:
+    shardings = [sharded.typed(x) for x in leaves]
+  else:
+    tree = sharding(params) if callable(sharding) else sharding
+    flat = dict(jax.tree.leaves_with_path(tree))
+    pairs = zip(paths, leaves, strict=True)
+    shardings = [sharded.given(path, x, flat) for path, x in pairs]
+  sums_Tx2 = sharded.sums(leaves, shardings, implementation)
+  count = jnp.asarray([float(x.size) for x in leaves], jnp.float32)
+  return Moments(count, sums_Tx2[:, 0], sums_Tx2[:, 1])
 
 
 def shape_parameter(m: Moments) -> jax.Array:

@@ -1,0 +1,114 @@
+"""The sums of many tensors, wherever their shards lie.
+
+Each device reduces its own shards inside `shard_map`; then the tensors that are
+split over the same mesh axes share one all-reduce of two float32 per tensor.
+Nothing else is communicated, and no tensor is gathered. What is replicated is
+reduced by every device for itself and counts once.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from backslash_jax.moments import dispatch
+
+
+def sums(
+  leaves: list[jax.Array],
+  shardings: list[NamedSharding | None],
+  implementation: str | None,
+) -> jax.Array:
+  """sum |x| and sum x^2 of each of T floating tensors, float32 [T, 2].
+
+  Args:
+    leaves: the tensors.
+    shardings: of each; None where the compiler may split it as it likes.
+    implementation: as in `dispatch.sums`.
+  """
+  rows: dict[int, jax.Array] = {}
+  groups: dict[Any, list[int]] = {}
+  for i, (x, s) in enumerate(zip(leaves, shardings, strict=True)):
+    if s is not None:
+      groups.setdefault((s.mesh, split_axes(s)), []).append(i)
+      continue
+    # The compiler cannot split a kernel: it would gather the tensor first.
+    whole = jax.typeof(x).sharding.mesh.size <= 1
+    name = implementation or (None if whole else "xla")
+    rows[i] = jnp.stack(dispatch.sums(x, name, jax.default_backend()))
+  for (mesh, axes), members in groups.items():
+    platform = _platform(mesh)
+
+    def local(*shards, axes=axes, platform=platform):
+      each = [dispatch.sums(x, implementation, platform) for x in shards]
+      s_Tx2 = jnp.stack([jnp.stack(pair) for pair in each])
+      return jax.lax.psum(s_Tx2, axes) if axes else s_Tx2
+
+    reduce = jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=tuple(shardings[i].spec for i in members),
+      out_specs=PartitionSpec(),
+      check_vma=False,  # Pallas does not say over which axes its output varies.
+    )
+    rows |= zip(members, reduce(*(leaves[i] for i in members)), strict=True)
+  return jnp.stack([rows[i] for i in range(len(leaves))])
+
+
+def typed(x: jax.Array) -> NamedSharding | None:
+  """The sharding that the type of x tells, under explicit mesh axes."""
+  s = jax.typeof(x).sharding
+  explicit = [t == AxisType.Explicit for t in s.mesh.axis_types]
+  return s if explicit and all(explicit) else None
+
+
+def given(
+  path: Any, x: jax.Array, tree: dict[Any, Any]
+) -> NamedSharding | None:
+  """The sharding of the leaf at `path` in a tree that is flat, by path.
+
+  Raises:
+    ValueError: it is missing, of another kind, or does not divide the leaf.
+  """
+  name, s = (
+    jax.tree_util.keystr(path, simple=True, separator="/"),
+    tree.get(path),
+  )
+  if isinstance(s, jax.sharding.SingleDeviceSharding):
+    return None
+  if not isinstance(s, NamedSharding):
+    raise ValueError(
+      f"moments: sharding has {s!r} for {name}, wanted a NamedSharding; give a"
+      " tree of the structure of params, or None"
+    )
+  for dim, entry in enumerate(s.spec):
+    parts = math.prod(s.mesh.shape[a] for a in _names(entry))
+    if dim >= x.ndim or x.shape[dim] % parts:
+      raise ValueError(
+        f"moments: {s.spec} over mesh {dict(s.mesh.shape)} splits dimension"
+        f" {dim} of {name} into {parts}, which its shape {x.shape} does not"
+        " allow; replicate that dimension or use another mesh"
+      )
+  return s
+
+
+def split_axes(sharding: NamedSharding) -> tuple[str, ...]:
+  """The mesh axes that a sharding splits some dimension over, in order."""
+  used = {a for entry in sharding.spec for a in _names(entry)}
+  return tuple(a for a in sharding.mesh.axis_names if a in used)
+
+
+def _names(entry):
+  """The mesh axes in one entry of a PartitionSpec."""
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _platform(mesh):
+  if isinstance(mesh, Mesh):
+    return mesh.devices.flat[0].platform
+  device = mesh.abstract_device
+  return device.platform if device else jax.default_backend()
