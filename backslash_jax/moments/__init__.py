@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from backslash_jax import ggd
-from backslash_jax.moments import dispatch, sharded
+from backslash_jax.moments import sharded
 
 Sharding = Any | Callable[[Any], Any]
 

@@ -45,11 +45,9 @@ def sums(
       f" {', '.join(IMPLEMENTATIONS)}"
     )
   module = IMPLEMENTATIONS[implementation]
-  if module is reference:
-    return reference.sums(x)
   limitation = module.limitation(x)
-  if platform != module.PLATFORM:
-    limitation = f"it runs on {module.PLATFORM}, found {platform}"
+  if platform not in module.PLATFORMS:
+    limitation = f"it runs on {module.PLATFORMS[0]}, found {platform}"
   if limitation:
     raise NotImplementedError(
       f"moments with implementation={implementation!r}: {limitation}; None and"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-PLATFORM = "gpu"
+PLATFORMS = ("gpu",)
 DTYPES = ("float32", "bfloat16", "float16")
 BLOCK = 4096
 MAX_PROGRAMS = 1024

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-PLATFORM = "tpu"
+PLATFORMS = ("tpu",)
 DTYPES = ("float32", "bfloat16")
 BLOCK_ROWS = 256
 BLOCK_COLUMNS = 1024

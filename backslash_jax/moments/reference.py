@@ -8,6 +8,13 @@ error of 1e-5 at 10^8 elements.
 import jax
 import jax.numpy as jnp
 
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def limitation(x: jax.Array) -> str | None:
+  """Why it cannot take x; None, since it can."""
+  del x
+
 
 def sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(sum |x|, sum x^2) as float32 scalars, of a floating array of any shape."""

@@ -29,10 +29,10 @@ def sums(
     implementation: as in `dispatch.sums`.
   """
   rows: dict[int, jax.Array] = {}
-  groups: dict[Any, list[int]] = {}
+  groups: dict[Any, dict[int, PartitionSpec]] = {}
   for i, (x, s) in enumerate(zip(leaves, shardings, strict=True)):
     if s is not None:
-      groups.setdefault((s.mesh, split_axes(s)), []).append(i)
+      groups.setdefault((s.mesh, split_axes(s)), {})[i] = s.spec
       continue
     # The compiler cannot split a kernel: it would gather the tensor first.
     whole = jax.typeof(x).sharding.mesh.size <= 1
@@ -49,7 +49,7 @@ def sums(
     reduce = jax.shard_map(
       local,
       mesh=mesh,
-      in_specs=tuple(shardings[i].spec for i in members),
+      in_specs=tuple(members.values()),
       out_specs=PartitionSpec(),
       check_vma=False,  # Pallas does not say over which axes its output varies.
     )
