@@ -5,18 +5,27 @@
 """
 
 from backslash_jax import ggd
+from backslash_jax.archive import ArchiveError, Report, inspect, load, save
+from backslash_jax.control import gradient_balance, target_rate
 from backslash_jax.moments import Moments, moments, shape_parameter
 from backslash_jax.rounding import matrices, perturb, round_through
 from backslash_jax.transform import BackslashState, backslash
 
 __all__ = [
+  "ArchiveError",
   "BackslashState",
   "Moments",
+  "Report",
   "backslash",
   "ggd",
+  "gradient_balance",
+  "inspect",
+  "load",
   "matrices",
   "moments",
   "perturb",
   "round_through",
+  "save",
   "shape_parameter",
+  "target_rate",
 ]

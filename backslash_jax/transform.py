@@ -1,6 +1,5 @@
 """The optax transformation that adds the gradient of the rate."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import ggd
+from backslash_jax import control, ggd
 from backslash_jax import rate as rates
-from backslash_jax.moments import moments, scale_parameter, shape_parameter
+from backslash_jax.moments import (
+  Sharding,
+  scale_parameter,
+  shape_parameter,
+  tree_moments,
+)
 
 SCOPES = ("model", "tensor")
 
@@ -21,13 +25,15 @@ class BackslashState(NamedTuple):
 
   Attributes:
     count: updates so far, int32.
-    lmbda: weight of the rate in the last update, float32.
+    lmbda: weight of the rate in the last update, float32; a scalar, or [T]
+      from a controller that gives each of the T priced leaves its own.
     shape: nu as the last update estimated it, float32: a scalar for scope
       "model", for scope "tensor" one per priced leaf, in the order of
       `jax.tree.leaves`. Estimated also when a fixed shape is what is paid for.
     scale: alpha per priced leaf at that shape, of the magnitudes plus epsilon.
     bits: entropy of the parameters quantized with `step`, bits per parameter,
       from each tensor's own generalized Gaussian: what the file will weigh.
+    control: state of the controller of lmbda.
   """
 
   count: jax.Array
@@ -35,10 +41,11 @@ class BackslashState(NamedTuple):
   shape: jax.Array
   scale: jax.Array
   bits: jax.Array
+  control: Any
 
 
 def backslash(
-  lmbda: float | optax.Schedule,
+  lmbda: float | optax.Schedule | control.Controller,
   *,
   rate: str = "dggr",
   shape: float | None = None,
@@ -48,6 +55,7 @@ def backslash(
   mask: Any | Callable[[Any], Any] | None = None,
   update_every: int = 1,
   implementation: str | None = None,
+  sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adds the gradient of lmbda * R(params) to the updates.
 
@@ -65,8 +73,9 @@ def backslash(
   >>> tx = optax.chain(bs.backslash(1e3), optax.adamw(3e-5))
 
   Args:
-    lmbda: weight of the rate: a non-negative number or a schedule of it. In
-      units of the loss per unit of rate.
+    lmbda: weight of the rate, in units of the loss per unit of rate: a
+      non-negative number, a schedule of it, or a controller that chooses it,
+      `target_rate` or `gradient_balance`.
     rate: "dggr", the above, or "bits", the code length in bits per parameter
       under each tensor's own scale: lmbda is then in nats of loss for one
       bit per parameter, and does not change when a tensor is rescaled.
@@ -80,6 +89,10 @@ def backslash(
       one of params, as in `optax.masked`. None prices every floating leaf.
     update_every: nu, alpha and bits are estimated every so many updates.
     implementation: of the moments, see `moments`.
+    sharding: how params are sharded under automatic mesh axes, a tree of
+      NamedSharding or a callable that makes one of params: the moments are then
+      one all-reduce of two floats per tensor, and kernels can be used. Without
+      it the compiler partitions the sums; explicit mesh axes need none.
 
   Returns:
     A transformation whose updates keep their shapes and dtypes. Its update
@@ -92,11 +105,14 @@ def backslash(
   """
   _check(lmbda, rate, shape, scope, epsilon, step, update_every)
   epsilon = step / 2 if epsilon is None else epsilon
+  if isinstance(lmbda, control.Controller):
+    controller = lmbda
+  else:
+    controller = control.scheduled(lmbda)
 
-  def estimate(leaves):
+  def estimate(params):
     """nu, alpha and bits of a non-empty list of floating leaves."""
-    m = [moments(x, implementation=implementation) for x in leaves]
-    per_tensor = jax.tree.map(lambda *s: jnp.stack(s), *m)
+    per_tensor = tree_moments(params, sharding, implementation=implementation)
     total = jax.tree.map(jnp.sum, per_tensor)
     joined = jax.tree.map(lambda t, s: jnp.append(t, s), per_tensor, total)
     nu = shape_parameter(joined)
@@ -111,17 +127,31 @@ def backslash(
     price_scale = rates.price_scale(paid, mean_abs, epsilon)
     return estimated, price_scale, jnp.sum(bits) / jnp.maximum(total.count, 1.0)
 
+  def gradients(leaves, nu, alpha):
+    """grad R of each leaf, float32."""
+    paid = nu if shape is None else shape
+    total = max(sum(x.size for x in leaves), 1)
+    coefficients = rates.coefficient(rate, paid, alpha) / total
+    coefficients = jnp.broadcast_to(coefficients, alpha.shape)
+    # A static shape stays a Python number, which needs no power.
+    if isinstance(paid, int | float) or paid.ndim == 0:
+      shapes = [paid] * len(leaves)
+    else:
+      shapes = list(paid)
+    return [
+      c * rates.direction(x, s, epsilon)
+      for c, x, s in zip(coefficients, leaves, shapes, strict=True)
+    ]
+
   def init_fn(params):
-    leaves = _priced(params)
-    lmbda_ = jnp.zeros([], jnp.float32)
-    count = jnp.zeros([], jnp.int32)
-    n = () if scope == "model" else (len(leaves),)
+    t = len(_priced(params))
     return BackslashState(
-      count,
-      lmbda_,
-      shape=jnp.full(n, 2.0, jnp.float32),
-      scale=jnp.ones([len(leaves)], jnp.float32),
+      count=jnp.zeros([], jnp.int32),
+      lmbda=jnp.zeros([t] if controller.per_tensor else [], jnp.float32),
+      shape=jnp.full([] if scope == "model" else [t], 2.0, jnp.float32),
+      scale=jnp.ones([t], jnp.float32),
       bits=jnp.zeros([], jnp.float32),
+      control=controller.init(),
     )
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -130,38 +160,38 @@ def backslash(
       raise ValueError(
         "backslash needs params: tx.update(grads, state, params)"
       )
-    leaves = _priced(params)
-    weight = lmbda(state.count) if callable(lmbda) else lmbda
-    weight = jnp.asarray(weight, jnp.float32)
     count = jnp.asarray(optax.safe_increment(state.count))
+    leaves = _priced(params)
     if not leaves:
-      return updates, state._replace(count=count, lmbda=weight)
-    kept = state.shape, state.scale, state.bits
+      return updates, state._replace(count=count)
     if isinstance(update_every, int) and update_every == 1:
-      kept = estimate(leaves)
+      nu, alpha, bits = estimate(params)
     else:
-      due = state.count % update_every == 0
-      kept = jax.lax.cond(due, lambda: estimate(leaves), lambda: kept)
-    nu, alpha, bits = kept
+      nu, alpha, bits = jax.lax.cond(
+        state.count % update_every == 0,
+        lambda: estimate(params),
+        lambda: (state.shape, state.scale, state.bits),
+      )
+    rate_gradients = gradients(leaves, nu, alpha)
+    norms = jnp.zeros([2, len(leaves)], jnp.float32)
+    if controller.needs_norms:
+      task_gradients = _priced(params, updates)
+      norms = jnp.stack([_norms(rate_gradients), _norms(task_gradients)])
+    signals = control.Signals(state.count, bits, norms[0], norms[1])
+    lmbda_, control_state = controller.update(signals, state.control)
 
-    total = max(sum(x.size for x in leaves), 1)
-    paid = nu if shape is None else shape
-    coefficient = rates.coefficient(rate, paid, alpha) * (weight / total)
-    # A leaf each; a static shape stays a Python number, which needs no power.
-    coefficients = iter(jnp.broadcast_to(coefficient, alpha.shape))
-    if isinstance(paid, int | float) or paid.ndim == 0:
-      shapes = itertools.repeat(paid)
-    else:
-      shapes = iter(paid)
+    weights = iter(jnp.broadcast_to(lmbda_, alpha.shape))
+    rate_gradients = iter(rate_gradients)
 
     def add(g, x):
       if not _is_priced(x):
         return g
-      r = next(coefficients) * rates.direction(x, next(shapes), epsilon)
-      return (g + r).astype(g.dtype)
+      return (g + next(weights) * next(rate_gradients)).astype(g.dtype)
 
     updates = jax.tree.map(add, updates, params)
-    return updates, BackslashState(count, weight, nu, alpha, bits)
+    return updates, BackslashState(
+      count, lmbda_, nu, alpha, bits, control_state
+    )
 
   tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
   return tx if mask is None else optax.masked(tx, mask)
@@ -171,8 +201,16 @@ def _is_priced(x):
   return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def _priced(params):
-  return [x for x in jax.tree.leaves(params) if _is_priced(x)]
+def _priced(params, values=None):
+  """The leaves of `values`, by default of `params`, that are priced."""
+  values = params if values is None else values
+  pairs = zip(jax.tree.leaves(values), jax.tree.leaves(params), strict=True)
+  return [v for v, x in pairs if _is_priced(x)]
+
+
+def _norms(leaves):
+  squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves]
+  return jnp.sqrt(jnp.stack(squares))
 
 
 def _check(lmbda, rate, shape, scope, epsilon, step, update_every):
@@ -190,8 +228,8 @@ def _check(lmbda, rate, shape, scope, epsilon, step, update_every):
   check(
     "lmbda",
     lmbda,
-    "a non-negative finite number or a schedule",
-    lambda v: callable(v) or within(0)(v),
+    "a non-negative finite number, a schedule or a controller",
+    lambda v: callable(v) or isinstance(v, control.Controller) or within(0)(v),
   )
   check("rate", rate, f"one of {rates.RATES}", rates.RATES.__contains__)
   check("scope", scope, f"one of {SCOPES}", SCOPES.__contains__)
