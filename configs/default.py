@@ -1,0 +1,76 @@
+"""Every field there is, with its plain value; other configs start from here.
+
+python -m experiments.main --config=configs/default.py --workdir=runs/default
+Any field can be set on the command line: --config.optimizer.learning_rate=1e-4
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # Initial parameters and the order of the examples.
+  config.total_steps = 1000
+  config.log_every = 20  # Steps between records of the training metrics.
+  config.eval_every = 200  # Steps between passes over the validation split.
+  config.checkpoint_every = 200
+  config.keep_checkpoints = 2  # The newest ones; all were found finite.
+
+  config.data = data = ml_collections.ConfigDict()
+  data.name = "python_stdlib/modules"  # Or "python_stdlib/bytes".
+  data.dir = config_dict.placeholder(str)  # None: the default cache.
+  data.batch_size = 64  # Of all devices together.
+  data.eval_batch_size = 256
+  data.seq_len = 128  # Bytes per example.
+
+  config.model = model = ml_collections.ConfigDict()
+  model.name = "encoder"  # Or "decoder", for next-byte prediction.
+  model.depth = 2
+  model.width = 128
+  model.heads = 4
+  model.mlp = 256  # Hidden size of the feed-forward layers.
+  model.dtype = "float32"  # Of the activations; parameters are float32.
+  model.dropout = 0.0
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.name = "adamw"
+  optimizer.learning_rate = 1e-3  # At the end of the warm-up.
+  optimizer.warmup_steps = 50
+  optimizer.end_learning_rate = 0.0  # As a fraction of the peak.
+  optimizer.weight_decay = 0.0  # On the matrices.
+  optimizer.clip_norm = 1.0  # Of the gradient of the task loss.
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.999
+
+  # The rate term, see backslash_jax.backslash.
+  config.rate = rate = ml_collections.ConfigDict()
+  rate.lmbda = 0.0  # 0: normal training.
+  rate.rate = "dggr"  # Or "bits".
+  rate.shape = config_dict.placeholder(float)  # None estimates nu.
+  rate.scope = "model"  # Or "tensor": one nu each.
+  rate.epsilon = config_dict.placeholder(float)  # None: step / 2.
+  rate.step = 2.0**-8  # Quantization step that bits are counted for.
+  rate.mask = "matrices"  # Or "all": biases and normalization too.
+  rate.update_every = 1  # Steps between estimates of nu.
+  rate.placement = "coupled"  # Before Adam; "decoupled": after it.
+  rate.warmup_steps = 0  # lmbda rises linearly from 0 over these.
+
+  # Where set, the loss sees the matrices rounded to this step.
+  config.round_step = config_dict.placeholder(float)
+
+  config.evaluate = evaluate = ml_collections.ConfigDict()
+  evaluate.steps = tuple(2.0**-k for k in range(3, 11))
+  evaluate.pruning_rates = tuple(k / 10 for k in range(10))
+  # The step that the shipped file is coded with. None: the coarsest whose
+  # validation accuracy is within `tolerance` points (of 100) of the
+  # unquantized model's.
+  evaluate.step = config_dict.placeholder(float)
+  evaluate.tolerance = 0.5
+  evaluate.coder = "rans"  # Or "exp_golomb".
+
+  # Trainings to compare: name -> the fields in which it differs from the
+  # above. Empty: one training.
+  config.arms = ml_collections.ConfigDict()
+  config.baseline = "normal"  # The arm that the others are compared with.
+  return config

@@ -1,0 +1,232 @@
+"""What a trained model is worth: accuracy under quantization and pruning.
+
+Every quantized model here went through a real file: it is coded, written,
+read back, and the accuracy is that of the parameters that came back.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import backslash_jax as bs
+from backslash_jax.coding import exp_golomb, huffman
+from experiments import data, settings
+
+Score = Callable[[Any, str], dict[str, float]]
+
+SHIPPED = "shipped.safetensors"
+
+
+def totals(forward, params, batch) -> dict[str, jax.Array]:
+  """Sums over the targets of a batch: cross entropy in nats, hits, weight."""
+  logits = forward(params, batch["tokens"], batch["mask"])
+  targets, weights = batch["targets"], batch["weights"]
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  hits = jnp.argmax(logits, axis=-1) == targets
+  return {
+    "loss": jnp.sum(losses * weights),
+    "accuracy": jnp.sum(hits * weights),
+    "weight": jnp.sum(weights),
+  }
+
+
+def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
+  """(params, split) -> mean loss in nats and accuracy in [0, 1].
+
+  One compiled function serves every set of parameters of the model.
+  """
+  replicated = NamedSharding(mesh, PartitionSpec())
+  split_over_devices = NamedSharding(mesh, PartitionSpec("data"))
+  batch_totals = jax.jit(
+    functools.partial(totals, forward), out_shardings=replicated
+  )
+
+  def score(params, split):
+    params = jax.device_put(params, replicated)
+    total: collections.Counter[str] = collections.Counter()
+    size = config.data.eval_batch_size
+    for batch in data.eval_batches(config.data, split, size):
+      sums = batch_totals(params, jax.device_put(batch, split_over_devices))
+      total.update({k: float(v) for k, v in sums.items()})
+    return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
+
+  return score
+
+
+def evaluate(
+  config: ml_collections.ConfigDict,
+  directory: pathlib.Path,
+  name: str,
+  params: Any,
+  score: Score,
+) -> dict[str, Any]:
+  """Evaluates params, or returns what evaluation.json holds about them.
+
+  Args:
+    config: its `evaluate` field says what is measured.
+    directory: gets evaluation.json and the coded file that is shipped.
+    name: of the training, for the line that is printed.
+    params: what was trained.
+    score: from `make_score`.
+
+  Returns:
+    "parameters", "matrix_parameters": counts; "exact": scores of the
+    unquantized model per split; "quantized": per step its scores, bytes and
+    bits (see `code_lengths`); "pruned": per rate the test scores; "shipped":
+    the index in "quantized" of the step that the file was coded with.
+  """
+  params = jax.device_get(params)
+  path = directory / "evaluation.json"
+  key = _fingerprint(config, params)
+  if path.exists() and (directory / SHIPPED).exists():
+    try:
+      cached = json.loads(path.read_text())
+      if cached["key"] == key:
+        return cached["evaluation"]
+    except (ValueError, KeyError, TypeError):
+      pass  # Damaged: it is measured again and replaced.
+  steps = sorted({*config.evaluate.steps} | ({config.evaluate.step} - {None}))
+  rates = config.evaluate.pruning_rates
+  print(f"{name}: evaluating {len(steps)} steps, {len(rates)} pruning rates")
+  matrices = _matrices(params)
+  result: dict[str, Any] = {
+    "parameters": sum(x.size for x in jax.tree.leaves(params)),
+    "matrix_parameters": sum(x.size for x in matrices),
+    "exact": {s: score(params, s) for s in ("validation", "test")},
+  }
+  try:
+    result["quantized"] = [
+      _quantized(config, directory, params, step, score) for step in steps
+    ]
+    result["shipped"] = _choose(config, result)
+    for i in range(len(steps)):
+      file = _coded_file(directory, steps[i])
+      if i == result["shipped"]:
+        file.replace(directory / SHIPPED)
+      else:
+        file.unlink()
+    result["pruned"] = [
+      {"rate": rate, "test": score(prune(params, rate), "test")}
+      for rate in rates
+    ]
+    text = json.dumps({"key": key, "evaluation": result}, indent=2)
+    path.write_text(text + "\n")
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot write {error.filename or directory}: {error.strerror or error}"
+    ) from error
+  return result
+
+
+def code_lengths(params: Any, step: float) -> dict[str, float]:
+  """Bits per parameter of the matrices of quantized parameters.
+
+  "fixed", "exp_golomb" (order 0, of the values ranked by frequency) and
+  "huffman" use one table for the whole model, as the paper does; "entropy"
+  is the sum of every tensor's own empirical entropy.
+
+  Args:
+    params: tree whose matrices hold multiples of step.
+    step: the quantization step.
+  """
+  symbols = [
+    np.rint(x.astype(np.float64) / step).astype(np.int32).ravel()
+    for x in _matrices(params)
+  ]
+  pooled = np.concatenate(symbols)
+  ranked = exp_golomb.fit(pooled, ranked=True)._replace(order=0)
+  distinct = np.unique(pooled).size
+  return {
+    "fixed": math.ceil(math.log2(distinct)),
+    "exp_golomb": exp_golomb.code_length(pooled, ranked) / pooled.size,
+    "huffman": huffman.code_length(pooled, huffman.fit(pooled)) / pooled.size,
+    "entropy": sum(_entropy(s) * s.size for s in symbols) / pooled.size,
+  }
+
+
+def prune(params: Any, rate: float) -> Any:
+  """Zeros the fraction `rate` of the matrices' elements, smallest first."""
+  sizes = np.concatenate([np.abs(x).ravel() for x in _matrices(params)])
+  count = round(rate * sizes.size)
+  if count == 0:
+    return params
+  threshold = np.partition(sizes, count - 1)[count - 1]
+  return jax.tree.map(
+    lambda x, m: (
+      np.where(np.abs(x) <= threshold, 0, x).astype(x.dtype) if m else x
+    ),
+    params,
+    bs.matrices(params),
+  )
+
+
+def _quantized(config, directory, params, step, score):
+  """Codes params with step, reads the file back and measures it."""
+  file = _coded_file(directory, step)
+  bs.save(file, params, step=step, coder=config.evaluate.coder)
+  size = file.stat().st_size
+  params = bs.load(file)
+  return {
+    "step": step,
+    "bytes": size,
+    "bits": code_lengths(params, step),
+    "validation": score(params, "validation"),
+    "test": score(params, "test"),
+  }
+
+
+def _coded_file(directory, step):
+  return directory / f"step_{step:.10g}.safetensors"
+
+
+def _choose(config, result):
+  """Index of the step to ship; it sees the validation split alone."""
+  quantized = result["quantized"]
+  if config.evaluate.step is not None:
+    return [q["step"] for q in quantized].index(config.evaluate.step)
+  wanted = result["exact"]["validation"]["accuracy"]
+  wanted -= config.evaluate.tolerance / 100
+  good = [
+    i for i, q in enumerate(quantized) if q["validation"]["accuracy"] >= wanted
+  ]
+  return max(good, default=0)  # The finest, if none is good enough.
+
+
+def _matrices(params):
+  selected = jax.tree.leaves(bs.matrices(params))
+  leaves = jax.tree.leaves(params)
+  return [np.asarray(x) for x, m in zip(leaves, selected, strict=True) if m]
+
+
+def _entropy(symbols):
+  """Empirical entropy in bits per symbol."""
+  _, counts = np.unique(symbols, return_counts=True)
+  p = counts / symbols.size
+  return float(-np.sum(p * np.log2(p)))
+
+
+def _fingerprint(config, params):
+  """Identifies what an evaluation depends on."""
+  digest = hashlib.sha256()
+  fields = config.evaluate, config.model, config.data.name
+  digest.update(
+    json.dumps(
+      [f.to_dict() if hasattr(f, "to_dict") else f for f in fields],
+      sort_keys=True,
+    ).encode()
+  )
+  for x in jax.tree.leaves(params):
+    digest.update(np.ascontiguousarray(x).tobytes())
+  return digest.hexdigest()

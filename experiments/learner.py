@@ -1,0 +1,72 @@
+"""The model as a function, and the training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+
+import backslash_jax as bs
+from experiments import evaluate, finite, models, optimizer
+
+Params = dict[str, Any]
+Forward = Callable[[Params, jax.Array, jax.Array], jax.Array]
+State = dict[str, Any]  # {"params": Params, "opt_state": of optax}.
+
+
+def build(
+  config: ml_collections.ConfigDict, task: Any
+) -> tuple[Forward, Params]:
+  """The model as (params, tokens, mask) -> logits, and its initial params."""
+  model = models.build(config.model, task, seed=config.seed)
+  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+  def forward(params, tokens_BxL, mask_BxL):
+    return nnx.merge(graphdef, params, rest)(tokens_BxL, mask_BxL)
+
+  return forward, nnx.to_pure_dict(params)
+
+
+def make_step(
+  config: ml_collections.ConfigDict,
+  forward: Forward,
+  tx: optax.GradientTransformationExtraArgs,
+) -> Callable[..., tuple[State, dict[str, jax.Array], dict[str, jax.Array]]]:
+  """The function (state, batch, step) -> (state, values, flags).
+
+  `step` is the number of the update, from 1; `values` are the metrics,
+  float32 scalars; `flags` are of `finite.flags`, for parameters, gradients
+  and updates.
+  """
+  schedule = optimizer.schedule(config)
+
+  def loss_fn(params, batch):
+    if config.round_step is not None:
+      params = bs.round_through(params, config.round_step, mask=bs.matrices)
+    totals = evaluate.totals(forward, params, batch)
+    weight = totals["weight"]
+    return totals["loss"] / weight, totals["accuracy"] / weight
+
+  def step_fn(state, batch, step):
+    params = state["params"]
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, batch
+    )
+    updates, opt_state = tx.update(grads, state["opt_state"], params)
+    values = {
+      "loss": loss,
+      "accuracy": accuracy,
+      "gradient_norm": optax.global_norm(grads),
+      "update_norm": optax.global_norm(updates),
+      "learning_rate": jnp.asarray(schedule(step - 1)),
+      **optimizer.rate_metrics(config, opt_state, params),
+    }
+    trees = {"parameters": params, "gradients": grads, "updates": updates}
+    flags = finite.flags(values, trees)
+    params = optax.apply_updates(params, updates)
+    return {"params": params, "opt_state": opt_state}, values, flags
+
+  return step_fn

@@ -1,0 +1,47 @@
+"""python -m experiments.main --config=configs/quickstart.py --workdir=DIR"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments import settings, train
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The experiment, a file of configs/.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory for checkpoints, metrics and the report."
+)
+
+
+def _fail(message, exit_code=1):
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(exit_code)
+
+
+def _parse(argv):
+  """Parses the flags; an unknown config field is one line, no traceback."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(error)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    _fail(settings.explain_flags(argv, error))
+
+
+def _main(argv):
+  if len(argv) > 1:
+    _fail(f"unexpected arguments: {' '.join(argv[1:])}")
+  if not _CONFIG.value or not _WORKDIR.value:
+    _fail("both --config=FILE and --workdir=DIR are needed")
+  logging.set_verbosity(logging.ERROR)
+  try:
+    train.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+  except settings.UserError as error:
+    _fail(error, error.exit_code)
+
+
+if __name__ == "__main__":
+  app.run(_main, flags_parser=_parse)

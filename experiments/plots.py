@@ -1,0 +1,121 @@
+"""The report's figures, as PNG files."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import backslash_jax as bs
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+
+TITLES = {
+  "histogram.png": "Parameters and their generalized Gaussian",
+  "rate.png": "nu and bits per parameter during training",
+  "accuracy_bits.png": "Accuracy against the size of the file",
+  "accuracy_pruning.png": "Accuracy against pruning rate",
+}
+
+
+def write(
+  report: dict[str, Any], runs: dict[str, Any], directory: pathlib.Path
+) -> None:
+  """Draws every figure of TITLES into directory.
+
+  Args:
+    report: from `report.compare`.
+    runs: `report.Run` by name.
+    directory: where the files go.
+  """
+  figures = {
+    "histogram.png": _histogram(runs),
+    "rate.png": _rate(runs),
+    "accuracy_bits.png": _accuracy_bits(report),
+    "accuracy_pruning.png": _accuracy_pruning(report),
+  }
+  for name, figure in figures.items():
+    figure.suptitle(TITLES[name])
+    figure.savefig(directory / name, dpi=120)
+    pyplot.close(figure)
+
+
+def _histogram(runs):
+  figure, axes = _subplots(len(runs))
+  for axis, (name, run) in zip(axes, runs.items(), strict=True):
+    selected = bs.matrices(run.params)
+    x = np.concatenate(
+      [
+        np.ravel(leaf)
+        for leaf, m in zip(
+          jax.tree.leaves(run.params), jax.tree.leaves(selected), strict=True
+        )
+        if m
+      ]
+    )
+    moments = bs.moments(jnp.asarray(x))
+    nu = bs.shape_parameter(moments)
+    alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
+    limit = max(float(np.quantile(np.abs(x), 0.999)), 1e-6)
+    axis.hist(x, np.linspace(-limit, limit, 201), density=True, alpha=0.5)
+    # An even number of points: the density may be infinite at 0.
+    grid = jnp.linspace(-limit, limit, 1000)
+    axis.plot(grid, jnp.exp(bs.ggd.log_prob(grid, nu, alpha)), linewidth=1)
+    axis.set_yscale("log")
+    axis.set_title(f"{name}: nu {float(nu):.2f}, alpha {float(alpha):.2g}")
+    axis.set_xlabel("parameter")
+  axes[0].set_ylabel("density")
+  return figure
+
+
+def _rate(runs):
+  figure, axes = _subplots(2)
+  for name, run in runs.items():
+    records = [r for r in run.history if r["split"] == "train"]
+    steps = [r["step"] for r in records]
+    axes[0].plot(steps, [r["nu"] for r in records], label=name)
+    axes[1].plot(steps, [r["bits"] for r in records], label=name)
+  for axis, label in zip(axes, ("nu", "bits per parameter"), strict=True):
+    axis.set_xlabel("step")
+    axis.set_ylabel(label)
+    axis.legend()
+  return figure
+
+
+def _accuracy_bits(report):
+  figure, (axis,) = _subplots(1)
+  for name, e in report["evaluations"].items():
+    bits = [8 * q["bytes"] / e["parameters"] for q in e["quantized"]]
+    accuracy = [100 * q["test"]["accuracy"] for q in e["quantized"]]
+    (line,) = axis.plot(bits, accuracy, marker=".", label=name)
+    i = e["shipped"]
+    axis.plot(bits[i], accuracy[i], "o", color=line.get_color())
+    exact = 100 * e["exact"]["test"]["accuracy"]
+    axis.axhline(exact, color=line.get_color(), linestyle=":", linewidth=1)
+  axis.set_xlabel("bits of the file per parameter (circle: shipped)")
+  axis.set_ylabel("test accuracy, % (dotted: float32)")
+  axis.legend()
+  return figure
+
+
+def _accuracy_pruning(report):
+  figure, (axis,) = _subplots(1)
+  for name, e in report["evaluations"].items():
+    rates = [100 * p["rate"] for p in e["pruned"]]
+    accuracy = [100 * p["test"]["accuracy"] for p in e["pruned"]]
+    axis.plot(rates, accuracy, marker=".", label=name)
+  axis.set_xlabel("matrix elements set to zero, %")
+  axis.set_ylabel("test accuracy, %")
+  axis.legend()
+  return figure
+
+
+def _subplots(count):
+  figure, axes = pyplot.subplots(
+    1, count, figsize=(5 * count, 4), squeeze=False, layout="constrained"
+  )
+  return figure, axes[0]

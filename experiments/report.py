@@ -1,0 +1,248 @@
+"""The comparison of the trainings: terminal, Markdown, JSON, plots.
+
+All of them show the same numbers; report.json has them in full resolution,
+and so do the plots, which are drawn from it.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import rich.console
+import rich.table
+
+from experiments import plots, settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished training: `evaluate.evaluate`'s result, records, parameters."""
+
+  evaluation: dict[str, Any]
+  history: list[dict[str, Any]]
+  params: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A title, column names, and rows of formatted cells."""
+
+  title: str
+  header: list[str]
+  rows: list[list[str]]
+
+
+def write(
+  runs: dict[str, Run], task: str, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Writes report.json, report.md and the plots; prints the tables.
+
+  Args:
+    runs: by name; the first is what the others are compared with.
+    task: its name.
+    workdir: where the files go.
+
+  Returns:
+    What report.json holds.
+  """
+  report = compare({name: run.evaluation for name, run in runs.items()}, task)
+  tables = make_tables(report)
+  try:
+    text = json.dumps(report, indent=2)
+    (workdir / "report.json").write_text(text + "\n")
+    (workdir / "report.md").write_text(_markdown(report, tables))
+    plots.write(report, runs, workdir)
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot write the report in {workdir}: {error.strerror or error}"
+    ) from error
+  console = rich.console.Console()
+  for table in tables[:3]:
+    _print(console, table)
+  console.print(f"The rest is in {workdir / 'report.md'}", soft_wrap=True)
+  return report
+
+
+def compare(evaluations: dict[str, Any], task: str) -> dict[str, Any]:
+  """Every evaluation, and each shipped file against the first training.
+
+  "comparison" holds, per training,
+
+    step, bytes, accuracy: of the shipped file, on the test split,
+    file_bits: 8 bytes / parameters,
+    exact_accuracy: unquantized; accuracy_change: of the file against the
+      unquantized model of the first training,
+    fp16_bytes: 2 for every parameter; fp16_saving: 1 - bytes / fp16_bytes,
+    baseline_bytes: of the first training's file that is as accurate, see
+      `baseline_bytes`; baseline_reached: whether there is one;
+      baseline_saving: 1 - bytes / baseline_bytes; None for the first itself,
+    pruned_accuracy: at pruned_rate, the pruning rate nearest to 0.8.
+  """
+  first = next(iter(evaluations.values()))
+  points = [(q["bytes"], q["test"]["accuracy"]) for q in first["quantized"]]
+  comparison = {}
+  for name, e in evaluations.items():
+    shipped = e["quantized"][e["shipped"]]
+    size, accuracy = shipped["bytes"], shipped["test"]["accuracy"]
+    fp16 = 2 * e["parameters"]
+    baseline, reached = None, None
+    if e is not first:
+      baseline, reached = baseline_bytes(points, accuracy)
+    pruned = min(e["pruned"], key=lambda p: abs(p["rate"] - 0.8), default=None)
+    comparison[name] = {
+      "step": shipped["step"],
+      "bytes": size,
+      "accuracy": accuracy,
+      "file_bits": 8 * size / e["parameters"],
+      "exact_accuracy": e["exact"]["test"]["accuracy"],
+      "accuracy_change": accuracy - first["exact"]["test"]["accuracy"],
+      "fp16_bytes": fp16,
+      "fp16_saving": 1 - size / fp16,
+      "baseline_bytes": baseline,
+      "baseline_reached": reached,
+      "baseline_saving": None if baseline is None else 1 - size / baseline,
+      "pruned_rate": pruned and pruned["rate"],
+      "pruned_accuracy": pruned and pruned["test"]["accuracy"],
+    }
+  return {"task": task, "comparison": comparison, "evaluations": evaluations}
+
+
+def baseline_bytes(
+  points: list[tuple[float, float]], accuracy: float
+) -> tuple[float, bool]:
+  """The smallest size at which a model, quantized coarsely, is so accurate.
+
+  Between neighbouring steps of the grid, size is interpolated linearly in
+  accuracy, so that the baseline does not pay for the grid's coarseness.
+
+  Args:
+    points: (bytes, accuracy) of the model's files, in order of their steps.
+    accuracy: that is to be reached.
+
+  Returns:
+    The size, and True; where no file is that accurate, the size of the
+    smallest of the most accurate files, and False.
+  """
+  sizes = [size for size, a in points if a >= accuracy]
+  if not sizes:
+    best = max(a for _, a in points)
+    return min(size for size, a in points if a == best), False
+  for (size_0, a_0), (size_1, a_1) in itertools.pairwise(points):
+    if min(a_0, a_1) < accuracy < max(a_0, a_1):
+      sizes.append(size_0 + (size_1 - size_0) * (accuracy - a_0) / (a_1 - a_0))
+  return min(sizes), True
+
+
+def make_tables(report: dict[str, Any]) -> list[Table]:
+  """The report as tables of formatted cells: a summary of three, details."""
+  comparison, evaluations = report["comparison"], report["evaluations"]
+  first = next(iter(comparison))
+  accuracy, size, bits = [], [], []
+  for name, c in comparison.items():
+    e = evaluations[name]
+    pruned = "-"
+    if c["pruned_rate"] is not None:
+      pruned = f"{_percent(c['pruned_accuracy'])} at {c['pruned_rate']:.0%}"
+    change = f"{100 * c['accuracy_change']:+.1f} points"
+    shown = [c["exact_accuracy"], c["accuracy"]]
+    accuracy.append([name, *map(_percent, shown), change, pruned])
+    baseline = ["-", "-"]
+    if c["baseline_bytes"] is not None:
+      note = "" if c["baseline_reached"] else " (less accurate)"
+      saving = _percent(c["baseline_saving"])
+      baseline = [_bytes(c["baseline_bytes"]) + note, saving]
+    fp16 = [_bytes(c["fp16_bytes"]), _percent(c["fp16_saving"])]
+    size.append([name, _bytes(c["bytes"]), *fp16, *baseline])
+    shipped = e["quantized"][e["shipped"]]["bits"]
+    bits.append(
+      [name, _step(c["step"]), *_bits(shipped), f"{c['file_bits']:.2f}"]
+    )
+  rates = [f"{p['rate']:.0%}" for p in evaluations[first]["pruned"]]
+  pruning = [
+    [name, *(_percent(p["test"]["accuracy"]) for p in e["pruned"])]
+    for name, e in evaluations.items()
+  ]
+  return [
+    Table(
+      f"{report['task']}, test accuracy",
+      ["training", "float32", "coded", f"vs {first} float32", "pruned"],
+      accuracy,
+    ),
+    Table(
+      "bytes of the coded file",
+      ["training", "coded", "fp16", "saved", f"{first}, as accurate", "saved"],
+      size,
+    ),
+    Table(
+      "bits per parameter",
+      ["training", "step", "FL", "EG", "HM", "entropy", "file"],
+      bits,
+    ),
+    *(_steps_table(name, e) for name, e in evaluations.items()),
+    Table("test accuracy after pruning", ["training", *rates], pruning),
+  ]
+
+
+def _steps_table(name, evaluation):
+  rows = [
+    [_step(q["step"]), _percent(q["validation"]["accuracy"])]
+    + [_percent(q["test"]["accuracy"]), f"{q['test']['loss']:.3f}"]
+    + [*_bits(q["bits"])]
+    + [f"{8 * q['bytes'] / evaluation['parameters']:.2f}", _bytes(q["bytes"])]
+    for q in evaluation["quantized"]
+  ]
+  header = ["step", "validation", "test", "test loss", "FL", "EG", "HM"]
+  return Table(
+    f"{name}, every step", [*header, "entropy", "file", "bytes"], rows
+  )
+
+
+_LEGEND = """\
+Accuracy is on the test split; the shipped step was chosen on the validation
+split. FL (fixed length), EG (exp-Golomb, order 0), HM (Huffman) and entropy
+are bits per parameter of the quantized matrices; file is the bits of the
+whole file, with all that is in it, per parameter of the model. The savings
+compare the bytes of that file: with two bytes for every parameter (fp16), and
+with the {first} model quantized as coarsely as the same accuracy allows and
+coded with the same coder.
+"""
+
+
+def _markdown(report, tables):
+  first = next(iter(report["comparison"]))
+  parts = [f"# {report['task']}\n", _LEGEND.format(first=first)]
+  for table in tables:
+    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)]]
+    lines += table.rows
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    parts.append(f"## {table.title}\n\n{body}\n")
+  parts += [f"![{title}]({name})\n" for name, title in plots.TITLES.items()]
+  return "\n".join(parts)
+
+
+def _print(console, table):
+  shown = rich.table.Table(title=table.title, title_justify="left")
+  for i, name in enumerate(table.header):
+    shown.add_column(name, justify="left" if i == 0 else "right")
+  for row in table.rows:
+    shown.add_row(*row)
+  console.print(shown)
+
+
+def _percent(fraction):
+  return f"{100 * fraction:.1f}%"
+
+
+def _bytes(count):
+  return f"{count:,.0f}"
+
+
+def _step(step):
+  return f"{step:.4g}"
+
+
+def _bits(bits):
+  names = "fixed", "exp_golomb", "huffman", "entropy"
+  return [f"{bits[name]:.2f}" for name in names]

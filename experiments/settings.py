@@ -1,0 +1,253 @@
+"""The configuration: its checks, its arms, and what a run was begun with."""
+
+import copy
+import difflib
+import json
+import math
+import pathlib
+import re
+import runpy
+
+import jax
+import ml_collections
+
+
+class UserError(Exception):
+  """What the person at the terminal can mend; shown without a traceback."""
+
+  exit_code = 1
+
+
+def _one_of(*names):
+  return f"one of {', '.join(map(repr, names))}", lambda v: v in names
+
+
+_COUNT = ("an integer >= 1", lambda v: isinstance(v, int) and v >= 1)
+_NATURAL = ("an integer >= 0", lambda v: isinstance(v, int) and v >= 0)
+_POSITIVE = ("positive and finite", lambda v: 0 < v < math.inf)
+_NOT_NEGATIVE = (">= 0 and finite", lambda v: 0 <= v < math.inf)
+_FRACTION = ("in [0, 1)", lambda v: 0 <= v < 1)
+_OPTIONAL_POSITIVE = (
+  "None or positive and finite",
+  lambda v: v is None or 0 < v < math.inf,
+)
+
+# field -> (what is wanted, whether a value is that).
+_WANTED = {
+  "seed": _NATURAL,
+  "total_steps": _COUNT,
+  "log_every": _COUNT,
+  "eval_every": _COUNT,
+  "checkpoint_every": _COUNT,
+  "keep_checkpoints": _COUNT,
+  "data.batch_size": _COUNT,
+  "data.eval_batch_size": _COUNT,
+  "data.seq_len": _COUNT,
+  "model.depth": _COUNT,
+  "model.width": _COUNT,
+  "model.heads": _COUNT,
+  "model.mlp": _COUNT,
+  "optimizer.name": _one_of("adamw"),
+  "optimizer.learning_rate": _POSITIVE,
+  "optimizer.warmup_steps": _NATURAL,
+  "optimizer.end_learning_rate": ("in [0, 1]", lambda v: 0 <= v <= 1),
+  "optimizer.weight_decay": _NOT_NEGATIVE,
+  "optimizer.clip_norm": _POSITIVE,
+  "optimizer.b1": _FRACTION,
+  "optimizer.b2": _FRACTION,
+  "rate.lmbda": _NOT_NEGATIVE,
+  "rate.rate": _one_of("dggr", "bits"),
+  "rate.shape": ("None or in [0.1, 8]", lambda v: v is None or 0.1 <= v <= 8),
+  "rate.scope": _one_of("model", "tensor"),
+  "rate.epsilon": (
+    "None or >= 0 and finite",
+    lambda v: v is None or 0 <= v < math.inf,
+  ),
+  "rate.step": _POSITIVE,
+  "rate.mask": _one_of("matrices", "all"),
+  "rate.update_every": _COUNT,
+  "rate.placement": _one_of("coupled", "decoupled"),
+  "rate.warmup_steps": _NATURAL,
+  "round_step": _OPTIONAL_POSITIVE,
+  "evaluate.steps": (
+    "a non-empty list of positive numbers",
+    lambda v: len(v) > 0 and all(0 < s < math.inf for s in v),
+  ),
+  "evaluate.pruning_rates": (
+    "a list of numbers in [0, 1)",
+    lambda v: all(0 <= r < 1 for r in v),
+  ),
+  "evaluate.step": _OPTIONAL_POSITIVE,
+  "evaluate.tolerance": _NOT_NEGATIVE,
+  "evaluate.coder": _one_of("rans", "exp_golomb"),
+}
+
+# What may change between the start of a run and its resumption: it decides
+# what is written down, not what is learned.
+_FREE = (
+  "log_every",
+  "eval_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "data.dir",
+  "data.eval_batch_size",
+  "evaluate",
+  "arms",
+  "baseline",
+)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError naming every field whose value is not usable."""
+  problems = []
+  for field, (wanted, is_good) in _WANTED.items():
+    value = _get(config, field)
+    try:
+      good = is_good(value)
+    except TypeError:
+      good = False
+    if not good:
+      problems.append(f"config.{field} is {value!r}, wanted {wanted}")
+  devices = jax.device_count()
+  for field in ("data.batch_size", "data.eval_batch_size"):
+    size = _get(config, field)
+    if isinstance(size, int) and size % devices:
+      problems.append(
+        f"config.{field} is {size}, wanted a multiple of the {devices} devices"
+      )
+  if config.model.width % config.model.heads:
+    problems.append(
+      f"config.model.width is {config.model.width}, wanted a multiple of"
+      f" config.model.heads, {config.model.heads}"
+    )
+  if problems:
+    raise UserError("\n".join(problems))
+
+
+def arms(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, tuple[ml_collections.ConfigDict, pathlib.Path]]:
+  """Name -> checked config and directory of every training, baseline first.
+
+  Args:
+    config: as configs/default.py describes it.
+    workdir: directory of the experiment; each arm gets its own inside. A
+      config without arms is one training, in workdir itself.
+
+  Raises:
+    UserError: a field is unknown or its value is unusable.
+  """
+  if not config.arms:
+    check(config)
+    return {"run": (config, workdir)}
+  if config.baseline not in config.arms:
+    raise UserError(
+      f"config.baseline is {config.baseline!r}, wanted one of config.arms:"
+      f" {', '.join(config.arms)}"
+    )
+  result = {}
+  names = sorted(config.arms, key=lambda name: (name != config.baseline, name))
+  for name in names:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+      raise UserError(
+        f"config.arms: {name!r} names a directory; use letters, digits, _, -"
+      )
+    arm = copy.deepcopy(config).lock()
+    try:
+      arm.update(config.arms[name])
+      check(arm)
+    except (KeyError, TypeError, ValueError, UserError) as error:
+      text = error.args[0] if error.args else error
+      raise UserError(f"in config.arms.{name}: {text}") from error
+    arm.unlock()
+    arm.arms = ml_collections.ConfigDict()
+    result[name] = arm.lock(), workdir / name
+  return result
+
+
+def prepare_directory(directory: pathlib.Path) -> None:
+  """Creates directory; raises UserError unless files can be written in it."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / ".probe"
+    probe.write_text("x")
+    probe.unlink()
+  except OSError as error:
+    raise UserError(
+      f"cannot write in the workdir {directory}: {error.strerror or error}"
+    ) from error
+
+
+def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+  """Writes config to directory/config.json."""
+  text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+  (directory / "config.json").write_text(text + "\n")
+
+
+def check_same(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Raises UserError where the run in directory was begun with other fields."""
+  path = directory / "config.json"
+  try:
+    before = _flat(json.loads(path.read_text()))
+  except FileNotFoundError:
+    raise UserError(
+      f"{path} is missing, so the checkpoints beside it cannot be trusted to"
+      f" belong to this configuration. Use another --workdir or delete"
+      f" {directory} to start over"
+    ) from None
+  except (ValueError, OSError) as error:
+    raise UserError(f"cannot read {path}: {error}") from error
+  now = _flat(json.loads(json.dumps(config.to_dict())))
+  different = [
+    f"  config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
+    for field in sorted(before.keys() | now.keys())
+    if before.get(field) != now.get(field) and not _is_free(field)
+  ]
+  if different:
+    raise UserError(
+      f"{directory} holds a run of another configuration:\n"
+      + "\n".join(different)
+      + "\nSet these fields back to go on with it, name another --workdir, or"
+      f" delete {directory} to start over"
+    )
+
+
+def explain_flags(argv: list[str], error: Exception) -> str:
+  """What is wrong with the command line: unknown fields, with near matches."""
+  path = next((a[9:] for a in argv if a.startswith("--config=")), None)
+  try:
+    known = list(_flat(runpy.run_path(str(path))["get_config"]().to_dict()))
+  except OSError as load_error:
+    return f"--config={path}: {load_error.strerror}"
+  except Exception as load_error:
+    return f"--config={path} does not load: {load_error!r}"
+  for argument in argv:
+    field = argument.split("=")[0].removeprefix("--config.")
+    if argument.startswith("--config.") and field not in known:
+      near = difflib.get_close_matches(field, known, n=3)
+      hint = f"; did you mean {' or '.join(near)}?" if near else ""
+      return f"config.{field}: {path} has no such field{hint}"
+  return f"in the flags: {error}"
+
+
+def _get(config, field):
+  for name in field.split("."):
+    config = config[name]
+  return config
+
+
+def _is_free(field):
+  return any(field == f or field.startswith(f + ".") for f in _FREE)
+
+
+def _flat(tree, prefix=""):
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
