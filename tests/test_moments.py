@@ -1,0 +1,167 @@
+"""One contract for every implementation of the moments."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backslash_jax as bs
+from backslash_jax.moments import (
+  dispatch,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+  tree_moments,
+)
+from experiments.bench import shapes
+
+# Off the accelerator the kernels run in Pallas' interpreter.
+SUMS = {
+  "xla": reference.sums,
+  "pallas_tpu": functools.partial(pallas_tpu.sums, interpret=True),
+  "pallas_gpu": functools.partial(pallas_gpu.sums, interpret=True),
+}
+implementations = pytest.mark.parametrize("name", SUMS)
+
+
+def _heavy_tailed(shape):
+  """A generalized Gaussian of shape 1/2, as weights are distributed."""
+  rng = np.random.default_rng(0)
+  sign = rng.choice([-1.0, 1.0], size=shape)
+  return 0.01 * sign * rng.gamma(2.0, size=shape) ** 2
+
+
+def _exact(x):
+  x = np.asarray(x).astype(np.float64)
+  return np.abs(x).sum(), np.square(x).sum()
+
+
+@implementations
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", shapes.MOMENTS, ids=str)
+def test_sums_are_those_of_float64(name, shape, dtype):
+  x = jnp.asarray(_heavy_tailed(shape), dtype)
+  limitation = dispatch.IMPLEMENTATIONS[name].limitation(x)
+  if limitation:
+    # The only one on this list; anything else is not to be skipped in silence.
+    assert (name, dtype) == ("pallas_tpu", "float16")
+    assert "float16" in limitation
+    return
+  found = SUMS[name](x)
+  assert [(s.shape, s.dtype) for s in found] == [((), jnp.float32)] * 2
+  np.testing.assert_allclose(found, _exact(x), rtol=1e-5)
+
+
+@implementations
+def test_accumulation_loses_nothing(name):
+  x = jnp.full([1024, 1024], 0.1)
+  one_by_one = np.cumsum(np.asarray(x).ravel(), dtype=np.float32)[-1]
+  assert abs(one_by_one / _exact(x)[0] - 1) > 1e-4
+  np.testing.assert_allclose(SUMS[name](x), _exact(x), rtol=1e-6)
+
+
+@implementations
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_shows(name, bad):
+  x = jnp.ones([300, 200]).at[299, 199].set(bad)
+  assert not np.isfinite(SUMS[name](x)).any()
+
+
+@implementations
+def test_vmap_is_one_result_per_row(name):
+  x = jax.random.normal(jax.random.key(1), (3, 40, 50))
+  found = jax.vmap(SUMS[name])(x)
+  np.testing.assert_allclose(
+    found, np.transpose([_exact(row) for row in x]), rtol=1e-5
+  )
+
+
+@implementations
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradient_is_that_of_the_formula(name, dtype):
+  x = jax.random.normal(jax.random.key(2), (30, 20)).astype(dtype)
+
+  def total(x):
+    abs_sum, square_sum = dispatch._apply(x, SUMS[name])
+    return 2.0 * abs_sum + 3.0 * square_sum
+
+  found = jax.grad(total)(x)
+  assert found.dtype == x.dtype
+  x = x.astype(jnp.float32)
+  wanted = 2.0 * jnp.sign(x) + 6.0 * x
+  np.testing.assert_allclose(
+    found.astype(jnp.float32),
+    wanted,
+    rtol=1e-2 if dtype == "bfloat16" else 1e-6,
+  )
+
+
+def test_moments_of_a_union_are_sums():
+  a, b = jnp.arange(6.0).reshape(2, 3) - 2, jnp.linspace(-1, 1, 5)
+  both = bs.moments(jnp.concatenate([a.ravel(), b]))
+  each = tree_moments({"a": a, "n": jnp.arange(3), "b": b})
+  np.testing.assert_allclose(
+    jax.tree.map(jnp.sum, each), both, rtol=1e-6, atol=0
+  )
+  assert each.count.shape == (2,)  # The integers have no moments.
+
+
+def test_empty_tensors_and_empty_trees_have_none():
+  assert [float(m) for m in bs.moments(jnp.zeros([0, 4]))] == [0.0, 0.0, 0.0]
+  assert [m.shape for m in tree_moments({})] == [(0,)] * 3
+
+
+def test_numpy_arrays_and_float64_are_taken():
+  m = bs.moments(np.full([4, 2], -0.5))
+  assert [float(s) for s in m] == [8.0, 4.0, 2.0]
+
+
+def test_integers_are_refused():
+  with pytest.raises(TypeError, match="found int32"):
+    bs.moments(jnp.arange(3))
+
+
+@pytest.mark.parametrize("name", ["pallas_tpu", "pallas_gpu"])
+def test_a_kernel_is_refused_on_another_platform(name):
+  with pytest.raises(NotImplementedError, match=r"runs on .*, found cpu"):
+    bs.moments(jnp.ones([8, 8]), implementation=name)
+
+
+def test_an_unknown_implementation_is_refused_with_the_known_ones():
+  with pytest.raises(NotImplementedError, match="there are xla, pallas_tpu"):
+    bs.moments(jnp.ones([8, 8]), implementation="cuda")
+
+
+@pytest.mark.parametrize("module", [pallas_tpu, pallas_gpu])
+def test_what_a_kernel_cannot_take_is_refused_with_the_reason(module):
+  name = module.__name__.rsplit(".", 1)[-1]
+  (platform,) = module.PLATFORMS
+  for x, reason in (
+    (jax.ShapeDtypeStruct((4, 4), jnp.float8_e4m3fn), "found float8_e4m3fn"),
+    (jax.ShapeDtypeStruct((0, 4), jnp.float32), "found"),
+  ):
+    with pytest.raises(NotImplementedError, match=reason):
+      dispatch.sums(x, name, platform)
+
+
+def test_the_triton_kernel_lowers_for_cuda():
+  for dtype in pallas_gpu.DTYPES:
+    x = jnp.ones([1000, 777], dtype)
+    traced = jax.jit(pallas_gpu.sums).trace(x)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__gpu$xla.gpu.triton" in program
+    assert "backslash_moments" in program
+
+
+def test_only_large_tensors_on_a_tpu_get_the_kernel():
+  def kernels(shape, platform):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    f = functools.partial(dispatch.sums, implementation=None, platform=platform)
+    return str(jax.make_jaxpr(f)(x)).count("pallas_call[")
+
+  assert kernels((512, 1024), "tpu") == 1
+  assert kernels((768,), "tpu") == 0
+  assert kernels((512, 1024), "gpu") == 0
+  assert kernels((512, 1024), "cpu") == 0
