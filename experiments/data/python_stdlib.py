@@ -64,9 +64,10 @@ SPLIT_OF_BLOCK = ("train",) * 3 + (
   "test",
   "train",
 )
-# The same number from every module, so that chance is 5% and no module's size
-# gives it away.
-SNIPPETS_PER_MODULE = {"train": 1000, "validation": 100, "test": 200}
+# Every module gives as many bytes (its first files) and as many snippets, so
+# that chance is 5% and all are equally hard to know. Training snippets overlap.
+BYTES_PER_MODULE = 85_000
+SNIPPETS_PER_MODULE = {"train": 2000, "validation": 100, "test": 200}
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder):
@@ -95,12 +96,12 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str):
     key = itertools.count()
     for label, module in enumerate(MODULES):
-      blocks = _blocks(module, split)
       if self.builder_config.name == "modules":
+        blocks = _blocks(module, split, BYTES_PER_MODULE)
         for text in _spread(blocks, SNIPPETS_PER_MODULE[split]):
           yield next(key), {"text": text, "label": label}
       else:
-        for block in blocks:
+        for block in _blocks(module, split):
           for start in range(0, len(block) - SEQ_LEN, WINDOW):
             yield next(key), {"text": block[start : start + WINDOW]}
 
@@ -191,27 +192,31 @@ def _sources(module: str) -> tuple[tuple[str, bytes], ...]:
   named = sorted((path.relative_to(root).as_posix(), path) for path in paths)
   found = tuple((name, path.read_bytes()) for name, path in named)
   size = sum(len(text) for _, text in found)
-  if size < 40 * BLOCK:
+  if size < BYTES_PER_MODULE:
     raise FileNotFoundError(
       f"the standard library's module {module!r} has {size} bytes of source "
-      f"under {root}, too few for python_stdlib: this Python seems to be "
+      f"under {root}, wanted {BYTES_PER_MODULE}: this Python seems to be "
       "shipped without its .py files; use a complete CPython"
     )
   return found
 
 
-def _blocks(module: str, split: str) -> list[bytes]:
-  """The blocks of a module that belong to a split."""
+def _blocks(
+  module: str, split: str, num_bytes: int | None = None
+) -> list[bytes]:
+  """The blocks of a split, among the first `num_bytes` of a module."""
   blocks = [
     text[start : start + BLOCK]
     for _, text in _sources(module)
     for start in range(0, len(text), BLOCK)
   ]
-  long_enough = [block for block in blocks if len(block) >= WINDOW]
+  # The last block of a file can be too short for a window.
+  blocks = [block for block in blocks if len(block) >= WINDOW]
+  ends = itertools.accumulate(len(block) for block in blocks)
   return [
     block
-    for block, owner in zip(long_enough, itertools.cycle(SPLIT_OF_BLOCK))
-    if owner == split
+    for block, end, owner in zip(blocks, ends, itertools.cycle(SPLIT_OF_BLOCK))
+    if owner == split and (num_bytes is None or end <= num_bytes)
   ]
 
 

@@ -28,6 +28,11 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
     raise ValueError(
       f"model.dropout is {config.dropout}; these models have none: set it to 0"
     )
+  dtypes = ("float32", "bfloat16", "float16")
+  if config.dtype not in dtypes:
+    raise ValueError(
+      f"model.dtype is {config.dtype!r}; it is one of {', '.join(dtypes)}"
+    )
   sizes = {
     "vocab_size": task.vocab_size,
     "depth": config.depth,
