@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from backslash_jax import container, quantize, tree
-from backslash_jax.coding import exp_golomb
+from backslash_jax import container, index, packing, tree
+from backslash_jax.coding import coders
 from backslash_jax.container import ArchiveError
+from backslash_jax.index import Entry
 
-CHUNK = 1 << 20
-CODERS = ("exp_golomb", "exp_golomb_ranked")
+CODERS = coders.NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TensorReport:
     shape: as saved.
     dtype: NumPy's name of it.
     step: distance of the quantizer's levels; None if it is kept exactly.
-    nu: shape of the generalized Gaussian that fits its integers, or None.
+    nu: shape of the generalized Gaussian that fits its values, or None.
     alpha: scale of the same, in the tensor's own units, or None.
     coder: how its integers are coded, or "exact".
-    bits: the code length that its model gives it, in bits.
-    bytes: its part of the payload.
+    bits: the code length that its model gives it.
+    bytes: its part of the payload; where tensors share a chunk, by their bits.
   """
 
   name: str
@@ -67,50 +67,43 @@ def save(
   params,
   *,
   step: float | Mapping[str, float] = 2**-8,
-  coder: str = "exp_golomb",
+  coder: str = "rans",
   select=None,
+  progress: Callable[[int], object] | None = None,
 ) -> Report:
   """Writes `params` to a coded model file, whole or not at all.
 
   Args:
     path: the file; an existing one is replaced.
     params: nested dicts, lists and tuples of arrays, NumPy's or JAX's.
-    step: distance of the quantizer's levels, or one per tensor name.
+    step: distance of the quantizer's levels, or one for each selected name.
     coder: one of CODERS.
     select: what is quantized: None for the floating tensors of two or more
       dimensions, a tree of bools or a callable from `params` to one, or name
       patterns as of a shell ("*/kernel"). The rest is stored exactly.
+    progress: called with the number of parameters that each chunk has added.
 
   Raises:
     ValueError: if a tensor cannot be quantized; it says which and why.
-    TypeError: if `params` holds what is not an array.
+    TypeError: if `params` holds what is not an array of numbers.
   """
   if coder not in CODERS:
     raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
   structure, leaves = tree.describe(params)
   chosen = _selected(params, leaves, select)
-  tensors, chunks = [], []
+  entries = []
+  for name, leaf in leaves:
+    own = _step_of(name, step) if name in chosen else None
+    kind = index.EXACT if own is None else coder
+    entries.append(Entry(name, _dtype(name, leaf), leaf.shape, own, kind))
+  encoder = packing.Encoder([leaf for _, leaf in leaves], entries)
   with container.Writer(path) as writer:
-    for name, leaf in leaves:
-      array = np.asarray(leaf)
-      entry = [_dtype_name(name, array.dtype), list(array.shape)]
-      if name in chosen:
-        tensor_step = step[name] if isinstance(step, Mapping) else float(step)
-        symbols = _quantized(name, array, tensor_step).reshape(-1)
-        model = exp_golomb.fit(symbols, ranked=coder == "exp_golomb_ranked")
-        ranks = None if model.ranks is None else model.ranks.tolist()
-        bits = exp_golomb.code_length(symbols, model)
-        entry += [tensor_step, coder, [model.order, ranks], bits]
-        for start in range(0, symbols.size, CHUNK):
-          piece = symbols[start : start + CHUNK]
-          chunks.append(writer.chunk(exp_golomb.encode(piece, model)))
-      else:
-        entry += [None, "exact", None, 8 * array.nbytes]
-        octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for start in range(0, octets.size, CHUNK):
-          chunks.append(writer.chunk(octets[start : start + CHUNK].tobytes()))
-      tensors.append(entry)
-    writer.finish([structure, tensors, chunks])
+    chunks = []
+    for parts, data in encoder.chunks():
+      chunks.append(writer.chunk(data))
+      if progress:
+        progress(index.parameters(entries, parts))
+    writer.finish(index.to_json(structure, encoder.entries(), chunks))
   return inspect(path)
 
 
@@ -119,15 +112,18 @@ def load(
   *,
   names: Iterable[str] | None = None,
   sharding=None,
+  progress: Callable[[int], object] | None = None,
 ):
   """Reads a coded model file.
 
   Args:
     path: the file.
-    names: patterns of tensor names; a flat dict of those that match is
-      returned, and only their chunks are read.
-    sharding: a jax.sharding.Sharding, or a callable from name and shape to
-      one: the tensors are then JAX arrays placed accordingly.
+    names: patterns of tensor names, as of a shell; a flat dict of those that
+      match is returned, and only their chunks are read.
+    sharding: a jax.sharding.Sharding, or a callable from a tensor's name and
+      shape to one: the tensors are then JAX arrays, placed accordingly, and
+      only the chunks of this process's shards are decoded.
+    progress: called with the number of parameters that each chunk has added.
 
   Returns:
     The tree that was saved, with the same dtypes and the quantized values.
@@ -137,118 +133,71 @@ def load(
     KeyError: if a name in `names` matches nothing.
   """
   with container.Reader(path) as reader:
-    structure, entries = _parse(reader)
-    if names is None:
-      decode = iter(entries.values())
-      return tree.rebuild(
-        structure, lambda _: _place(_decode(reader, next(decode)), sharding)
-      )
+    structure, entries, chunks = _read_index(reader)
+    wanted = {entry.name for entry in entries}
+    if names is not None:
+      wanted = _matching(reader.path, sorted(wanted), names)
     found = {}
-    for pattern in names:
-      matches = fnmatch.filter(entries, pattern)
-      if not matches:
-        raise KeyError(f"{reader.path} has no tensor named {pattern!r}")
-      found |= dict.fromkeys(matches)
-    return {
-      name: _place(_decode(reader, entries[name]), sharding) for name in found
-    }
+
+    def rows(entry: Entry) -> tuple[int, int]:
+      if entry.name not in wanted:
+        return 0, 0
+      if sharding is None:
+        return 0, entry.matrix[0]
+      return _local_rows(entry, _sharding_of(entry, sharding))
+
+    def place(entry: Entry, array: np.ndarray) -> None:
+      found[entry.name] = array
+      if sharding is not None:
+        found[entry.name] = _placed(array, _sharding_of(entry, sharding))
+
+    for parts in packing.Decoder(reader, entries, rows, place).run(chunks):
+      if progress:
+        progress(index.parameters(entries, parts))
+    if names is not None:
+      return found
+    return tree.rebuild(structure, found.__getitem__)
 
 
 def inspect(path: str | os.PathLike) -> Report:
   """What a file weighs, from its index alone; ArchiveError if that is bad."""
   with container.Reader(path) as reader:
-    _, entries = _parse(reader)
-    tensors = tuple(entry.report() for entry in entries.values())
-    parameters = sum(math.prod(t.shape) for t in tensors)
+    _, entries, chunks = _read_index(reader)
+    own = np.zeros(len(entries))
+    for parts, (_, size, _) in zip(index.plan(entries), chunks, strict=True):
+      bits = np.array([float(entries[part.tensor].bits) for part in parts])
+      share = (
+        bits / bits.sum() if bits.any() else np.full(bits.size, 1 / bits.size)
+      )
+      own[[part.tensor for part in parts]] += size * share
+    tensors = tuple(
+      TensorReport(
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.dtype.name,
+        step=entry.step,
+        nu=entry.nu,
+        alpha=entry.alpha,
+        coder=entry.coder,
+        bits=entry.bits,
+        bytes=round(size),
+      )
+      for entry, size in zip(entries, own.tolist(), strict=True)
+    )
+    parameters = sum(math.prod(entry.shape) for entry in entries)
     return Report(reader.path, reader.size, parameters, tensors)
 
 
-@dataclasses.dataclass
-class _Entry:
-  """A tensor of the index and where its chunks are."""
-
-  name: str
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  step: float | None
-  coder: str
-  model: object
-  bits: int
-  chunks: list[tuple[int, int, int]]  # Offset, size, checksum.
-
-  def report(self) -> TensorReport:
-    return TensorReport(
-      self.name,
-      self.shape,
-      self.dtype.name,
-      self.step,
-      None,
-      None,
-      self.coder,
-      self.bits,
-      sum(size for _, size, _ in self.chunks),
-    )
-
-
-def _parse(reader: container.Reader):
-  """The structure and the entries by name, validated."""
+def _read_index(reader: container.Reader):
   try:
-    structure, tensors, chunks = reader.index
-    found = list(tree.names(structure))
-    if len(found) != len(tensors) or len(set(found)) != len(found):
-      raise ValueError("the tree and the tensors do not match")
-    entries, offset = {}, 0
-    queue = iter(chunks)
-    for name, (dtype, shape, step, coder, model, bits) in zip(
-      found, tensors, strict=True
-    ):
-      dtype = _dtype(dtype)
-      shape = tuple(int(n) for n in shape)
-      items = math.prod(shape) * (1 if step is not None else dtype.itemsize)
-      own = []
-      for _ in range(-(-items // CHUNK)):
-        size, checksum = next(queue)
-        own.append((offset, size, checksum))
-        offset += size
-      entries[name] = _Entry(name, dtype, shape, step, coder, model, bits, own)
-    if offset != reader.payload_size or next(queue, None) is not None:
-      raise ValueError("the chunks do not cover the payload")
-    return structure, entries
-  except (ValueError, TypeError, LookupError, StopIteration) as error:
+    return index.from_json(reader.index, reader.payload_size, reader.size)
+  except (ValueError, TypeError, LookupError, RecursionError) as error:
     raise reader.error(f"the index is invalid: {error}") from None
-
-
-def _decode(reader: container.Reader, entry: _Entry) -> np.ndarray:
-  items = math.prod(entry.shape)
-  try:
-    if entry.step is None:
-      data = b"".join(reader.chunk(*chunk) for chunk in entry.chunks)
-      return np.frombuffer(data, entry.dtype).reshape(entry.shape).copy()
-    out = np.empty(items, entry.dtype)
-    order, ranks = entry.model
-    ranks = None if ranks is None else np.array(ranks, np.int32)
-    for i, chunk in enumerate(entry.chunks):
-      start, stop = i * CHUNK, min((i + 1) * CHUNK, items)
-      symbols = exp_golomb.decode(
-        reader.chunk(*chunk), exp_golomb.Model(order, ranks), stop - start
-      )
-      out[start:stop] = quantize.dequantize(symbols, entry.step, entry.dtype)
-    return out.reshape(entry.shape)
-  except (ValueError, TypeError, MemoryError) as error:
-    raise reader.error(f"tensor {entry.name!r}: {error}") from None
-
-
-def _place(array: np.ndarray, sharding):
-  if sharding is None:
-    return array
-  import jax
-
-  return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def _selected(params, leaves, select) -> set[str]:
   """The names of the tensors to quantize."""
-  floating = {n for n, leaf in leaves if _is_floating(leaf.dtype)}
+  floating = {n for n, leaf in leaves if index.is_floating(leaf.dtype)}
   if select is None:
     return {n for n, leaf in leaves if len(leaf.shape) >= 2 and n in floating}
   if isinstance(select, str):
@@ -257,60 +206,83 @@ def _selected(params, leaves, select) -> set[str]:
     isinstance(item, str) for item in select
   ):
     return {n for p in select for n in fnmatch.filter(floating, p)}
-  chosen = select(params) if isinstance(select, Callable) else select
-  _, flags = tree.describe(_as_arrays(chosen))
+  chosen = select(params) if callable(select) else select
+  flags = tree.describe(tree.map(np.bool_, chosen))[1]
   if [n for n, _ in flags] != [n for n, _ in leaves]:
     raise ValueError("select is a tree of bools with another structure")
   names = {n for n, flag in flags if flag}
   if names - floating:
-    raise ValueError(f"select names {min(names - floating)}: not floating")
+    raise ValueError(
+      f"select takes {min(names - floating)!r}: only floating tensors can be "
+      "quantized"
+    )
   return names
 
 
-def _as_arrays(node):
-  """A tree of bools as a tree of NumPy bools, which have a dtype."""
-  if isinstance(node, Mapping):
-    return {k: _as_arrays(child) for k, child in node.items()}
-  if type(node) in (list, tuple):
-    return type(node)(_as_arrays(child) for child in node)
-  return None if node is None else np.bool_(node)
+def _step_of(name: str, step: float | Mapping[str, float]) -> float:
+  """The step of one tensor, checked."""
+  if isinstance(step, Mapping):
+    if name not in step:
+      raise ValueError(f"tensor {name!r} has no step: name it, or leave it out")
+    step = step[name]
+  step = float(step)
+  if not 0 < step < math.inf:
+    raise ValueError(f"tensor {name!r}: step {step} is not positive and finite")
+  return step
 
 
-def _quantized(name: str, array: np.ndarray, step: float) -> np.ndarray:
+def _dtype(name: str, leaf) -> np.dtype:
   try:
-    return quantize.quantize(array, step)
-  except ValueError as error:
-    raise ValueError(f"tensor {name!r}: {error}") from None
+    return index.dtype_of(np.dtype(leaf.dtype).name)
+  except (TypeError, ValueError):
+    raise TypeError(
+      f"tensor {name!r} has dtype {leaf.dtype}: only numbers can be stored"
+    ) from None
 
 
-def _is_floating(dtype) -> bool:
-  name = np.dtype(dtype).name
-  return "float" in name and "complex" not in name
+def _matching(path: str, known: list[str], names: Iterable[str]) -> set[str]:
+  """The known names that match one of the patterns."""
+  found = set()
+  for pattern in [names] if isinstance(names, str) else names:
+    matches = [pattern] if pattern in known else fnmatch.filter(known, pattern)
+    if not matches:
+      raise KeyError(f"{path} has no tensor named {pattern!r}")
+    found.update(matches)
+  return found
 
 
-def _dtype_name(name: str, dtype: np.dtype) -> str:
-  try:
-    known = _dtype(dtype.name) == dtype
-  except ValueError:
-    known = False
-  if not known:
-    raise TypeError(f"tensor {name!r} has dtype {dtype}: not a number's")
-  return dtype.name
+def _sharding_of(entry: Entry, sharding):
+  if callable(sharding):
+    return sharding(entry.name, entry.shape)
+  return sharding
 
 
-def _dtype(name: str) -> np.dtype:
-  """The dtype of a name, those of ml_dtypes included."""
-  if not isinstance(name, str):
-    raise ValueError(f"dtype {name!r}")
-  try:
-    dtype = np.dtype(name)
-  except TypeError:
-    import ml_dtypes
+def _local_rows(entry: Entry, sharding) -> tuple[int, int]:
+  """The rows of the entry's matrix that this process's shards span."""
+  rows = entry.matrix[0]
+  if not entry.shape or rows == 0:
+    return 0, rows
+  shards = sharding.addressable_devices_indices_map(entry.shape).values()
+  spans = [shard[0].indices(entry.shape[0]) for shard in shards]
+  each = rows // entry.shape[0]
+  return (
+    each * min(start for start, _, _ in spans),
+    each * max(stop for _, stop, _ in spans),
+  )
 
-    dtype = np.dtype(getattr(ml_dtypes, name, "V"))
-  if dtype.hasobject or dtype.itemsize == 0 or dtype.name != name:
-    raise ValueError(f"unknown dtype {name!r}")
-  return dtype.newbyteorder("<") if dtype.isbuiltin == 1 else dtype
+
+def _placed(array: np.ndarray, sharding):
+  import jax
+
+  return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
-__all__ = ["ArchiveError", "Report", "TensorReport", "inspect", "load", "save"]
+__all__ = [
+  "CODERS",
+  "ArchiveError",
+  "Report",
+  "TensorReport",
+  "inspect",
+  "load",
+  "save",
+]

@@ -27,7 +27,7 @@ class Writer:
     self._temporary = f"{self._path}.{os.getpid()}.tmp"
 
   def __enter__(self):
-    self._file = open(self._temporary, "wb")  # noqa: SIM115
+    self._file = open(self._temporary, "wb")
     self._file.write(bytes(HEADER_SIZE))
     self._size = 0
     self._done = False
@@ -74,7 +74,7 @@ class Reader:
     self.path = os.fspath(path)
 
   def __enter__(self):
-    self._file = open(self.path, "rb")  # noqa: SIM115
+    self._file = open(self.path, "rb")
     try:
       self._open()
     except BaseException:

@@ -39,6 +39,15 @@ def rebuild(structure: object, leaf: Callable[[str], object]):
   return _build(structure, (), leaf)
 
 
+def map(function: Callable, node):
+  """The same containers with function(leaf) for each leaf."""
+  if isinstance(node, Mapping):
+    return {key: map(function, child) for key, child in node.items()}
+  if type(node) in (list, tuple):
+    return type(node)([map(function, child) for child in node])
+  return None if node is None else function(node)
+
+
 def _describe(node, path: tuple, leaves: list):
   if node is None:
     return None

@@ -1,0 +1,144 @@
+"""Integer frequencies of the quantized generalized Gaussian, for rANS.
+
+The density exp(-|x / alpha|**nu) is summed over each quantizer bin in 64-bit
+integers: the same numbers on every platform, because an entropy decoder that is
+off by one unit is off by everything. x is in steps. The grid, the roundings and
+the order of the operations are part of the file format (docs/format.md).
+"""
+
+import functools
+import math
+
+import numpy as np
+
+# nu = 2**(i / 8) and alpha / step = 2**(j / 16): finer grids gain nothing.
+NU_RANGE = (-32, 32)
+ALPHA_RANGE = (-320, 176)
+TAIL_RANGE = (0, 8)
+LARGEST = 2047  # The largest magnitude with a frequency of its own.
+_FINE = 32  # Bins below it are summed at 8 points, the others at one.
+_OCTAVES = 24  # The zero bin is summed by octaves, as it may hold a cusp.
+_ONE = 1 << 24  # Logarithms, powers and densities have 24 fractional bits.
+_LN2 = 2977044471  # floor(ln 2 * 2**32)
+_LOG2_LOG2_E = 8872266  # floor(log2(log2 e) * 2**24)
+
+
+def nu_value(index: int) -> float:
+  """The shape that a point of the grid stands for."""
+  return 2.0 ** (index / 8)
+
+
+def alpha_value(index: int) -> float:
+  """The scale, in steps, that a point of the grid stands for."""
+  return 2.0 ** (index / 16)
+
+
+@functools.lru_cache(4096)
+def magnitudes(nu: int, alpha: int, tail: int, precision: int) -> np.ndarray:
+  """Frequencies of zero, one, ... and, last, of the escape.
+
+  Those of one and more are of one sign: f[0] + 2 * sum(f[1:-1]) + f[-1] is
+  2**precision. A magnitude that would have less than half a unit is escaped.
+
+  Args:
+    nu: grid point of the shape.
+    alpha: grid point of the scale in steps.
+    tail: the escape has 2**tail units beyond what the density gives it, for
+      tails heavier than the model's.
+    precision: bits of the sum of the frequencies, 10 to 15.
+  """
+  masses = _masses(nu, alpha)  # Of the bins that have any.
+  total = int(masses[0]) + 2 * int(masses[1:].sum())
+  largest = np.count_nonzero(masses[1:] >= total >> (precision + 1))
+  largest = min(largest, (1 << (precision - 2)) - 1)
+  free = (1 << precision) - 2 * largest - 1 - (1 << tail)
+  reduce = max(total.bit_length() - 48, 0)
+  tails = np.append(np.cumsum(masses[:0:-1])[::-1], 0)[: largest + 1]
+  units = (tails >> reduce) * free // (total >> reduce)
+  frequencies = np.empty(largest + 2, np.int64)
+  frequencies[1:-1] = units[:-1] - units[1:] + 1
+  frequencies[-1] = 2 * units[-1] + (1 << tail)
+  frequencies[0] = free - 2 * units[0] + 1
+  frequencies.setflags(write=False)
+  return frequencies
+
+
+def _masses(nu: int, alpha: int) -> np.ndarray:
+  """The density summed over each bin of one sign, the zero bin whole."""
+  logarithms, weights, starts = _points()
+  # Beyond 25 bits of exponent the density is exactly zero: leave that out.
+  reach = alpha_value(alpha) * 20.0 ** (1 / nu_value(nu))
+  bins = min(int(min(reach, LARGEST)) + _FINE + 1, LARGEST + 1)
+  starts = starts[:bins]
+  points = starts[-1] + 1
+  logarithms, weights = logarithms[:points], weights[:points]
+  slope = _root(160 + nu, 3)  # nu with 20 fractional bits.
+  exponent = ((logarithms - (alpha << 20)) * slope) >> 20
+  exponent += _LOG2_LOG2_E
+  power = _exp2(np.clip(exponent, -40 * _ONE, 6 * _ONE - 1))
+  return np.add.reduceat(_exp2(-power) * weights, starts)
+
+
+@functools.cache
+def _points():
+  """log2 of the abscissae, their weights, and where each bin begins."""
+  eighths = np.arange(1, 17, 2)
+  octaves = np.arange(1, _OCTAVES + 1)
+  inner = _log2(16 + eighths)[None] - ((octaves[:, None] + 5) << 24)
+  fine = np.arange(1, _FINE)
+  middle = _log2((16 * fine[:, None] - 8 + eighths[None]).ravel()) - (4 << 24)
+  outer = _log2(np.arange(_FINE, LARGEST + 1))
+  weights = np.repeat(1 << (_OCTAVES - octaves + 1), 8)
+  parts = (
+    weights,
+    np.full(middle.size, 1 << (_OCTAVES + 1)),
+    np.full(outer.size, 8 << (_OCTAVES + 1)),
+  )
+  starts = np.concatenate(
+    [
+      [0],
+      inner.size + 8 * np.arange(_FINE - 1),
+      inner.size + middle.size + np.arange(outer.size),
+    ]
+  )
+  return (
+    np.concatenate([inner.ravel(), middle, outer]),
+    np.concatenate(parts),
+    starts,
+  )
+
+
+def _log2(integers: np.ndarray) -> np.ndarray:
+  """log2 of positive integers below 2**31, digit by digit, 24 of them."""
+  whole = np.frexp(integers.astype(np.float64))[1].astype(np.int64) - 1
+  y = (integers.astype(np.int64) << (31 - whole)).astype(np.uint64)
+  result = whole
+  for _ in range(24):
+    y = (y * y) >> 31
+    carry = y >> 32
+    y >>= carry
+    result = (result << 1) | carry.astype(np.int64)
+  return result
+
+
+def _exp2(x: np.ndarray) -> np.ndarray:
+  """2**x for x below 6, both with 24 fractional bits."""
+  whole, fraction = x >> 24, x & (_ONE - 1)
+  top = _mantissas()[fraction >> 16]
+  e = ((fraction & 0xFFFF) * _LN2) >> 32
+  mantissa = top + ((top * (e + ((e * e) >> 25))) >> 24)
+  return mantissa >> np.minimum(6 - whole, 62)
+
+
+@functools.cache
+def _mantissas() -> np.ndarray:
+  """floor(2**(30 + i / 256)) for i from 0 to 255."""
+  return np.array([_root(256 * 30 + i, 8) for i in range(256)])
+
+
+def _root(exponent: int, halvings: int) -> int:
+  """floor(2**(exponent / 2**halvings)), exactly."""
+  value = 1 << exponent
+  for _ in range(halvings):
+    value = math.isqrt(value)
+  return value

@@ -1,0 +1,200 @@
+"""Canonical Huffman codes, limited to 15 bits.
+
+The code words of consecutive runs of RUN symbols start at known bits, so that
+runs are decoded side by side. Bytes: for each run but the first, the uint32
+little-endian bits of the run before it; the code words, their first bit lowest
+(see `bits`); if there are escapes, an order and their exp-Golomb code.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from backslash_jax.coding import bits, exp_golomb
+
+LIMIT = 15
+LARGEST = 2047  # Larger magnitudes are escaped.
+RUN = 4096
+_ESCAPE = LARGEST + 1
+
+
+class Model(NamedTuple):
+  """Code word lengths, one per integer from `lowest` on.
+
+  Attributes:
+    lowest: the first symbol.
+    lengths: bits of its code word and of the following ones', 0 if there is
+      none. With `escape` the last one is not the next integer's but that of
+      every integer that has no other.
+    escape: see there.
+  """
+
+  lowest: int
+  lengths: tuple[int, ...]
+  escape: bool = False
+
+
+def fit(symbols: np.ndarray) -> Model:
+  """The code of fewest bits for int32 `symbols`."""
+  inside = symbols[(symbols >= -LARGEST) & (symbols <= LARGEST)]
+  low = int(inside.min(initial=LARGEST)) if inside.size else 0
+  counts = np.bincount((inside.ravel() - low).astype(np.intp))
+  escape = inside.size < symbols.size
+  if escape:
+    counts = np.append(counts, symbols.size - inside.size)
+  return Model(low, tuple(_lengths(counts).tolist()), escape)
+
+
+def check(model: Model) -> Model:
+  """The model itself; ValueError if its lengths are no prefix code."""
+  lengths = np.array(model.lengths, np.int64)
+  ok = lengths.size <= 2 * LARGEST + 2 and abs(model.lowest) <= LARGEST
+  ok = ok and model.lowest + lengths.size - 1 <= _ESCAPE
+  ok = ok and (
+    lengths.size == 0 or 0 <= lengths.min() <= lengths.max() <= LIMIT
+  )
+  if not ok or (0.5 ** lengths[lengths > 0]).sum() > 1:
+    raise ValueError("the code word lengths are no prefix code")
+  return model
+
+
+def encode(symbols: np.ndarray, model: Model) -> bytes:
+  """Codes int32 `symbols`; ValueError if one has no code word."""
+  flat = symbols.ravel()
+  place, outside = _places(flat, model)
+  widths = np.array(model.lengths, np.int64)[place]
+  body = bits.pack(_codes(model)[place], widths)
+  runs = (
+    np.add.reduceat(widths, np.arange(0, flat.size, RUN)) if flat.size else []
+  )
+  beyond = b""
+  if outside.any():
+    order = exp_golomb.fit(flat[outside])
+    beyond = bytes([order.order]) + exp_golomb.encode(flat[outside], order)
+  return np.array(runs[:-1], "<u4").tobytes() + body + beyond
+
+
+def decode(data: bytes | memoryview, model: Model, size: int) -> np.ndarray:
+  """The `size` int32 symbols of `data`; ValueError if it is not their code."""
+  if size == 0:
+    return _finish(np.empty(0, np.int32), data)
+  runs = -(-size // RUN)
+  head = 4 * (runs - 1)
+  if len(data) < head:
+    raise ValueError("the lengths of the runs are cut off")
+  octets = np.frombuffer(data, np.uint8)
+  starts = np.concatenate(
+    [[0], np.cumsum(octets[:head].view("<u4"), dtype=np.int64)]
+  )
+  symbols, stops = _decode_runs(octets[head:], starts, model, size)
+  if (stops[:-1] != starts[1:]).any():
+    raise ValueError("a run does not end where the next begins")
+  used = head + (int(stops[-1]) + 7) // 8
+  if used > len(data):
+    raise ValueError("the code words are cut off")
+  return _finish(symbols, memoryview(data)[used:])
+
+
+def code_length(symbols: np.ndarray, model: Model) -> int:
+  """Bits of the code words, escapes included, run lengths and padding not."""
+  flat = symbols.ravel()
+  place, outside = _places(flat, model)
+  total = int(np.array(model.lengths, np.int64)[place].sum())
+  if outside.any():
+    total += exp_golomb.code_length(
+      flat[outside], exp_golomb.fit(flat[outside])
+    )
+  return total
+
+
+def _lengths(counts: np.ndarray) -> np.ndarray:
+  """Optimal lengths of at most LIMIT bits, by package-merge."""
+  lengths = np.zeros(counts.size, np.int64)
+  used = np.flatnonzero(counts)
+  if used.size < 2:
+    lengths[used] = 1
+    return lengths
+  order = used[np.argsort(counts[used], kind="stable")]
+  leaves = counts[order]
+  merged, leaf_first = [], leaves[:0]
+  for _ in range(LIMIT):
+    packages = leaf_first[: leaf_first.size // 2 * 2].reshape(-1, 2).sum(1)
+    weights = np.concatenate([leaves, packages])
+    by_weight = np.argsort(weights, kind="stable")
+    merged.append(by_weight < leaves.size)
+    leaf_first = weights[by_weight]
+  taken = 2 * leaves.size - 2
+  for is_leaf in reversed(merged):
+    own = np.count_nonzero(is_leaf[:taken])
+    lengths[order[:own]] += 1
+    taken = 2 * (taken - own)
+  return lengths
+
+
+def _codes(model: Model) -> np.ndarray:
+  """The canonical code words, their first bit lowest, as uint64."""
+  codes = np.zeros(len(model.lengths), np.uint64)
+  code, last = 0, 0
+  for length, place in sorted((n, i) for i, n in enumerate(model.lengths) if n):
+    code <<= length - last
+    codes[place] = int(f"{code:0{length}b}"[::-1], 2)
+    code, last = code + 1, length
+  return codes
+
+
+def _places(flat: np.ndarray, model: Model):
+  """Where each symbol's code word is, and which are escaped."""
+  lengths = np.array(model.lengths, np.int64)
+  plain = lengths.size - model.escape
+  wide = flat.astype(np.int64) - model.lowest
+  outside = (wide < 0) | (wide >= plain)
+  place = np.where(outside, plain, wide)
+  if model.escape:
+    outside |= lengths[place] == 0
+    place[outside] = plain
+  elif outside.any() or (lengths[place] == 0).any():
+    raise ValueError("a symbol that the code lacks")
+  return place, outside
+
+
+def _decode_runs(octets, starts, model: Model, size: int):
+  """Symbols, escapes as _ESCAPE, and the bit at which each run ends."""
+  table = np.zeros(1 << LIMIT, np.uint32)
+  for place, code in enumerate(_codes(model).tolist()):
+    length = model.lengths[place]
+    if length:
+      escaped = model.escape and place == len(model.lengths) - 1
+      symbol = _ESCAPE if escaped else model.lowest + place
+      table[code :: 1 << length] = (symbol + LARGEST) << 4 | length
+  words = np.zeros(octets.size // 4 + 3, "<u4")
+  words.view(np.uint8)[: octets.size] = octets
+  windows = words[:-1].astype(np.uint64) | (words[1:].astype(np.uint64) << 32)
+  out = np.empty((RUN, starts.size), np.int32)
+  position = np.minimum(starts, 8 * octets.size)
+  last = size - (starts.size - 1) * RUN
+  for row in range(min(RUN, size)):
+    n = starts.size if row < last else starts.size - 1
+    here = position[:n]
+    found = windows.take(here >> 5, mode="clip") >> (here & 31).astype(
+      np.uint64
+    )
+    entry = table.take((found & np.uint64(table.size - 1)).astype(np.intp))
+    if not entry.all():
+      raise ValueError("bits that are no code word")
+    out[row, :n] = (entry >> 4).astype(np.int32) - LARGEST
+    here += (entry & 15).astype(np.int64)
+  return out.T.ravel()[:size], position
+
+
+def _finish(symbols: np.ndarray, data: bytes | memoryview) -> np.ndarray:
+  """Puts the escaped symbols in their places."""
+  places = np.flatnonzero(symbols == _ESCAPE)
+  if not places.size:
+    if len(data):
+      raise ValueError("bytes are left over")
+    return symbols
+  if not len(data) or data[0] >= exp_golomb.MAX_ORDER:
+    raise ValueError("the escapes have no order")
+  model = exp_golomb.Model(data[0])
+  symbols[places] = exp_golomb.decode(memoryview(data)[1:], model, places.size)
+  return symbols

@@ -1,0 +1,206 @@
+"""Tensors to chunks and back, several chunks at once.
+
+What is in memory beside the tensors themselves is a few chunks per worker,
+whatever the size of the model.
+"""
+
+import collections
+import concurrent.futures
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from backslash_jax import container, index, quantize
+from backslash_jax.coding import coders, fit
+from backslash_jax.coding.rans import Piece
+from backslash_jax.index import Entry, Part
+
+_BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
+
+
+class Encoder:
+  """Fits the models of `entries` and makes their chunks from the leaves."""
+
+  def __init__(self, leaves: list, entries: list[Entry]):
+    self._leaves = leaves
+    self._entries = list(entries)
+    self._bits = [0.0] * len(entries)
+
+  def chunks(self) -> Iterator[tuple[list[Part], bytes]]:
+    """The parts and the bytes of each chunk, in the file's order."""
+    for parts, data, bits in _in_order(self._encode, self._tasks()):
+      for part, length in zip(parts, bits, strict=True):
+        self._bits[part.tensor] += length
+      yield parts, data
+
+  def entries(self) -> list[Entry]:
+    """The entries with their models and bits, when the chunks are made."""
+    return [
+      entry._replace(bits=round(bits))
+      for entry, bits in zip(self._entries, self._bits, strict=True)
+    ]
+
+  def _tasks(self) -> Iterator[list[Part]]:
+    for i, entry in enumerate(self._entries):
+      if entry.step is not None and not entry.size:
+        self._fit(i, np.zeros((0, 1)))
+    for parts in index.plan(self._entries):
+      i, start, stop = parts[0]
+      rows = self._entries[i].matrix[0]
+      if start == 0 and stop < rows and self._entries[i].step is not None:
+        # A tensor of many chunks has one model, from evenly spaced rows.
+        stride = -(-rows // stop)
+        self._fit(i, self._matrix(i)[::stride])
+      yield parts
+
+  def _encode(self, parts: list[Part]):
+    arrays = [self._matrix(i)[start:stop] for i, start, stop in parts]
+    first = self._entries[parts[0].tensor]
+    if first.step is None:
+      sizes = [8.0 * array.nbytes for array in arrays]
+      return parts, coders.encode_exact(arrays), sizes
+    pieces = []
+    for (i, start, stop), array in zip(parts, arrays, strict=True):
+      whole = (start, stop) == (0, self._entries[i].matrix[0])
+      symbols = self._fit(i, array) if whole else self._symbols(i, array)
+      pieces.append((symbols, self._entries[i].model))
+    return parts, *coders.encode(first.coder, pieces)
+
+  def _matrix(self, i: int) -> np.ndarray:
+    return np.asarray(self._leaves[i]).reshape(self._entries[i].matrix)
+
+  def _symbols(self, i: int, array: np.ndarray) -> np.ndarray:
+    name, step = self._entries[i].name, self._entries[i].step
+    try:
+      return quantize.quantize(array, step)
+    except ValueError as error:
+      raise ValueError(f"tensor {name!r}: {error}") from None
+
+  def _fit(self, i: int, array: np.ndarray) -> np.ndarray:
+    """Sets the model of tensor i, and returns the symbols it was fitted to."""
+    entry = self._entries[i]
+    symbols = self._symbols(i, array)
+    sample = array.shape[0] < entry.matrix[0]
+    model = coders.fit(entry.coder, symbols, sample=sample)
+    nu, alpha = fit.shape_and_scale(array)
+    self._entries[i] = entry._replace(model=model, nu=nu, alpha=alpha)
+    return symbols
+
+
+class Decoder:
+  """Fills the wanted tensors from the chunks of a file.
+
+  `place` is called with the entry and the array of each tensor as soon as it is
+  complete; `rows` says which rows of its matrix are wanted at all.
+  """
+
+  def __init__(
+    self,
+    reader: container.Reader,
+    entries: list[Entry],
+    rows: Callable[[Entry], tuple[int, int]],
+    place: Callable[[Entry, np.ndarray], object],
+  ):
+    self._reader = reader
+    self._entries = entries
+    self._rows = [rows(entry) for entry in entries]
+    self._place = place
+    self._arrays: dict[int, np.ndarray] = {}
+    self._missing: collections.Counter[int] = collections.Counter()
+
+  def run(self, chunks: list[tuple[int, int, int]]) -> Iterator[list[Part]]:
+    """Decodes what is wanted, and yields the parts of each chunk done."""
+    plan = zip(index.plan(self._entries), chunks, strict=True)
+    tasks = [
+      (parts, chunk) for parts, chunk in plan if any(map(self._wanted, parts))
+    ]
+    for parts, _ in tasks:
+      self._missing.update(p.tensor for p in parts if self._wanted(p))
+    for i, entry in enumerate(self._entries):
+      if not self._missing[i] and self._rows[i] == (0, entry.matrix[0]):
+        self._place(entry, np.empty(entry.shape, entry.dtype))
+    for parts in _in_order(self._decode, tasks):
+      for part in filter(self._wanted, parts):
+        self._missing[part.tensor] -= 1
+        if not self._missing[part.tensor]:
+          entry = self._entries[part.tensor]
+          array = self._arrays.pop(part.tensor)
+          self._place(entry, array.reshape(entry.shape))
+      yield parts
+
+  def _wanted(self, part: Part) -> bool:
+    start, stop = self._rows[part.tensor]
+    return max(start, part.start) < min(stop, part.stop)
+
+  def _decode(self, task) -> list[Part]:
+    parts, chunk = task
+    entries = [self._entries[part.tensor] for part in parts]
+    try:
+      data = self._reader.chunk(*chunk)
+      if entries[0].step is None:
+        found = coders.decode_exact(
+          data,
+          [
+            (e.matrix[1] * (stop - start), e.dtype)
+            for e, (_, start, stop) in zip(entries, parts, strict=True)
+          ],
+        )
+      else:
+        pieces = [
+          Piece((stop - start, e.matrix[1]), e.model)
+          for e, (_, start, stop) in zip(entries, parts, strict=True)
+        ]
+        found = coders.decode(entries[0].coder, data, pieces)
+      for part, values in zip(parts, found, strict=True):
+        if self._wanted(part):
+          self._store(part, values)
+    except (ValueError, MemoryError) as error:
+      names = ", ".join(repr(e.name) for e in entries[:3])
+      raise self._reader.error(f"chunk of {names}: {error}") from None
+    return parts
+
+  def _store(self, part: Part, values: np.ndarray) -> None:
+    entry = self._entries[part.tensor]
+    rows, columns = entry.matrix
+    array = self._arrays.get(part.tensor)
+    if array is None:
+      fresh = np.empty(rows * columns, entry.dtype)
+      array = self._arrays.setdefault(part.tensor, fresh)
+    out = array[part.start * columns : part.stop * columns]
+    if entry.step is None:
+      out[:] = values
+      return
+    for start in range(0, values.size, _BLOCK):
+      block = values[start : start + _BLOCK]
+      out[start : start + block.size] = quantize.dequantize(
+        block, entry.step, entry.dtype
+      )
+
+
+def _in_order(function: Callable, tasks: Iterable) -> Iterator:
+  """function(task) for each, in order, computed a few tasks ahead."""
+  workers = _workers()
+  if workers == 1:
+    yield from map(function, tasks)
+    return
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+      for task in tasks:
+        pending.append(pool.submit(function, task))
+        if len(pending) > workers:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for future in pending:
+        future.cancel()
+
+
+def _workers() -> int:
+  """Threads that pay: NumPy alone holds the interpreter's lock too often."""
+  if importlib.util.find_spec("numba") is None:
+    return 1
+  return min(os.cpu_count() or 1, 8)
