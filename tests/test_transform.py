@@ -1,0 +1,290 @@
+"""backslash: its gradient, and the whole contract of an optax factory."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import backslash_jax as bs
+
+KEY = jax.random.key(0)
+PARAMS = {
+  "dense": {
+    "kernel": jax.random.normal(KEY, (40, 30)) * 0.05,
+    "bias": jnp.zeros(30),
+  },
+  "out": (jax.random.laplace(KEY, (30, 10)) * 0.2, jnp.ones(10)),
+}
+VARIANTS = {
+  "paper": {},
+  "tensor": {"scope": "tensor"},
+  "bits": {"rate": "bits"},
+  "bits_tensor": {"rate": "bits", "scope": "tensor"},
+  "l0.5": {"shape": 0.5},
+  "l1": {"shape": 1.0},
+  "l2": {"shape": 2.0},
+  "every3": {"update_every": 3},
+  "masked": {"mask": bs.matrices},
+}
+LAMBDAS = {
+  "value": 1e-2,
+  "schedule": optax.linear_schedule(0.0, 1e-2, 10),
+  "balance": bs.gradient_balance(0.1),
+  "balance_tensor": bs.gradient_balance(0.1, scope="tensor"),
+  "target": bs.target_rate(3.0),
+}
+variants = pytest.mark.parametrize("name", VARIANTS)
+
+
+def _zeros(params):
+  return jax.tree.map(jnp.zeros_like, params)
+
+
+def _random_like(params, scale=1e-3):
+  return jax.tree.map(
+    lambda x: scale * jax.random.normal(KEY, x.shape, x.dtype), params
+  )
+
+
+def _update(tx, params, updates=None):
+  """One jitted update of zeros, or of `updates`, from the initial state."""
+  updates = _zeros(params) if updates is None else updates
+  return jax.jit(tx.update)(updates, tx.init(params), params)
+
+
+def test_the_paper_s_formula():
+  lmbda, eps = 7.0, 2**-9
+  tx = bs.backslash(lmbda)
+  updates, state = _update(tx, PARAMS)
+  x = np.concatenate([np.ravel(p) for p in jax.tree.leaves(PARAMS)])
+  nu = float(optax.tree.get(state, "shape"))
+  ratio = np.mean(x**2) / np.mean(np.abs(x)) ** 2
+  np.testing.assert_allclose(bs.ggd.moment_ratio(nu), ratio, rtol=1e-4)
+  gradient = lmbda * nu / x.size * np.sign(x) * (np.abs(x) + eps) ** (nu - 1)
+  got = np.concatenate([np.ravel(u) for u in jax.tree.leaves(updates)])
+  np.testing.assert_allclose(got, gradient, rtol=1e-4)
+
+
+def test_a_mask_is_not_priced_and_does_not_count():
+  tx = bs.backslash(1.0, shape=1.0, mask=bs.matrices)
+  updates, _ = _update(tx, PARAMS)
+  assert not np.any(updates["dense"]["bias"])
+  n = PARAMS["dense"]["kernel"].size + PARAMS["out"][0].size
+  np.testing.assert_allclose(np.abs(updates["dense"]["kernel"]), 1 / n)
+
+
+@pytest.mark.parametrize("lmbda", LAMBDAS)
+@variants
+def test_state_keeps_its_shapes_dtypes_and_weak_types(name, lmbda):
+  tx = bs.backslash(LAMBDAS[lmbda], **VARIANTS[name])
+  state = tx.init(PARAMS)
+  _, new = jax.eval_shape(tx.update, _random_like(PARAMS), state, PARAMS)
+
+  def describe(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+  assert describe(state) == describe(new)
+
+
+@variants
+def test_no_recompilation_and_extra_arguments_are_ignored(name):
+  tx = bs.backslash(1e-2, **VARIANTS[name])
+  grads = _random_like(PARAMS)
+
+  @jax.jit
+  def update(grads, state, params):
+    return tx.update(grads, state, params, value=1.0, unheard_of=2)
+
+  state = tx.init(PARAMS)
+  for _ in range(3):
+    updates, state = update(grads, state, PARAMS)
+  assert update._cache_size() == 1
+  assert int(optax.tree.get(state, "count")) == 3
+  chex.assert_trees_all_equal_shapes_and_dtypes(updates, PARAMS)
+  assert 1 < float(optax.tree.get(state, "bits")) < 16
+
+
+def test_updates_have_the_dtype_of_the_parameters():
+  dtypes = [jnp.bfloat16, jnp.float16, jnp.float32]
+  params = {d.__name__: PARAMS["out"][0].astype(d) for d in dtypes}
+  tx = bs.backslash(1e-2, rate="bits", scope="tensor")
+  updates, _ = _update(tx, params)
+  chex.assert_trees_all_equal_dtypes(updates, params)
+
+
+def _descend(tx, params, loss, steps):
+  @jax.jit
+  def run(params):
+    def body(carry, _):
+      params, state = carry
+      updates, state = tx.update(jax.grad(loss)(params), state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(body, (params, tx.init(params)), length=steps)[0][0]
+
+  return run(params)
+
+
+def _parabola(x):
+  return jnp.sum(jnp.square(x - jnp.array([1.0, -2.0])))
+
+
+def _rosenbrock(x):
+  return jnp.square(1 - x[0]) + 100 * jnp.square(x[1] - jnp.square(x[0]))
+
+
+@pytest.mark.parametrize(
+  ("loss", "optimum"), [(_parabola, [1.0, -2.0]), (_rosenbrock, [1.0, 1.0])]
+)
+def test_converges_inside_scan_without_a_price(loss, optimum):
+  tx = optax.chain(bs.backslash(0.0), optax.adam(0.05))
+  got = _descend(tx, jnp.array([0.3, 0.4]), loss, 3000)
+  np.testing.assert_allclose(got, optimum, atol=2e-2)
+
+
+def test_converges_to_the_shrunk_optimum_with_a_price():
+  # d/dx: 2 (x - c) + lmbda / 2 sign(x) = 0 for L1 over two parameters.
+  tx = optax.chain(bs.backslash(0.8, shape=1), optax.sgd(0.1))
+  got = _descend(tx, jnp.array([0.3, 0.4]), _parabola, 300)
+  np.testing.assert_allclose(got, [1 - 0.2, -2 + 0.2], atol=1e-4)
+
+
+def test_works_under_inject_hyperparams():
+  tx = optax.inject_hyperparams(bs.backslash)(lmbda=lambda count: 2.0 * count)
+  state = tx.init(PARAMS)
+  for _ in range(3):
+    _, state = jax.jit(tx.update)(_zeros(PARAMS), state, PARAMS)
+  assert float(optax.tree.get(state.inner_state, "lmbda")) == 4.0
+
+
+def test_multi_steps_gives_a_zero_update_in_mid_cycle():
+  tx = optax.chain(bs.backslash(1e-2), optax.sgd(1.0))
+  multi = optax.MultiSteps(tx, 2).gradient_transformation()
+  state = multi.init(PARAMS)
+  first, state = jax.jit(multi.update)(_zeros(PARAMS), state, PARAMS)
+  second, state = jax.jit(multi.update)(_zeros(PARAMS), state, PARAMS)
+  assert not any(np.any(u) for u in jax.tree.leaves(first))
+  assert any(np.any(u) for u in jax.tree.leaves(second))
+
+
+def test_old_and_new_state_are_interchangeable_in_cond():
+  tx = bs.backslash(bs.target_rate(3.0), scope="tensor", update_every=2)
+
+  @jax.jit
+  def update(state, keep):
+    _, new = tx.update(_zeros(PARAMS), state, PARAMS)
+    return jax.lax.cond(keep, lambda: state, lambda: new)
+
+  update(tx.init(PARAMS), True)
+
+
+@pytest.mark.parametrize("params", [{}, {"count": jnp.arange(3)}, ()])
+def test_trees_without_a_priced_leaf(params):
+  tx = bs.backslash(1.0, scope="tensor")
+  updates, state = tx.update(params, tx.init(params), params)
+  chex.assert_trees_all_equal(updates, params)
+  assert int(state.count) == 1
+
+
+def test_masked_leaves_masked_nodes():
+  tx = bs.backslash(1.0, mask=bs.matrices)
+  inner = optax.masked(tx, {"dense": True, "out": False})
+  updates, _ = _update(inner, PARAMS)
+  assert np.any(updates["dense"]["kernel"])
+  assert not np.any(updates["out"][0])
+
+
+@pytest.mark.parametrize(
+  "optimizer",
+  [
+    optax.adamw(1e-3),
+    optax.sgd(1e-3),
+    optax.lion(1e-4),
+    optax.adafactor(1e-3),
+    optax.contrib.muon(1e-3),
+  ],
+  ids=["adamw", "sgd", "lion", "adafactor", "muon"],
+)
+def test_in_front_of_the_usual_optimizers(optimizer):
+  tx = optax.chain(bs.backslash(10.0, mask=bs.matrices), optimizer)
+  updates, state = _update(tx, PARAMS, _random_like(PARAMS))
+  chex.assert_tree_all_finite(optax.apply_updates(PARAMS, updates))
+  assert float(optax.tree.get(state, "bits")) > 0
+
+
+def test_inside_multi_transform_and_apply_if_finite():
+  tx = optax.multi_transform(
+    {"a": optax.chain(bs.backslash(1.0), optax.sgd(1.0)), "b": optax.sgd(1.0)},
+    {"dense": "a", "out": "b"},
+  )
+  tx = optax.apply_if_finite(tx, 3)
+  state = tx.init(PARAMS)
+  updates, state = jax.jit(tx.update)(_zeros(PARAMS), state, PARAMS)
+  assert np.any(updates["dense"]["kernel"])
+  assert not np.any(updates["out"][0])
+  nan = jax.tree.map(lambda x: x * jnp.nan, PARAMS)
+  updates, state = jax.jit(tx.update)(nan, state, PARAMS)
+  assert not any(np.any(u) for u in jax.tree.leaves(updates))
+
+
+def test_under_nnx_optimizer_with_a_callable_mask():
+  model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+  link = bs.backslash(1.0, shape=1, mask=bs.matrices)
+  tx = optax.chain(link, optax.sgd(0.1))
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  before = np.asarray(model.kernel[...])
+  grads = nnx.grad(lambda m: jnp.sum(0.0 * m(jnp.ones((2, 4)))))(model)
+  optimizer.update(model, grads)
+  after = np.asarray(model.kernel[...])
+  assert np.all(np.abs(after) < np.abs(before))
+  np.testing.assert_array_equal(model.bias[...], 0.0)
+
+
+def test_nan_in_a_parameter_is_not_hidden():
+  params = {"a": jnp.array([1.0, jnp.nan])}
+  tx = bs.backslash(1.0)
+  _, state = _update(tx, params)
+  assert np.isnan(state.bits)
+
+
+def test_params_are_needed():
+  tx = bs.backslash(1.0)
+  with pytest.raises(ValueError, match="needs params"):
+    tx.update(_zeros(PARAMS), tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"lmbda": -1.0}, "lmbda must be a non-negative"),
+    ({"lmbda": float("nan")}, "lmbda must be a non-negative"),
+    ({"lmbda": "1e3"}, "lmbda must be a non-negative"),
+    ({"rate": "l1"}, "rate must be one of ('dggr', 'bits'), found 'l1'"),
+    ({"scope": "layer"}, "scope must be one of"),
+    ({"shape": 0.0}, "shape must be None or in [0.1, 8.0]"),
+    ({"step": 0.0}, "step must be positive"),
+    ({"epsilon": -1e-3}, "epsilon must be None or non-negative"),
+    ({"update_every": 0}, "update_every must be a positive integer"),
+  ],
+)
+def test_arguments_out_of_range_are_refused_by_name(arguments, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    bs.backslash(**{"lmbda": 1.0, **arguments})
+
+
+@pytest.mark.parametrize("step", [0.4, 0.05, 0.003])
+def test_bits_are_the_entropy_of_the_quantized_parameters(step):
+  tx = bs.backslash(0.0, step=step)
+  update = jax.jit(tx.update)
+  for nu in (0.4, 1.0, 1.7):
+    params = {"w": bs.ggd.sample(KEY, nu, 0.1, (500, 400))}
+    _, state = update(_zeros(params), tx.init(params), params)
+    symbols = np.round(np.asarray(params["w"]) / step)
+    p = np.unique(symbols, return_counts=True)[1] / symbols.size
+    entropy = -np.sum(p * np.log2(p))
+    np.testing.assert_allclose(state.bits, entropy, rtol=0.02, atol=0.01)
