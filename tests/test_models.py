@@ -104,7 +104,7 @@ def test_order_of_the_tokens_matters(name):
   model = build(name)
   mask = jnp.ones((3, LENGTH), bool)
   tokens = make_tokens()
-  # Four bytes together, so that the encoder's stem sees the same patches.
+  # Eight bytes together, so that the encoder's stem keeps what it pools.
   swapped = jnp.concatenate(
     [tokens[:, 8:16], tokens[:, :8], tokens[:, 16:]], axis=1
   )

@@ -28,7 +28,7 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
     raise ValueError(
       f"model.dropout is {config.dropout}; these models have none: set it to 0"
     )
-  dtypes = ("float32", "bfloat16", "float16")
+  dtypes = ("float32", "bfloat16")
   if config.dtype not in dtypes:
     raise ValueError(
       f"model.dtype is {config.dtype!r}; it is one of {', '.join(dtypes)}"
