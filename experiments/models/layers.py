@@ -1,99 +1,176 @@
 """What the Transformers here are made of.
 
-Shapes: B examples, T or S positions, W width, H heads, D = W / H. Blocks are
-pre-norm, linear layers have no bias, positions are rotary. So nearly every
-parameter stands in a matrix, and a matrix is what gets a rate. Parameters are
-float32; `dtype` is that of the computation.
+Shapes: B examples, T or S positions, W width, H heads of D features; with
+grouped queries, K heads of keys and values that G = H / K query heads share.
+Parameters are float32 unless `param_dtype` says otherwise; `dtype` is that of
+the computation.
+
+The blocks of the small byte-level models are pre-norm, their linear layers have
+no bias and their positions are rotary. So nearly every parameter stands in a
+matrix, and a matrix is what gets a rate.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from experiments.models import rotary
 
-def attention_mask(mask_BxS: jax.Array, *, causal: bool) -> jax.Array:
+_LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
+_ROTARY = rotary.Rotary()
+
+
+def attention_mask(
+  mask_BxS: jax.Array, *, causal: bool, window: int | None = None
+) -> jax.Array:
   """Who may see whom, bool [B, 1, T, S] (or [B, 1, 1, S] where all T may).
 
   Args:
     mask_BxS: bool, True at real tokens; padding is never seen.
     causal: whether a position sees only itself and what came before.
+    window: of a causal mask: how many positions are seen, itself included.
   """
   visible_Bx1x1xS = mask_BxS[:, None, None, :]
   if not causal:
     return visible_Bx1x1xS
   size = mask_BxS.shape[1]
   earlier_TxS = jnp.tril(jnp.ones((size, size), bool))
+  if window is not None:
+    earlier_TxS &= ~jnp.tril(earlier_TxS, -window)
   return visible_Bx1x1xS & earlier_TxS[None, None]
 
 
-def rotate(x_BxTxHxD: jax.Array) -> jax.Array:
-  """Rotary positions: turns pairs of features by angles of their position.
-
-  Source: Su et al. 2021, arXiv 2104.09864, in the layout that pairs the first
-  half of the features with the second.
-  """
-  size, half = x_BxTxHxD.shape[1], x_BxTxHxD.shape[3] // 2
-  # Wavelengths from 2 pi to 2 pi times the base, geometrically.
-  frequency_D = 1e4 ** (-jnp.arange(half) / half)
-  angle_TxD = jnp.arange(size)[:, None] * frequency_D[None, :]
-  cos = jnp.cos(angle_TxD)[None, :, None, :].astype(x_BxTxHxD.dtype)
-  sin = jnp.sin(angle_TxD)[None, :, None, :].astype(x_BxTxHxD.dtype)
-  first, second = jnp.split(x_BxTxHxD, 2, axis=-1)
-  return jnp.concatenate(
-    [first * cos - second * sin, first * sin + second * cos], axis=-1
-  )
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+  """Keeps values within (-cap, cap), smoothly; None leaves them."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class Attention(nnx.Module):
-  """Multi-head self-attention with rotary positions."""
+  """Multi-head self-attention, by default with rotary positions.
 
-  def __init__(self, width: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs):
-    if width % (2 * heads):
+  Args:
+    kv_heads: heads of keys and values, of which `heads` is a multiple; None
+      means as many as `heads`.
+    head_dim: features per head; None means width / heads.
+    positions: None leaves them to the embedding.
+    query_scale: scores are divided by its square root; None means head_dim.
+    softcap: bound of the scores.
+    out_init: of the layer after the heads; None means `kernel_init`.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    positions: rotary.Rotary | None = _ROTARY,
+    query_scale: float | None = None,
+    softcap: float | None = None,
+    use_bias: bool = False,
+    param_dtype: DTypeLike = jnp.float32,
+    kernel_init: nnx.Initializer = _LECUN,
+    out_init: nnx.Initializer | None = None,
+  ):
+    if head_dim is None and width % heads:
+      raise ValueError(
+        f"model.width is {width} and model.heads {heads}: the heads do not "
+        "divide the width"
+      )
+    self.head_dim = head_dim or width // heads
+    self.kv_heads = kv_heads or heads
+    if positions is not None and self.head_dim % 2:
       raise ValueError(
         f"model.width is {width} and model.heads {heads}: rotary positions "
         "need an even number of features per head, width / heads"
       )
-    self.heads = heads
+    if heads % self.kv_heads:
+      raise ValueError(
+        f"{heads} heads cannot share {self.kv_heads} heads of keys and values: "
+        "the first must be a multiple of the second"
+      )
+    self.positions = positions
+    self.query_scale = query_scale or self.head_dim
+    self.softcap = softcap
     linear = functools.partial(
-      nnx.Linear, width, width, use_bias=False, dtype=dtype, rngs=rngs
+      nnx.Linear,
+      use_bias=use_bias,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      rngs=rngs,
     )
-    self.query = linear()
-    self.key = linear()
-    self.value = linear()
-    self.out = linear()
+    features, kv_features = heads * self.head_dim, self.kv_heads * self.head_dim
+    self.query = linear(width, features, kernel_init=kernel_init)
+    self.key = linear(width, kv_features, kernel_init=kernel_init)
+    self.value = linear(width, kv_features, kernel_init=kernel_init)
+    self.out = linear(features, width, kernel_init=out_init or kernel_init)
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
-    shape_BxTxHxD = (*x_BxTxW.shape[:2], self.heads, -1)
-    q_BxTxHxD = rotate(self.query(x_BxTxW).reshape(shape_BxTxHxD))
-    k_BxSxHxD = rotate(self.key(x_BxTxW).reshape(shape_BxTxHxD))
-    v_BxSxHxD = self.value(x_BxTxW).reshape(shape_BxTxHxD)
-    scores_BxHxTxS = jnp.einsum("BTHD,BSHD->BHTS", q_BxTxHxD, k_BxSxHxD)
-    scores_BxHxTxS /= math.sqrt(q_BxTxHxD.shape[-1])
-    # A finite number, so that a row with nothing to see stays finite.
-    scores_BxHxTxS = jnp.where(
-      mask_BxHxTxS, scores_BxHxTxS.astype(jnp.float32), -1e30
+  def __call__(self, x_BxTxW: jax.Array, mask_Bx1xTxS: jax.Array) -> jax.Array:
+    batch, size, _ = x_BxTxW.shape
+    heads_BxTxHxD = (batch, size, -1, self.head_dim)
+    q_BxTxHxD = self.query(x_BxTxW).reshape(heads_BxTxHxD)
+    k_BxSxKxD = self.key(x_BxTxW).reshape(heads_BxTxHxD)
+    v_BxSxKxD = self.value(x_BxTxW).reshape(heads_BxTxHxD)
+    if self.positions is not None:
+      q_BxTxHxD = rotary.rotate(q_BxTxHxD, self.positions)
+      k_BxSxKxD = rotary.rotate(k_BxSxKxD, self.positions)
+    q_BxTxKxGxD = q_BxTxHxD.reshape(
+      batch, size, self.kv_heads, -1, self.head_dim
     )
-    weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxSxHxD.dtype)
-    y_BxTxHxD = jnp.einsum("BHTS,BSHD->BTHD", weights_BxHxTxS, v_BxSxHxD)
-    return self.out(y_BxTxHxD.reshape(x_BxTxW.shape))
+    scores_BxKxGxTxS = jnp.einsum(
+      "BTKGD,BSKD->BKGTS",
+      q_BxTxKxGxD,
+      k_BxSxKxD,
+      preferred_element_type=jnp.float32,
+    )
+    scores_BxKxGxTxS /= math.sqrt(self.query_scale)
+    scores_BxKxGxTxS = softcap(scores_BxKxGxTxS, self.softcap)
+    # A finite number, so that a row with nothing to see stays finite.
+    scores_BxKxGxTxS = jnp.where(
+      mask_Bx1xTxS[:, :, None], scores_BxKxGxTxS, -1e30
+    )
+    weights_BxKxGxTxS = jax.nn.softmax(scores_BxKxGxTxS).astype(v_BxSxKxD.dtype)
+    y_BxTxKxGxD = jnp.einsum("BKGTS,BSKD->BTKGD", weights_BxKxGxTxS, v_BxSxKxD)
+    return self.out(y_BxTxKxGxD.reshape(batch, size, -1))
 
 
 class Mlp(nnx.Module):
-  """Two linear layers with a GELU between."""
+  """Two linear layers with an activation between."""
 
-  def __init__(self, width: int, hidden: int, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    *,
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
+    use_bias: bool = False,
+    param_dtype: DTypeLike = jnp.float32,
+    kernel_init: nnx.Initializer = _LECUN,
+    out_init: nnx.Initializer | None = None,
+  ):
     linear = functools.partial(
-      nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs
+      nnx.Linear,
+      use_bias=use_bias,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      rngs=rngs,
     )
-    self.up = linear(width, hidden)
-    self.down = linear(hidden, width)
+    self.activation = activation
+    self.up = linear(width, hidden, kernel_init=kernel_init)
+    self.down = linear(hidden, width, kernel_init=out_init or kernel_init)
 
   def __call__(self, x_BxTxW: jax.Array) -> jax.Array:
-    return self.down(jax.nn.gelu(self.up(x_BxTxW)))
+    return self.down(self.activation(self.up(x_BxTxW)))
 
 
 class Block(nnx.Module):
