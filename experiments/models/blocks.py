@@ -1,0 +1,204 @@
+"""What the pretrained architectures are put together from, given a config.
+
+Shapes as in layers.py.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.models import layers
+from experiments.models.config import ModelConfig
+
+_NORMAL = nnx.initializers.normal(0.02)
+
+
+def embed(config: ModelConfig, rngs: nnx.Rngs, size: int) -> nnx.Embed:
+  """A vector of the model's width for each of `size` tokens or positions."""
+  return nnx.Embed(
+    size,
+    config.width,
+    embedding_init=_NORMAL,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    rngs=rngs,
+  )
+
+
+def linear(
+  config: ModelConfig, rngs: nnx.Rngs, size: int, *, use_bias: bool
+) -> nnx.Linear:
+  """A linear layer from the model's width to `size` features."""
+  return nnx.Linear(
+    config.width,
+    size,
+    use_bias=use_bias,
+    kernel_init=_NORMAL,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    rngs=rngs,
+  )
+
+
+def layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(
+    config.width,
+    epsilon=config.epsilon,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits.
+    rngs=rngs,
+  )
+
+
+def rms_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+  return nnx.RMSNorm(
+    config.width,
+    epsilon=config.epsilon,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    rngs=rngs,
+  )
+
+
+def attention(
+  config: ModelConfig, rngs: nnx.Rngs, **options
+) -> layers.Attention:
+  """Self-attention of the model's width and heads, see `layers.Attention`."""
+  return layers.Attention(
+    config.width,
+    config.heads,
+    config.dtype,
+    rngs,
+    param_dtype=config.param_dtype,
+    kernel_init=_NORMAL,
+    **options,
+  )
+
+
+def mlp(config: ModelConfig, rngs: nnx.Rngs, **options) -> layers.Mlp:
+  """The model's feed-forward layers with biases, see `layers.Mlp`."""
+  return layers.Mlp(
+    config.width,
+    config.mlp,
+    config.dtype,
+    rngs,
+    use_bias=True,
+    param_dtype=config.param_dtype,
+    kernel_init=_NORMAL,
+    **options,
+  )
+
+
+class GatedMlp(nnx.Module):
+  """An MLP whose hidden features are multiplied by an activated gate."""
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    activation: Callable[[jax.Array], jax.Array],
+  ):
+    self.activation = activation
+    self.gate = linear(config, rngs, config.mlp, use_bias=False)
+    self.up = linear(config, rngs, config.mlp, use_bias=False)
+    self.down = nnx.Linear(
+      config.mlp,
+      config.width,
+      use_bias=False,
+      kernel_init=_NORMAL,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      rngs=rngs,
+    )
+
+  def __call__(self, x_BxTxW: jax.Array) -> jax.Array:
+    return self.down(self.activation(self.gate(x_BxTxW)) * self.up(x_BxTxW))
+
+
+class Blocks(nnx.Module):
+  """The blocks of a model: layer_0, layer_1, ..., or one `layers` of them all.
+
+  With `config.scan` every parameter has a leading axis of size depth and one
+  block is compiled; with `config.remat` a block keeps only its input for the
+  backward pass.
+
+  Args:
+    block: makes one block (x [B, T, W], mask) -> [B, T, W].
+    pattern: which of the masks that a call is given the blocks see, in turn.
+  """
+
+  def __init__(
+    self,
+    block: Callable[..., nnx.Module],  # Of (config, rngs).
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    pattern: Sequence[int] = (0,),
+  ):
+    self.scan = config.scan
+    self.remat = config.remat
+    # Which mask each block sees.
+    self.kinds = tuple(pattern[i % len(pattern)] for i in range(config.depth))
+    if self.scan:
+      self.layers = nnx.vmap(lambda rngs: block(config, rngs))(
+        rngs.split(config.depth)
+      )
+      return
+    # Attributes, not a list: paths of parameters are then strings throughout.
+    for i in range(config.depth):
+      setattr(self, f"layer_{i}", block(config, rngs))
+
+  def __call__(self, x_BxTxW: jax.Array, *masks: jax.Array) -> jax.Array:
+    if self.scan:
+      return self._scan(x_BxTxW, masks)
+    for i, kind in enumerate(self.kinds):
+      graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
+      apply = self._apply(graphdef, prevent_cse=True)
+      x_BxTxW = apply(params, x_BxTxW, masks[kind])
+    return x_BxTxW
+
+  def _scan(self, x_BxTxW: jax.Array, masks: Sequence[jax.Array]) -> jax.Array:
+    """Runs the stacked blocks as the steps of one loop."""
+    graphdef, params = nnx.split(self.layers)
+    # Within a scan, common subexpressions cannot undo the remat.
+    apply = self._apply(graphdef, prevent_cse=False)
+
+    def step(x_BxTxW, layer):
+      params, kind = layer
+      mask = masks[0] if len(masks) == 1 else jax.lax.select_n(kind, *masks)
+      return apply(params, x_BxTxW, mask), None
+
+    kinds = jnp.asarray(self.kinds, jnp.int32)
+    return jax.lax.scan(step, x_BxTxW, (params, kinds))[0]
+
+  def _apply(self, graphdef: nnx.GraphDef, *, prevent_cse: bool) -> Callable:
+    """One block as a function of its parameters."""
+
+    def apply(params, x_BxTxW, mask):
+      return nnx.merge(graphdef, params)(x_BxTxW, mask)
+
+    if self.remat:
+      return jax.checkpoint(apply, prevent_cse=prevent_cse)
+    return apply
+
+
+def last_token(x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+  """The features at the last real token of each sequence, [B, W].
+
+  A sequence with no real token gives those of its first position.
+  """
+  positions_L = jnp.arange(mask_BxL.shape[1])
+  last_B = jnp.max(jnp.where(mask_BxL, positions_L[None], 0), axis=1)
+  return jnp.take_along_axis(x_BxLxW, last_B[:, None, None], axis=1)[:, 0]
+
+
+def unembed(x_BxLxW: jax.Array, embedding: nnx.Embed) -> jax.Array:
+  """Scores every token by its embedding: logits, float32 [B, L, V]."""
+  return jnp.einsum(
+    "BLW,VW->BLV",
+    x_BxLxW,
+    embedding.embedding[...].astype(x_BxLxW.dtype),
+    preferred_element_type=jnp.float32,
+  )

@@ -1,0 +1,148 @@
+"""Gemma 2, for next-token prediction or sequence classification.
+
+Source: Gemma Team 2024, arXiv 2408.00118. Shapes as in layers.py.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.models import blocks, layers, rotary
+from experiments.models import config as model_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(model_config.ModelConfig):
+  """Sizes of a Gemma 2.
+
+  Blocks 0, 2, 4, ... see the last `window` positions, the others all before.
+  """
+
+  epsilon: float = 1e-6
+  kv_heads: int
+  head_dim: int
+  window: int  # Positions, the current one included.
+  query_scale: float  # Queries are divided by its square root.
+  attention_softcap: float | None
+  logit_softcap: float | None
+  positions: rotary.Rotary
+
+
+SIZES = {
+  "2b": ModelConfig(
+    vocab_size=256000,
+    width=2304,
+    depth=26,
+    heads=8,
+    kv_heads=4,
+    head_dim=256,
+    mlp=9216,
+    max_positions=8192,
+    window=4096,
+    query_scale=256.0,
+    attention_softcap=50.0,
+    logit_softcap=30.0,
+    positions=rotary.Rotary(),
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=2,
+  ),
+}
+
+LOGICAL_AXES: list[tuple[str, tuple[str | None, ...]]] = [
+  (r"word/embedding", ("vocab", "embed")),
+  (r"query/kernel", ("embed", "heads")),
+  (r"(key|value)/kernel", ("embed", "kv_heads")),
+  (r"out/kernel", ("heads", "embed")),
+  (r"(gate|up)/kernel", ("embed", "mlp")),
+  (r"down/kernel", ("mlp", "embed")),
+  (r"norm/scale", ("embed",)),
+  (r"score/kernel", ("embed", None)),
+]
+
+
+class ZeroCentredNorm(nnx.Module):
+  """RMS normalization times 1 + scale, in float32 until after the product."""
+
+  def __init__(self, config: ModelConfig):
+    self.epsilon = config.epsilon
+    self.scale = nnx.Param(jnp.zeros((config.width,), config.param_dtype))
+
+  def __call__(self, x_BxTxW: jax.Array) -> jax.Array:
+    x = x_BxTxW.astype(jnp.float32)
+    x *= jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.epsilon)
+    scale = 1 + self.scale[...].astype(jnp.float32)
+    return (x * scale[None, None]).astype(x_BxTxW.dtype)
+
+
+class Block(nnx.Module):
+  """Attention and gated MLP, normalized at input and output, and added."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.attention_norm = ZeroCentredNorm(config)
+    self.attention = blocks.attention(
+      config,
+      rngs,
+      kv_heads=config.kv_heads,
+      head_dim=config.head_dim,
+      positions=config.positions,
+      query_scale=config.query_scale,
+      softcap=config.attention_softcap,
+    )
+    self.attention_out_norm = ZeroCentredNorm(config)
+    self.mlp_norm = ZeroCentredNorm(config)
+    gelu = functools.partial(jax.nn.gelu, approximate=True)
+    self.mlp = blocks.GatedMlp(config, rngs, activation=gelu)
+    self.mlp_out_norm = ZeroCentredNorm(config)
+
+  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
+    y_BxTxW = self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+    x_BxTxW += self.attention_out_norm(y_BxTxW)
+    y_BxTxW = self.mlp(self.mlp_norm(x_BxTxW))
+    return x_BxTxW + self.mlp_out_norm(y_BxTxW)
+
+
+class Gemma2(nnx.Module):
+  """Embedding -> causal blocks -> norm -> logits of the token or the class."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.word = blocks.embed(config, rngs, config.vocab_size)
+    self.decoder = blocks.Blocks(Block, config, rngs, pattern=(0, 1))
+    self.norm = ZeroCentredNorm(config)
+    if config.num_labels is not None:
+      self.score = blocks.linear(
+        config, rngs, config.num_labels, use_bias=False
+      )
+
+  def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+    """What the last norm gives, [B, L, W] in the dtype of the computation."""
+    config = self.config
+    config.check_length(tokens_BxL.shape[1])
+    x_BxLxW = self.word(tokens_BxL)
+    # The published weights belong to a factor rounded to the dtype.
+    x_BxLxW *= jnp.asarray(math.sqrt(config.width), x_BxLxW.dtype)
+    local = layers.attention_mask(mask_BxL, causal=True, window=config.window)
+    full = layers.attention_mask(mask_BxL, causal=True)
+    return self.norm(self.decoder(x_BxLxW, local, full))
+
+  def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+    """Logits, float32: [B, L, V] of the next tokens, or [B, C] of the classes.
+
+    Args:
+      tokens_BxL: int32.
+      mask_BxL: bool, True at real tokens; classes are read at the last one.
+
+    Raises:
+      ValueError: L is more than `max_positions`.
+    """
+    x_BxLxW = self.hidden(tokens_BxL, mask_BxL)
+    if self.config.num_labels is not None:
+      x_BxW = blocks.last_token(x_BxLxW, mask_BxL)
+      return self.score(x_BxW).astype(jnp.float32)
+    logits_BxLxV = blocks.unembed(x_BxLxW, self.word)
+    return layers.softcap(logits_BxLxV, self.config.logit_softcap)

@@ -1,0 +1,145 @@
+"""Llama, for next-token prediction or sequence classification.
+
+Llama 3 and 3.2, and DeepSeek LLM 7B, which has the same architecture. Sources:
+Touvron et al. 2023, arXiv 2302.13971; Dubey et al. 2024, arXiv 2407.21783;
+DeepSeek-AI 2024, arXiv 2401.02954. Shapes as in layers.py.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.models import blocks, layers, rotary
+from experiments.models import config as model_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(model_config.ModelConfig):
+  """Sizes of a Llama."""
+
+  epsilon: float = 1e-5
+  kv_heads: int
+  head_dim: int
+  positions: rotary.Rotary
+  tied: bool = False  # The embedding also scores the next token.
+
+
+SIZES = {
+  "3.2-1b": ModelConfig(
+    vocab_size=128256,
+    width=2048,
+    depth=16,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    mlp=8192,
+    max_positions=131072,
+    positions=rotary.Rotary(5e5, rotary.RotaryScaling(32.0, 1.0, 4.0, 8192)),
+    tied=True,
+    bos_token_id=128000,
+    eos_token_id=128001,
+  ),
+  "3-8b": ModelConfig(
+    vocab_size=128256,
+    width=4096,
+    depth=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    mlp=14336,
+    max_positions=8192,
+    positions=rotary.Rotary(5e5),
+    bos_token_id=128000,
+    eos_token_id=128001,
+  ),
+  "deepseek-7b": ModelConfig(
+    vocab_size=102400,
+    width=4096,
+    depth=30,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    mlp=11008,
+    max_positions=4096,
+    positions=rotary.Rotary(),
+    epsilon=1e-6,
+    bos_token_id=100000,
+    eos_token_id=100001,
+  ),
+}
+
+LOGICAL_AXES: list[tuple[str, tuple[str | None, ...]]] = [
+  (r"word/embedding", ("vocab", "embed")),
+  (r"query/kernel", ("embed", "heads")),
+  (r"(key|value)/kernel", ("embed", "kv_heads")),
+  (r"out/kernel", ("heads", "embed")),
+  (r"(gate|up)/kernel", ("embed", "mlp")),
+  (r"down/kernel", ("mlp", "embed")),
+  (r"norm/scale", ("embed",)),
+  (r"lm_head/kernel", ("embed", "vocab")),
+  (r"score/kernel", ("embed", None)),
+]
+
+
+class Block(nnx.Module):
+  """Attention and gated MLP, each normalized at its input and added to it."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.attention_norm = blocks.rms_norm(config, rngs)
+    self.attention = blocks.attention(
+      config,
+      rngs,
+      kv_heads=config.kv_heads,
+      head_dim=config.head_dim,
+      positions=config.positions,
+    )
+    self.mlp_norm = blocks.rms_norm(config, rngs)
+    self.mlp = blocks.GatedMlp(config, rngs, activation=jax.nn.silu)
+
+  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
+    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+    return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW))
+
+
+class Llama(nnx.Module):
+  """Embedding -> causal blocks -> norm -> logits of the token or the class."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.word = blocks.embed(config, rngs, config.vocab_size)
+    self.decoder = blocks.Blocks(Block, config, rngs)
+    self.norm = blocks.rms_norm(config, rngs)
+    if config.num_labels is not None:
+      self.score = blocks.linear(
+        config, rngs, config.num_labels, use_bias=False
+      )
+    elif not config.tied:
+      self.lm_head = blocks.linear(
+        config, rngs, config.vocab_size, use_bias=False
+      )
+
+  def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+    """What the last norm gives, [B, L, W] in the dtype of the computation."""
+    self.config.check_length(tokens_BxL.shape[1])
+    mask = layers.attention_mask(mask_BxL, causal=True)
+    return self.norm(self.decoder(self.word(tokens_BxL), mask))
+
+  def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+    """Logits, float32: [B, L, V] of the next tokens, or [B, C] of the classes.
+
+    Args:
+      tokens_BxL: int32.
+      mask_BxL: bool, True at real tokens; classes are read at the last one.
+
+    Raises:
+      ValueError: L is more than `max_positions`.
+    """
+    x_BxLxW = self.hidden(tokens_BxL, mask_BxL)
+    if self.config.num_labels is not None:
+      x_BxW = blocks.last_token(x_BxLxW, mask_BxL)
+      return self.score(x_BxW).astype(jnp.float32)
+    if self.config.tied:
+      return blocks.unembed(x_BxLxW, self.word)
+    return self.lm_head(x_BxLxW).astype(jnp.float32)
