@@ -1,0 +1,1 @@
+"""Hugging Face directories: their files, configurations and tensor names."""
