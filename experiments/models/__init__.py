@@ -1,11 +1,16 @@
-"""The models, by name."""
+"""The models, by name.
+
+"encoder" and "decoder" are small models over bytes. "bert", "gpt2", "llama" and
+"gemma2" are the published architectures, with fresh parameters in a named size
+or pretrained, see `experiments.weights`.
+"""
 
 from typing import Any
 
 from flax import nnx
 
 from experiments.data.task import Task
-from experiments.models import decoder, encoder
+from experiments.models import decoder, encoder, sizes
 
 
 def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
@@ -18,11 +23,11 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
 
   Returns:
     A module (tokens int32 [B, L], mask bool [B, L]) -> float32 logits,
-    [B, classes] from "encoder" and [B, L, vocabulary] from "decoder".
+    [B, classes] for a classification, [B, L, vocabulary] for an lm task.
 
   Raises:
-    ValueError: an unknown name, a model that cannot do the task, or sizes
-      that do not fit together.
+    ValueError: an unknown name or size, a model that cannot do the task, or
+      sizes that do not fit together; `weights.WeightsError` is one too.
   """
   if config.dropout:
     raise ValueError(
@@ -33,7 +38,31 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
     raise ValueError(
       f"model.dtype is {config.dtype!r}; it is one of {', '.join(dtypes)}"
     )
-  sizes = {
+  kinds = {
+    "decoder": ("lm",),
+    "encoder": ("classification",),
+    "bert": ("classification",),
+    "gemma2": ("classification", "lm"),
+    "gpt2": ("classification", "lm"),
+    "llama": ("classification", "lm"),
+  }
+  if config.name not in kinds:
+    raise ValueError(
+      f"model.name is {config.name!r}; there are {', '.join(kinds)}"
+    )
+  if task.kind not in kinds[config.name]:
+    raise ValueError(
+      f"model.name is {config.name!r}, which is for {kinds[config.name][0]}, "
+      f"but {task.name} is a task of kind {task.kind}"
+    )
+  if config.name in sizes.SIZES:
+    return _published(config, task, seed)
+  return _small(config, task, nnx.Rngs(seed))
+
+
+def _small(config: Any, task: Task, rngs: nnx.Rngs) -> nnx.Module:
+  """An encoder or a decoder over bytes."""
+  fields = {
     "vocab_size": task.vocab_size,
     "depth": config.depth,
     "width": config.width,
@@ -41,20 +70,46 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
     "mlp": config.mlp,
     "dtype": config.dtype,
   }
-  kinds = {"encoder": "classification", "decoder": "lm"}
-  if config.name not in kinds:
-    raise ValueError(
-      f"model.name is {config.name!r}; there are {', '.join(sorted(kinds))}"
-    )
-  if task.kind != kinds[config.name]:
-    raise ValueError(
-      f"model.name is {config.name!r}, which is for {kinds[config.name]}, but "
-      f"{task.name} is a task of kind {task.kind}"
-    )
-  rngs = nnx.Rngs(seed)
   if config.name == "decoder":
-    return decoder.Decoder(decoder.ModelConfig(**sizes), rngs=rngs)
+    return decoder.Decoder(decoder.ModelConfig(**fields), rngs=rngs)
   classes = len(task.class_names)
   return encoder.Encoder(
-    encoder.ModelConfig(num_classes=classes, **sizes), rngs=rngs
+    encoder.ModelConfig(num_classes=classes, **fields), rngs=rngs
   )
+
+
+def _published(config: Any, task: Task, seed: int) -> nnx.Module:
+  """A published architecture, with fresh parameters or pretrained ones."""
+  if config.weights is None:
+    chosen = sizes.model_config(config, task)
+    return sizes.MODELS[type(chosen)](chosen, rngs=nnx.Rngs(seed))
+  # Not at the top: it imports this package.
+  from experiments import weights
+
+  model = weights.load(
+    config.weights,
+    num_labels=task.num_classes,
+    dtype=config.dtype,
+    param_dtype="float32",
+    remat=config.remat,
+    scan=config.scan,
+    seed=seed,
+  )
+  found = model.config
+  if type(found) is not sizes.CONFIGS[config.name]:
+    raise ValueError(
+      f"model.weights is {config.weights}, a {type(model).__name__}, but "
+      f"model.name is {config.name!r}"
+    )
+  if task.vocab_size > found.vocab_size:
+    raise ValueError(
+      f"{task.name} has {task.vocab_size} tokens, but {config.weights} only "
+      f"{found.vocab_size}: use the tokenizer that belongs to the model"
+    )
+  if task.num_classes != found.num_labels:
+    raise ValueError(
+      f"{task.name} is a task of kind {task.kind}, but {config.weights} is a "
+      f"classifier of {found.num_labels} classes: pass a language model"
+    )
+  found.check_length(task.seq_len)
+  return model
