@@ -8,11 +8,11 @@ import dataclasses
 import fnmatch
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from backslash_jax import container, index, packing, tree
+from backslash_jax import container, index, packing, selection, tree
 from backslash_jax.coding import coders
 from backslash_jax.container import ArchiveError
 from backslash_jax.index import Entry
@@ -69,6 +69,7 @@ def save(
   step: float | Mapping[str, float] = 2**-8,
   coder: str = "rans",
   select=None,
+  mu: float = 0.0,
   progress: Callable[[int], object] | None = None,
 ) -> Report:
   """Writes `params` to a coded model file, whole or not at all.
@@ -81,6 +82,8 @@ def save(
     select: what is quantized: None for the floating tensors of two or more
       dimensions, a tree of bools or a callable from `params` to one, or name
       patterns as of a shell ("*/kernel"). The rest is stored exactly.
+    mu: what a bit may cost in squared error, in squares of the step: 0 rounds
+      to nearest, see quantize.rate_distortion.
     progress: called with the number of parameters that each chunk has added.
 
   Raises:
@@ -90,13 +93,13 @@ def save(
   if coder not in CODERS:
     raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
   structure, leaves = tree.describe(params)
-  chosen = _selected(params, leaves, select)
+  chosen = selection.selected(params, leaves, select)
   entries = []
   for name, leaf in leaves:
     own = _step_of(name, step) if name in chosen else None
     kind = index.EXACT if own is None else coder
     entries.append(Entry(name, _dtype(name, leaf), leaf.shape, own, kind))
-  encoder = packing.Encoder([leaf for _, leaf in leaves], entries)
+  encoder = packing.Encoder([leaf for _, leaf in leaves], entries, mu)
   with container.Writer(path) as writer:
     chunks = []
     for parts, data in encoder.chunks():
@@ -139,24 +142,36 @@ def load(
       wanted = _matching(reader.path, sorted(wanted), names)
     found = {}
 
-    def rows(entry: Entry) -> tuple[int, int]:
+    def rows(entry: Entry) -> tuple[int, int] | None:
       if entry.name not in wanted:
-        return 0, 0
+        return None
       if sharding is None:
         return 0, entry.matrix[0]
       return _local_rows(entry, _sharding_of(entry, sharding))
 
-    def place(entry: Entry, array: np.ndarray) -> None:
-      found[entry.name] = array
-      if sharding is not None:
-        found[entry.name] = _placed(array, _sharding_of(entry, sharding))
-
-    for parts in packing.Decoder(reader, entries, rows, place).run(chunks):
-      if progress:
+    for parts, complete in packing.Decoder(reader, entries, rows).run(chunks):
+      for entry, array in complete:
+        found[entry.name] = array
+        if sharding is not None:
+          found[entry.name] = _placed(array, _sharding_of(entry, sharding))
+      if progress and parts:
         progress(index.parameters(entries, parts))
     if names is not None:
       return found
     return tree.rebuild(structure, found.__getitem__)
+
+
+def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor) pairs of a file, each as soon as it is decoded.
+
+  For a file that is larger than memory; ArchiveError as from `load`.
+  """
+  with container.Reader(path) as reader:
+    _, entries, chunks = _read_index(reader)
+    decoder = packing.Decoder(reader, entries, lambda e: (0, e.matrix[0]))
+    for _, complete in decoder.run(chunks):
+      for entry, array in complete:
+        yield entry.name, array
 
 
 def inspect(path: str | os.PathLike) -> Report:
@@ -193,30 +208,6 @@ def _read_index(reader: container.Reader):
     return index.from_json(reader.index, reader.payload_size, reader.size)
   except (ValueError, TypeError, LookupError, RecursionError) as error:
     raise reader.error(f"the index is invalid: {error}") from None
-
-
-def _selected(params, leaves, select) -> set[str]:
-  """The names of the tensors to quantize."""
-  floating = {n for n, leaf in leaves if index.is_floating(leaf.dtype)}
-  if select is None:
-    return {n for n, leaf in leaves if len(leaf.shape) >= 2 and n in floating}
-  if isinstance(select, str):
-    select = [select]
-  if isinstance(select, (list, tuple)) and all(
-    isinstance(item, str) for item in select
-  ):
-    return {n for p in select for n in fnmatch.filter(floating, p)}
-  chosen = select(params) if callable(select) else select
-  flags = tree.describe(tree.map(np.bool_, chosen))[1]
-  if [n for n, _ in flags] != [n for n, _ in leaves]:
-    raise ValueError("select is a tree of bools with another structure")
-  names = {n for n, flag in flags if flag}
-  if names - floating:
-    raise ValueError(
-      f"select takes {min(names - floating)!r}: only floating tensors can be "
-      "quantized"
-    )
-  return names
 
 
 def _step_of(name: str, step: float | Mapping[str, float]) -> float:
@@ -285,4 +276,5 @@ __all__ = [
   "inspect",
   "load",
   "save",
+  "stream",
 ]

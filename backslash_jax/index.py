@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backslash_jax import tree
+from backslash_jax import selection, tree
 from backslash_jax.coding import coders
 
 CHUNK = 1 << 21  # Symbols of a chunk, or bytes of one of exact tensors.
@@ -170,7 +170,7 @@ def _entry(name, dtype, shape, step, coder, model, bits, nu, alpha) -> Entry:
   else:
     if not isinstance(step, float) or not 0 < step < math.inf:
       raise ValueError(f"tensor {name!r} has the step {step!r}")
-    if coder not in coders.NAMES or not is_floating(dtype):
+    if coder not in coders.NAMES or not selection.is_floating(dtype):
       raise ValueError(f"tensor {name!r}: coder {coder!r}, dtype {dtype.name}")
     model = coders.from_json(coder, model)
   return Entry(
@@ -192,8 +192,3 @@ def dtype_of(name: str) -> np.dtype:
   if not (isinstance(kind, type) and issubclass(kind, np.generic)):
     raise ValueError(f"{name!r} is not a type of numbers")
   return np.dtype(kind)
-
-
-def is_floating(dtype) -> bool:
-  """Whether a dtype is of real floating numbers, bfloat16 and float8 too."""
-  return "float" in np.dtype(dtype).name

@@ -21,10 +21,14 @@ _BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
 
 
 class Encoder:
-  """Fits the models of `entries` and makes their chunks from the leaves."""
+  """Fits the models of `entries` and makes their chunks from the leaves.
 
-  def __init__(self, leaves: list, entries: list[Entry]):
+  `mu` is the quantizer's, see quantize.rate_distortion.
+  """
+
+  def __init__(self, leaves: list, entries: list[Entry], mu: float):
     self._leaves = leaves
+    self._mu = mu
     self._entries = list(entries)
     self._bits = [0.0] * len(entries)
 
@@ -73,7 +77,10 @@ class Encoder:
 
   def _symbols(self, i: int, array: np.ndarray) -> np.ndarray:
     name, step = self._entries[i].name, self._entries[i].step
+    assert step is not None
     try:
+      if self._mu:
+        return quantize.rate_distortion(array, step, self._mu)
       return quantize.quantize(array, step)
     except ValueError as error:
       raise ValueError(f"tensor {name!r}: {error}") from None
@@ -90,48 +97,59 @@ class Encoder:
 
 
 class Decoder:
-  """Fills the wanted tensors from the chunks of a file.
+  """Makes tensors from the chunks of a file.
 
-  `place` is called with the entry and the array of each tensor as soon as it is
-  complete; `rows` says which rows of its matrix are wanted at all.
+  `rows` says which rows of a tensor's matrix are wanted: none, or a span
+  outside of which its array stays undefined.
   """
 
   def __init__(
     self,
     reader: container.Reader,
     entries: list[Entry],
-    rows: Callable[[Entry], tuple[int, int]],
-    place: Callable[[Entry, np.ndarray], object],
+    rows: Callable[[Entry], tuple[int, int] | None],
   ):
     self._reader = reader
     self._entries = entries
     self._rows = [rows(entry) for entry in entries]
-    self._place = place
     self._arrays: dict[int, np.ndarray] = {}
-    self._missing: collections.Counter[int] = collections.Counter()
 
-  def run(self, chunks: list[tuple[int, int, int]]) -> Iterator[list[Part]]:
-    """Decodes what is wanted, and yields the parts of each chunk done."""
+  def run(
+    self, chunks: list[tuple[int, int, int]]
+  ) -> Iterator[tuple[list[Part], list[tuple[Entry, np.ndarray]]]]:
+    """The parts of each chunk, and the tensors that are complete with it.
+
+    Those without elements come first, with no parts.
+    """
     plan = zip(index.plan(self._entries), chunks, strict=True)
     tasks = [
       (parts, chunk) for parts, chunk in plan if any(map(self._wanted, parts))
     ]
-    for parts, _ in tasks:
-      self._missing.update(p.tensor for p in parts if self._wanted(p))
-    for i, entry in enumerate(self._entries):
-      if not self._missing[i] and self._rows[i] == (0, entry.matrix[0]):
-        self._place(entry, np.empty(entry.shape, entry.dtype))
+    missing = collections.Counter(
+      part.tensor for parts, _ in tasks for part in parts if self._wanted(part)
+    )
+    yield (
+      [],
+      [
+        (entry, np.empty(entry.shape, entry.dtype))
+        for entry, rows in zip(self._entries, self._rows, strict=True)
+        if entry.size == 0 and rows is not None
+      ],
+    )
     for parts in _in_order(self._decode, tasks):
-      for part in filter(self._wanted, parts):
-        self._missing[part.tensor] -= 1
-        if not self._missing[part.tensor]:
-          entry = self._entries[part.tensor]
-          array = self._arrays.pop(part.tensor)
-          self._place(entry, array.reshape(entry.shape))
-      yield parts
+      complete = []
+      for i in (part.tensor for part in parts if self._wanted(part)):
+        missing[i] -= 1
+        if not missing[i]:
+          entry = self._entries[i]
+          complete.append((entry, self._arrays.pop(i).reshape(entry.shape)))
+      yield parts, complete
 
   def _wanted(self, part: Part) -> bool:
-    start, stop = self._rows[part.tensor]
+    span = self._rows[part.tensor]
+    if span is None:
+      return False
+    start, stop = span
     return max(start, part.start) < min(stop, part.stop)
 
   def _decode(self, task) -> list[Part]:

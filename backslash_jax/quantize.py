@@ -1,6 +1,16 @@
-"""Uniform quantizers: which integers stand for a tensor, after training."""
+"""Uniform quantizers: which integers stand for a tensor, after training.
+
+`quantize` takes the nearest level, `rate_distortion` the one that is worth its
+bits. `choose_step` finds how coarse the levels may be.
+"""
+
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
+
+from backslash_jax import selection, tree
+from backslash_jax.coding import fit
 
 
 def quantize(x: np.ndarray, step: float) -> np.ndarray:
@@ -35,6 +45,182 @@ def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
     if np.dtype(dtype).itemsize < 4:
       values = values.astype(np.float32)
     return values.astype(dtype)
+
+
+def rate_distortion(
+  x: np.ndarray,
+  step: float,
+  mu: float,
+  *,
+  sensitivity: np.ndarray | None = None,
+) -> np.ndarray:
+  """int32 levels of least squared error + mu * bits.
+
+  Each value takes the nearest level or the neighbour that is nearer to zero.
+  The bits are those of the model that the archive's rANS codes the result with,
+  fitted, applied and fitted again.
+
+  Args:
+    x: any shape; its last axis is the columns of the model.
+    step: distance of the levels.
+    mu: what a bit may cost, in squares of the step: 0 is plain rounding, 0.1 a
+      usual value.
+    sensitivity: weights of the squared errors, of x's shape and of mean one;
+      for example squared gradients. None weighs all alike.
+
+  Raises:
+    ValueError: as `quantize`; if mu is negative or a shape does not fit.
+  """
+  if not 0 <= mu < math.inf:
+    raise ValueError(f"mu is {mu}: it must be finite and not negative")
+  x = np.asarray(x)
+  if sensitivity is not None and np.shape(sensitivity) != x.shape:
+    raise ValueError(
+      f"the sensitivity has shape {np.shape(sensitivity)}, the tensor {x.shape}"
+    )
+  nearest = quantize(x, step)
+  levels = nearest
+  scaled = np.asarray(x, np.float64) / step
+  lower = np.trunc(scaled).astype(np.int32)  # The neighbour nearer to zero.
+  loss = np.square(scaled - lower) - np.square(scaled - nearest)
+  if sensitivity is not None:
+    loss *= sensitivity
+  for _ in range(2):
+    model = fit.fit(levels, sample=True)
+    gain = fit.code_lengths(nearest, model) - fit.code_lengths(lower, model)
+    levels = np.where(loss < mu * gain, lower, nearest)
+  return levels
+
+
+def apply(
+  params,
+  step: float | Mapping[str, float],
+  *,
+  mu: float = 0.0,
+  sensitivity=None,
+  select=None,
+):
+  """`params` with the values that a file with this step would give back.
+
+  Saved with the same step they are coded without any further loss, as long as
+  their dtype holds every multiple of the step exactly: float32 does up to 2**24
+  steps, bfloat16 up to 256.
+
+  Args:
+    params: as for `archive.save`.
+    step: one, or one for each selected name.
+    mu: see `rate_distortion`; 0 rounds to nearest.
+    sensitivity: a tree like `params` of weights for the squared errors; they
+      are divided by their mean over all selected tensors.
+    select: as for `archive.save`.
+  """
+  _, leaves = tree.describe(params)
+  chosen = selection.selected(params, leaves, select)
+  weights = _normalized(leaves, chosen, sensitivity)
+  found = {}
+  for name, leaf in leaves:
+    found[name] = leaf
+    if name in chosen:
+      x = np.asarray(leaf)
+      own = step[name] if isinstance(step, Mapping) else step
+      symbols = rate_distortion(x, own, mu, sensitivity=weights.get(name))
+      found[name] = dequantize(symbols, own, x.dtype)
+  return tree.rebuild(tree.describe(params)[0], found.__getitem__)
+
+
+def absmax_steps(params, levels: int = 127, *, select=None) -> dict[str, float]:
+  """A step per tensor: its largest magnitude divided by `levels`."""
+  _, leaves = tree.describe(params)
+  chosen = selection.selected(params, leaves, select)
+  largest = {n: np.abs(np.asarray(x)).max(initial=0) for n, x in leaves}
+  return {
+    n: float(largest[n] or 1.0) / levels for n, _ in leaves if n in chosen
+  }
+
+
+def sensitive_steps(
+  params, step: float, sensitivity, *, select=None
+) -> dict[str, float]:
+  """A step per tensor, finer where errors hurt: step / sqrt(sensitivity).
+
+  The mean sensitivity of a tensor is taken relative to that of all selected
+  parameters, and kept within a factor of 256.
+  """
+  _, leaves = tree.describe(params)
+  chosen = selection.selected(params, leaves, select)
+  weights = _normalized(leaves, chosen, sensitivity)
+  return {
+    name: step / math.sqrt(min(max(float(w.mean()), 1 / 256), 256))
+    for name, w in weights.items()
+  }
+
+
+def choose_step(
+  params,
+  evaluate: Callable[[object], float],
+  tolerance: float,
+  *,
+  finest: float = 2**-16,
+  coarsest: float = 1.0,
+  resolution: float = 0.125,
+  mu: float = 0.0,
+  select=None,
+) -> float:
+  """The coarsest step that costs no more than `tolerance` of the metric.
+
+  Bisection over log2(step), so the metric should fall as the step grows; where
+  it wavers, the step returned is still one that was evaluated and is within.
+
+  Args:
+    params: the trained parameters.
+    evaluate: from parameters to a metric, the higher the better.
+    tolerance: how far the metric may fall below that of `params` as they are.
+    finest: a step that is surely fine enough.
+    coarsest: the largest step to consider.
+    resolution: where to stop, in octaves.
+    mu: of the quantizer, see `rate_distortion`.
+    select: as for `archive.save`.
+
+  Raises:
+    ValueError: if even `finest` is not within the tolerance.
+  """
+  wanted = evaluate(params) - tolerance
+
+  def within(octave: float) -> bool:
+    quantized = apply(params, 2.0**octave, mu=mu, select=select)
+    return evaluate(quantized) >= wanted
+
+  good, bad = math.log2(finest), math.log2(coarsest)
+  if within(bad):
+    return float(coarsest)
+  if not within(good):
+    raise ValueError(
+      f"a step of {finest} already costs more than {tolerance}: "
+      "give a finer one or allow more"
+    )
+  while bad - good > resolution:
+    middle = (good + bad) / 2
+    good, bad = (middle, bad) if within(middle) else (good, middle)
+  return 2.0**good
+
+
+def _normalized(leaves, chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
+  """The sensitivities of the chosen tensors, of mean one over all of them."""
+  if sensitivity is None:
+    return {}
+  given = dict(tree.describe(sensitivity)[1])
+  if missing := sorted(chosen - given.keys()):
+    raise ValueError(f"the sensitivity has no tensor {missing[0]!r}")
+  found = {
+    n: np.asarray(given[n], np.float64) for n, _ in leaves if n in chosen
+  }
+  total = sum(float(x.sum()) for x in found.values())
+  count = sum(x.size for x in found.values())
+  if not 0 < total < math.inf:
+    raise ValueError(
+      "the sensitivity must be finite, not negative, not all zero"
+    )
+  return {name: x * (count / total) for name, x in found.items()}
 
 
 def check_step(step: float) -> None:

@@ -48,6 +48,23 @@ def fit(symbols: np.ndarray, *, sample: bool = False) -> models.Model:
   return best._replace(shift=shift)
 
 
+def code_lengths(symbols: np.ndarray, model: Gaussian) -> np.ndarray:
+  """Bits of each symbol of a tensor under the model, in its classes; float64."""
+  columns = symbols.shape[-1] if symbols.ndim > 1 else 1
+  sizes = magnitudes(symbols.reshape(-1, columns), model.shift)
+  rows, columns = classes(sizes, model)
+  total = rows[:, None] + columns
+  low, high = int(total.min()), int(total.max())
+  table = np.stack(
+    [
+      models.costs(model.nu, models.point(model, c), model.tail)
+      for c in range(low, high + 1)
+    ]
+  )
+  sizes = np.minimum(sizes, frequencies.LARGEST + 1)
+  return table[total - low, sizes].reshape(symbols.shape)
+
+
 def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
   """nu and alpha of the generalized Gaussian with the values' two moments.
 
