@@ -25,7 +25,9 @@ class WeightsError(ValueError):
   """A model directory or id that cannot be loaded; says what to do."""
 
 
-def locate(path_or_id: str | os.PathLike) -> pathlib.Path:
+def locate(
+  path_or_id: str | os.PathLike, *, tensors: bool = True
+) -> pathlib.Path:
   """The local directory of a model: the path itself or a download.
 
   Args:
@@ -33,6 +35,7 @@ def locate(path_or_id: str | os.PathLike) -> pathlib.Path:
       `google/gemma-2-2b`, which `huggingface_hub` downloads into its cache
       (safetensors and descriptions only, `pytorch_model*.bin` if there are no
       safetensors).
+    tensors: whether to download these, or only the descriptions.
 
   Raises:
     WeightsError: neither a directory nor an id; no network and not in the
@@ -48,10 +51,10 @@ def locate(path_or_id: str | os.PathLike) -> pathlib.Path:
       f"{name}: neither a directory nor a Hugging Face id (`name` or "
       "`owner/name`); pass the directory that holds config.json"
     )
-  return _download(name)
+  return _download(name, tensors)
 
 
-def _download(name: str) -> pathlib.Path:
+def _download(name: str, tensors: bool) -> pathlib.Path:
   """Fetches the files that `locate` promises into the cache of the hub."""
   try:
     import huggingface_hub
@@ -72,8 +75,8 @@ def _download(name: str) -> pathlib.Path:
     )
 
   try:
-    directory = fetch("*.safetensors")
-    if not any(directory.glob("*.safetensors")):
+    directory = fetch(*(["*.safetensors"] if tensors else []))
+    if tensors and not any(directory.glob("*.safetensors")):
       directory = fetch("pytorch_model*.bin")
   except errors.GatedRepoError as error:
     raise WeightsError(
