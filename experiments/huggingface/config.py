@@ -213,7 +213,7 @@ def _read_gemma2(fields: _Fields) -> gemma2.ModelConfig:
   return gemma2.ModelConfig(
     **values,
     window=fields.size("sliding_window", 4096),
-    query_scale=float(fields.get("query_pre_attn_scalar", 256)),
+    query_scale=fields.size("query_pre_attn_scalar", 256),
     attention_softcap=fields.values.get("attn_logit_softcapping", 50.0),
     logit_softcap=fields.values.get("final_logit_softcapping", 30.0),
   )

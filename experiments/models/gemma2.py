@@ -26,7 +26,7 @@ class ModelConfig(model_config.ModelConfig):
   kv_heads: int
   head_dim: int
   window: int  # Positions, the current one included.
-  query_scale: float  # Queries are divided by its square root.
+  query_scale: int  # Queries are divided by its square root.
   attention_softcap: float | None
   logit_softcap: float | None
   positions: rotary.Rotary
@@ -43,7 +43,7 @@ SIZES = {
     mlp=9216,
     max_positions=8192,
     window=4096,
-    query_scale=256.0,
+    query_scale=256,
     attention_softcap=50.0,
     logit_softcap=30.0,
     positions=rotary.Rotary(),

@@ -109,7 +109,7 @@ def _own_size(config: Any, task: Task) -> ModelConfig:
   return gemma2.ModelConfig(
     **common,
     window=max(1, task.seq_len // 2),
-    query_scale=float(common["head_dim"]),
+    query_scale=common["head_dim"],
     attention_softcap=50.0,
     logit_softcap=30.0,
   )
