@@ -9,6 +9,7 @@ import fnmatch
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def load(
     wanted = {entry.name for entry in entries}
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
-    found = {}
+    found: dict[str, Any] = {}
 
     def rows(entry: Entry) -> tuple[int, int] | None:
       if entry.name not in wanted:

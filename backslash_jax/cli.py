@@ -1,4 +1,4 @@
-"""`backslash-jax compress | decompress | inspect`: coded model files at hand."""
+"""The command line: backslash-jax compress, decompress, inspect."""
 
 import argparse
 import dataclasses
@@ -131,7 +131,7 @@ def _compress(options, console) -> dict:
     step = _steps(options.step, {n: params[n] for n in chosen})
     select = {name: name in chosen for name in params}
     total = sum(x.size for x in params.values())
-    with _bar(console, f"compress {source.name}", total) as advance:
+    with _Bar(console, f"compress {source.name}", total) as advance:
       reports.append(
         archive.save(
           target,
@@ -180,7 +180,7 @@ def _decompress(options, console) -> dict:
   for source, target in files:
     report = archive.inspect(source)
     shapes = {t.name: (t.dtype, t.shape) for t in report.tensors}
-    with _bar(
+    with _Bar(
       console, f"decompress {source.name}", report.parameters
     ) as advance:
       plain.write(target, shapes, _advancing(archive.stream(source), advance))
@@ -256,7 +256,7 @@ def _steps(text: str, params: dict) -> float | dict[str, float]:
   return step
 
 
-class _bar:
+class _Bar:
   """A progress bar in parameters, where there is a terminal to show it."""
 
   def __init__(self, console, title: str, total: int):
@@ -328,7 +328,9 @@ def _plot(console, report: archive.Report) -> None:
     if name not in fits:
       continue
     t = fits[name]
-    assert t.step and t.nu and t.alpha
+    assert t.step is not None
+    assert t.nu is not None
+    assert t.alpha is not None
     symbols = np.rint(values.astype(np.float64) / t.step).ravel()
     spread = max(int(np.quantile(np.abs(symbols), 0.98)), 4)
     width = max(-(-2 * spread // 24), 1)

@@ -88,7 +88,7 @@ def plan(entries: list[Entry]) -> list[list[Part]]:
     if rows == 0:
       continue
     if rows * weight > CHUNK:
-      stride = CHUNK // weight
+      stride = -(-rows // -(-rows * weight // CHUNK))
       chunks += [
         [Part(i, start, min(start + stride, rows))]
         for start in range(0, rows, stride)

@@ -54,9 +54,11 @@ class Encoder:
       i, start, stop = parts[0]
       rows = self._entries[i].matrix[0]
       if start == 0 and stop < rows and self._entries[i].step is not None:
-        # A tensor of many chunks has one model, from evenly spaced rows.
-        stride = -(-rows // stop)
-        self._fit(i, self._matrix(i)[::stride])
+        # A tensor of many chunks has one model: rANS codes all symbols with
+        # one from evenly spaced rows, the others must have seen them all.
+        sample = self._entries[i].coder == "rans" and not self._constant(i)
+        stride = -(-rows // stop) if sample else 1
+        self._fit(i, self._matrix(i)[::stride], sample)
       yield parts
 
   def _encode(self, parts: list[Part]):
@@ -85,11 +87,20 @@ class Encoder:
     except ValueError as error:
       raise ValueError(f"tensor {name!r}: {error}") from None
 
-  def _fit(self, i: int, array: np.ndarray) -> np.ndarray:
+  def _constant(self, i: int) -> bool:
+    """Whether all of a tensor's values are equal."""
+    matrix = self._matrix(i)
+    first = matrix[0, 0]
+    rows = max(_BLOCK // matrix.shape[1], 1)
+    return all(
+      (matrix[start : start + rows] == first).all()
+      for start in range(0, matrix.shape[0], rows)
+    )
+
+  def _fit(self, i: int, array: np.ndarray, sample: bool = False) -> np.ndarray:
     """Sets the model of tensor i, and returns the symbols it was fitted to."""
     entry = self._entries[i]
     symbols = self._symbols(i, array)
-    sample = array.shape[0] < entry.matrix[0]
     model = coders.fit(entry.coder, symbols, sample=sample)
     nu, alpha = fit.shape_and_scale(array)
     self._entries[i] = entry._replace(model=model, nu=nu, alpha=alpha)
@@ -174,7 +185,7 @@ class Decoder:
       for part, values in zip(parts, found, strict=True):
         if self._wanted(part):
           self._store(part, values)
-    except (ValueError, MemoryError) as error:
+    except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
       names = ", ".join(repr(e.name) for e in entries[:3])
       raise self._reader.error(f"chunk of {names}: {error}") from None
     return parts

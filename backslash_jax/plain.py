@@ -73,7 +73,8 @@ def write(
   Raises:
     ValueError: if safetensors has no such dtype.
   """
-  entries, offset = {"__metadata__": {"format": "pt"}}, 0
+  entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+  offset = 0
   starts = {}
   for name, (dtype, shape) in shapes.items():
     if dtype not in _CODES:

@@ -78,15 +78,16 @@ def rate_distortion(
     raise ValueError(
       f"the sensitivity has shape {np.shape(sensitivity)}, the tensor {x.shape}"
     )
-  nearest = quantize(x, step)
-  levels = nearest
+  levels = nearest = quantize(x, step)
+  if mu == 0 or x.size == 0:
+    return nearest
   scaled = np.asarray(x, np.float64) / step
   lower = np.trunc(scaled).astype(np.int32)  # The neighbour nearer to zero.
   loss = np.square(scaled - lower) - np.square(scaled - nearest)
   if sensitivity is not None:
     loss *= sensitivity
   for _ in range(2):
-    model = fit.fit(levels, sample=True)
+    model, _ = fit.gaussian(levels)
     gain = fit.code_lengths(nearest, model) - fit.code_lengths(lower, model)
     levels = np.where(loss < mu * gain, lower, nearest)
   return levels
@@ -236,6 +237,6 @@ def _raise(x: np.ndarray, step: float):
     raise ValueError(f"{bad} of {x.size} values are NaN or infinite")
   worst = x.flat[int(np.argmax(np.abs(x)))]
   raise ValueError(
-    f"the value {worst} is more than 2**31 - 1 steps of {step}: "
+    f"the value {float(worst):g} is more than 2**31 - 1 steps of {step}: "
     "take a larger step or leave this tensor out"
   )

@@ -1,13 +1,14 @@
 """Which tensors of a tree are quantized."""
 
 import fnmatch
+from typing import Any
 
 import numpy as np
 
 from backslash_jax import tree
 
 
-def selected(params, leaves: list[tuple[str, object]], select) -> set[str]:
+def selected(params, leaves: list[tuple[str, Any]], select) -> set[str]:
   """The names of the tensors to quantize.
 
   Args:

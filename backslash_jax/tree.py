@@ -5,9 +5,10 @@ the names do not: whether a level is a dict, a list or a tuple, and its keys.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 
-def describe(tree) -> tuple[object, list[tuple[str, object]]]:
+def describe(tree) -> tuple[object, list[tuple[str, Any]]]:
   """The structure of `tree` as JSON, and its (name, leaf) pairs in order.
 
   In the JSON a leaf is 0, an absent one null, a dict with string keys an
@@ -17,7 +18,7 @@ def describe(tree) -> tuple[object, list[tuple[str, object]]]:
     TypeError: for a container or a key that a file cannot keep.
     ValueError: if two leaves have one name.
   """
-  leaves: list[tuple[str, object]] = []
+  leaves: list[tuple[str, Any]] = []
   structure = _describe(tree, (), leaves)
   names = set()
   for name, _ in leaves:

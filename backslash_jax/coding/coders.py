@@ -4,6 +4,7 @@ import math
 import struct
 import sys
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -53,14 +54,15 @@ def decode(coder: str, data: bytes, pieces: list[Piece]) -> list[np.ndarray]:
     stop = _SIZE.size + _SIZE.unpack_from(view)[0]
     if stop > len(view):
       raise ValueError("a piece is cut off")
-    out.append(module.decode(view[_SIZE.size : stop], model, math.prod(shape)))
+    body: Any = model
+    out.append(module.decode(view[_SIZE.size : stop], body, math.prod(shape)))
     view = view[stop:]
   if len(view):
     raise ValueError("bytes are left over")
   return out
 
 
-def to_json(coder: str, model) -> list:
+def to_json(coder: str, model: Any) -> list:
   """A model as numbers and lists."""
   if isinstance(model, models.Table):
     return [model.lowest, list(model.counts)]
@@ -71,13 +73,15 @@ def to_json(coder: str, model) -> list:
   return [model.order, None if model.ranks is None else model.ranks.tolist()]
 
 
-def from_json(coder: str, fields: list):
+def from_json(coder: str, fields: Any) -> Any:
   """The model; ValueError or TypeError if there is none."""
   if coder == "rans":
     if len(fields) == 2:
       return models.check(models.Table(_int(fields[0]), _ints(fields[1])))
-    rows, columns = (None if f is None else _int(f) for f in fields[4:])
-    return models.check(models.Gaussian(*_ints(fields[:4]), rows, columns))
+    nu, alpha, tail, shift, *rest = fields
+    rows, columns = (None if f is None else _int(f) for f in rest)
+    nu, alpha, tail, shift = _ints((nu, alpha, tail, shift))
+    return models.check(models.Gaussian(nu, alpha, tail, shift, rows, columns))
   if coder == "huffman":
     lowest, lengths, escape = fields
     model = huffman.Model(_int(lowest), _ints(lengths), escape is True)

@@ -25,31 +25,38 @@ def fit(symbols: np.ndarray, *, sample: bool = False) -> models.Model:
       last one.
     sample: whether the model must be able to code any other symbols, too.
   """
+  if sample:
+    return gaussian(symbols)[0]
   if symbols.size == 0:
     return Table(0, (models.TOTAL,))
   low, high = int(symbols.min()), int(symbols.max())
-  if low == high and not sample:
+  if low == high:
     return Table(low, (models.TOTAL,))
-  matrix = symbols.reshape(-1, symbols.shape[-1] if symbols.ndim > 1 else 1)
+  model, bits = gaussian(symbols)
+  if model.shift == 0 and max(-low, high) <= frequencies.LARGEST:
+    return _fit_table(symbols, low, bits) or model
+  return model
+
+
+def gaussian(symbols: np.ndarray) -> tuple[Gaussian, float]:
+  """The generalized Gaussian of fewest bits for `symbols`, and those bits."""
+  columns = symbols.shape[-1] if symbols.ndim > 1 else 1
+  matrix = symbols.reshape(-1, columns)
   stride = -(-symbols.size // _SAMPLE)
   shift = _shift(matrix[::stride])
   sizes = magnitudes(matrix, shift)
   histograms = _histograms(sizes[::stride], 0)
-  best, _ = _search(histograms, None, (4, 2))
+  model, _ = _search(histograms, None, (4, 2))
   side = 0.0
   if min(matrix.shape) > 1:
-    best, histograms, side = _fit_classes(best, sizes, stride)
-  best, bits = _search(histograms, best, (2, 1))
-  bits = bits * stride + side
-  if not sample and shift == 0 and max(-low, high) <= frequencies.LARGEST:
-    table, cost = _fit_table(symbols, low, bits)
-    if cost < bits:
-      return table
-  return best._replace(shift=shift)
+    model, histograms, side = _fit_classes(model, sizes, stride)
+  model, bits = _search(histograms, model, (2, 1))
+  bits = bits * stride + side + shift * symbols.size
+  return model._replace(shift=shift), bits
 
 
 def code_lengths(symbols: np.ndarray, model: Gaussian) -> np.ndarray:
-  """Bits of each symbol of a tensor under the model, in its classes; float64."""
+  """Bits of each symbol of a tensor under the model, as float64."""
   columns = symbols.shape[-1] if symbols.ndim > 1 else 1
   sizes = magnitudes(symbols.reshape(-1, columns), model.shift)
   rows, columns = classes(sizes, model)
@@ -68,7 +75,7 @@ def code_lengths(symbols: np.ndarray, model: Gaussian) -> np.ndarray:
 def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
   """nu and alpha of the generalized Gaussian with the values' two moments.
 
-  From at most 2**18 values, evenly spaced, in float64, to four digits; nu is
+  From at most 2**18 values, evenly spaced, in float64, to three digits; nu is
   clamped to [0.1, 8]. None and None if all are zero or there are none.
   """
   flat = values[:: max(values.size // _SAMPLE, 1)].astype(np.float64).ravel()
@@ -88,11 +95,11 @@ def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
     low, high = (middle, high) if excess(middle) > 0 else (low, middle)
   gammas = math.lgamma(1 / low) - math.lgamma(2 / low)
   alpha = scale * float(flat.mean()) * math.exp(gammas)
-  return float(f"{low:.4g}"), float(f"{alpha:.4g}")
+  return float(f"{low:.3g}"), float(f"{alpha:.3g}")
 
 
 def magnitudes(symbols: np.ndarray, shift: int) -> np.ndarray:
-  """|symbols >> shift|, rounded to nearest, in the narrowest sufficient type."""
+  """|symbols >> shift|, rounded to nearest."""
   if shift == 0:
     return (
       np.abs(symbols)
@@ -148,7 +155,7 @@ def _nearest(means, model: Gaussian, other: np.ndarray, grid: int):
 
 def _fit_classes(plain: Gaussian, sizes: np.ndarray, stride: int):
   """No, row, column or both classes: the model, histograms and side bits."""
-  best, lowest = None, np.inf
+  best, lowest = (plain, _histograms(sizes[::stride], 0), 0.0), np.inf
   for rows, columns in ((None, None), (_ANY, None), (None, _ANY), (_ANY, _ANY)):
     model = plain._replace(rows=rows, columns=columns)
     row_class, column_class = classes(sizes, model)
@@ -254,17 +261,19 @@ def _alpha_of_mean(nu: int, mean: float) -> int:
   return high
 
 
-def _fit_table(symbols: np.ndarray, low: int, bits: float):
-  """The empirical table and its bits, if it can be smaller than `bits`."""
+def _fit_table(symbols: np.ndarray, low: int, bits: float) -> Table | None:
+  """The empirical table, if it takes less than `bits`, itself included."""
   counts = np.bincount((symbols.ravel() - low).astype(np.intp))
   used = counts[counts > 0]
   entropy = float((used * np.log2(symbols.size / used)).sum())
   side = 9.0 * counts.size + 64
-  if entropy + side >= bits or used.size < 2 or counts.size > models.TOTAL // 4:
-    return None, np.inf
+  if entropy + side >= bits or counts.size > models.TOTAL // 4:
+    return None
   quantized = quantize_counts(counts)
   lengths = np.log2(models.TOTAL / np.maximum(quantized, 1))
-  return Table(low, tuple(quantized.tolist())), float(counts @ lengths) + side
+  if float(counts @ lengths) + side >= bits:
+    return None
+  return Table(low, tuple(quantized.tolist()))
 
 
 def quantize_counts(counts: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Interleaved rANS: many 32-bit states that share one stream of 16-bit words.
 
-Symbols are coded in rows, one symbol per lane; a row never crosses the border of
-two segments. A decoder's lane that falls below 2**16 takes the next word, the
-lowest lane first. A symbol's entry is frequency << 16 | start, of 2**14.
+Symbols are coded in rows, one symbol per lane; a row never crosses the border
+of two segments. A decoder's lane that falls below 2**16 takes the next word,
+the lowest lane first. A symbol's entry is frequency << 16 | start, of 2**14.
 
 A lane costs the 32 bits of its state. Most of that is won back: near the end of
 the stream all but an eighth of the lanes retire, and the low half of a retired
@@ -153,7 +153,8 @@ class Decoder:
 
 def _rows(total: int):
   """Whose row loops to use: numba's, where it is installed and worth it."""
-  if total < _LARGE:
+  compiled = f"{__name__}_numba"
+  if total < _LARGE and compiled not in sys.modules:
     return sys.modules[__name__]
   try:
     from backslash_jax.coding import lanes_numba

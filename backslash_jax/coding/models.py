@@ -67,10 +67,11 @@ def check(model: Model) -> Model:
       ok = ok and 0 <= shift <= MAX_SHIFT
     case Table(lowest, counts):
       ok = len(counts) > 0 and min(counts) >= 0 and sum(counts) == TOTAL
-      ok = ok and (is_constant(model) or abs(lowest) < -ESCAPE)
-      ok = (ok and lowest + len(counts) <= -ESCAPE) or is_constant(model)
-      ok = ok and -(2**31) <= lowest < 2**31
-      ok = ok and (is_constant(model) or TOTAL not in counts)
+      if is_constant(model):
+        ok = ok and -(2**31) <= lowest < 2**31
+      else:
+        ok = ok and ESCAPE < lowest and lowest + len(counts) <= -ESCAPE
+        ok = ok and TOTAL not in counts
   if not ok:
     raise ValueError(f"the model {model} is outside the format's limits")
   return model

@@ -18,11 +18,11 @@ import numpy as np
 
 from backslash_jax.coding import bits, exp_golomb, lanes, models
 from backslash_jax.coding import fit as fitting
-from backslash_jax.coding.models import Gaussian, Model
+from backslash_jax.coding.models import Gaussian, Model, Table
 
 _HEADER = struct.Struct("<HII")
 _LANE_BITS = 10_000  # Bits of a chunk for each lane, which costs 11.
-_BLOCK = 1 << 15  # Symbols looked up at once, to stay in cache.
+_BLOCK = 1 << 14  # Symbols looked up at once, to stay in cache.
 _BITS = lanes.PRECISION - np.log2(np.maximum(np.arange(models.TOTAL + 1), 1))
 
 fit = fitting.fit
@@ -107,10 +107,8 @@ def decode_pieces(
   """The int32 symbols of each piece, in vectors; ValueError if data is bad."""
   data = memoryview(data)
   total = sum(_coded_size(piece) for piece in pieces)
-  if total == 0:
-    if len(data):
-      raise ValueError("bytes where nothing is coded")
-    return [_decode_piece(None, piece).symbols for piece in pieces]
+  if total == 0 and len(data):
+    raise ValueError("bytes where nothing is coded")
   decoder, position = _open(data, total)
   found = [_decode_piece(decoder, piece) for piece in pieces]
   decoder.finish()
@@ -184,34 +182,31 @@ def _look_up(symbols, model: Gaussian, row_class, column_class):
   """Entries of the symbols under their classes, escapes and bits."""
   tables = _class_tables(model, row_class, column_class)
   limits = np.array([-table.lowest for table in tables])
-  reach = int(limits.max())
+  reach, nearest = int(limits.max()), int(limits.min())
   codes = np.concatenate([models.encoding(t, reach) for t in tables])
   lengths = _BITS[codes >> 16].astype(np.float32)
   stride = 2 * reach + 3
-  first = int(row_class.min() + column_class.min())
-  row_place = ((row_class - first) * stride + reach + 1).astype(np.int32)
-  column_place = (column_class * stride).astype(np.int32)
+  row_class = row_class - row_class.min() - column_class.min()
+  row_place = (row_class * stride + reach + 1)[:, None]
+  column_place = column_class * stride
   entries = np.empty(symbols.shape, np.uint32)
-  escapes, total = [], 0.0
+  escapes, total = [_NOTHING], 0.0
   rows = max(_BLOCK // symbols.shape[1], 1)
   for start in range(0, symbols.shape[0], rows):
     block = symbols[start : start + rows]
-    places = np.clip(block, -reach - 1, reach + 1)
-    if max(-int(block.min()), int(block.max())) > limits.min():
-      own = row_class[start : start + rows, None] + column_class - first
-      escapes.append(_beyond(block, limits[own]))
-    places += row_place[start : start + rows, None]
+    places = block.astype(np.intp)
+    if max(-int(places.min()), int(places.max())) > nearest:
+      i, j = (np.abs(places) > nearest).nonzero()
+      own = limits[row_class[start + i] + column_class[j]]
+      excess = np.abs(places[i, j]) - own
+      signed = np.sign(places[i, j]) * excess
+      escapes.append(signed[excess > 0].astype(np.int32))
+      np.clip(places, -reach - 1, reach + 1, out=places)
+    places += row_place[start : start + rows]
     places += column_place
     codes.take(places, out=entries[start : start + rows], mode="clip")
-    total += float(lengths.take(places, mode="clip").sum(dtype=np.float64))
-  beyond = np.concatenate(escapes) if escapes else _NOTHING
-  return entries.ravel(), beyond, total
-
-
-def _beyond(symbols: np.ndarray, limits: np.ndarray) -> np.ndarray:
-  """By how much symbols exceed their limits, with their signs, if they do."""
-  excess = np.abs(symbols.astype(np.int64)) - limits
-  return (np.sign(symbols) * excess)[excess > 0].astype(np.int32)
+    total += float(lengths.take(places, mode="clip").sum())
+  return entries.ravel(), np.concatenate(escapes), total
 
 
 def _class_tables(model: Gaussian, row_class, column_class):
@@ -229,19 +224,22 @@ def _tail(segments: list[np.ndarray], count: int) -> int:
   if lanes.survivors(count) == count:
     return 0
   # Their states may keep 16 bits each, and the sum of bits is rounded.
-  wanted = 17 * count + 64
-  tail, found = 0, 0.0
+  wanted, tail = 17.0 * count + 64, 0
   for segment in reversed(segments):
-    lengths = np.cumsum(_BITS[segment[::-1][: 64 * wanted] >> 16])
-    if lengths.size and found + lengths[-1] >= wanted:
-      return tail + int(np.searchsorted(lengths, wanted - found)) + 1
-    tail += segment.size
-    found += lengths[-1] if lengths.size else 0
+    for stop in range(segment.size, 0, -8 * count):
+      block = segment[max(stop - 8 * count, 0) : stop]
+      bits = np.cumsum(_BITS[block[::-1] >> 16])
+      if bits[-1] >= wanted:
+        return tail + int(np.searchsorted(bits, wanted)) + 1
+      wanted -= bits[-1]
+      tail += block.size
   return tail
 
 
 def _open(data: memoryview, total: int) -> tuple[lanes.Decoder, int]:
   """The decoder of a chunk's stream, and where the stream ends."""
+  if total == 0:
+    return lanes.Decoder(_NOTHING.astype(np.uint32), _NOTHING, 0, 0), 0
   if len(data) < _HEADER.size:
     raise ValueError("a chunk without its header")
   count, tail, size = _HEADER.unpack_from(data)
@@ -274,11 +272,11 @@ class _Decoded(NamedTuple):
   limits: np.ndarray | int  # What each escape exceeds.
 
 
-def _decode_piece(decoder: lanes.Decoder | None, piece: Piece) -> _Decoded:
+def _decode_piece(decoder: lanes.Decoder, piece: Piece) -> _Decoded:
   (rows, columns), model = piece
   size = rows * columns
   if not _coded_size(piece):
-    value = model.lowest if models.is_constant(model) else 0
+    value = model.lowest if isinstance(model, Table) else 0
     return _Decoded(np.full(size, value, np.int32), _NOTHING, 0)
   if not isinstance(model, Gaussian):
     found = decoder.segment(*models.decoding(model, False), None, size)
@@ -334,7 +332,7 @@ def _fill_escapes(pieces: list[_Decoded], data: memoryview) -> None:
 
 def _unshift(symbols: np.ndarray, low: np.ndarray, model: Model) -> np.ndarray:
   """Symbols with their low bits again."""
-  if not low.size:
+  if not low.size or isinstance(model, Table):
     return symbols
   wide = (symbols.astype(np.int64) << model.shift) + low.astype(np.int64)
   wide -= 1 << (model.shift - 1)

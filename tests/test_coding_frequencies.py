@@ -1,0 +1,63 @@
+"""The integer frequencies are those of the generalized Gaussian, everywhere."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from backslash_jax.coding import frequencies
+
+_GRID = [
+  (nu, alpha) for nu in range(-16, 33, 8) for alpha in range(-64, 97, 32)
+]
+
+
+@pytest.mark.parametrize("precision", [10, 12, 14, 15])
+@pytest.mark.parametrize("tail", [0, 3, 8])
+@pytest.mark.parametrize(("nu", "alpha"), _GRID)
+def test_they_fill_the_table(nu, alpha, tail, precision):
+  if tail > precision - 3:
+    return
+  f = frequencies.magnitudes(nu, alpha, tail, precision)
+  assert f[0] + 2 * f[1:-1].sum() + f[-1] == 1 << precision
+  assert f.min() >= 1
+  assert f[-1] >= 1 << tail
+
+
+@pytest.mark.parametrize(("nu", "alpha"), _GRID)
+def test_they_cost_little_more_than_the_true_probabilities(nu, alpha):
+  shape, scale = frequencies.nu_value(nu), frequencies.alpha_value(alpha)
+  f = frequencies.magnitudes(nu, alpha, 0, 14)
+  edges = np.append(0, np.arange(f.size - 1) + 0.5)
+  below = stats.gennorm(shape, scale=scale).sf(edges)
+  p = np.append(below[:-1] - below[1:], below[-1])
+  p[0] *= 2
+  p[-1] *= 2
+  p[1:-1] *= 2
+  q = f / 2.0**14
+  q[1:-1] *= 2
+  used = p > 1e-12
+  divergence = float(p[used] @ np.log2(p[used] / q[used]))
+  bits = -float(p[used] @ np.log2(p[used]))
+  assert -1e-9 < divergence < 0.004 * bits + 5e-4
+
+
+@pytest.mark.parametrize(("nu", "alpha"), [(0, 16), (8, 48), (-8, 16)])
+def test_masses_agree_with_the_distribution(nu, alpha):
+  masses = frequencies._masses(nu, alpha).astype(np.float64)
+  p = masses / (masses[0] + 2 * masses[1:].sum())
+  shape, scale = frequencies.nu_value(nu), frequencies.alpha_value(alpha)
+  survival = stats.gennorm(shape, scale=scale).sf(np.arange(20) - 0.5)
+  wanted = survival[:-1] - survival[1:]
+  np.testing.assert_allclose(p[1:19], wanted[1:], rtol=3e-3)
+
+
+def test_every_platform_has_the_same_tables():
+  digest = hashlib.sha256()
+  for nu in range(-32, 33, 3):
+    for alpha in range(-320, 177, 7):
+      f = frequencies.magnitudes(nu, alpha, alpha % 9, 14)
+      digest.update(f.astype("<i8").tobytes())
+  # Legitimate to update only together with the format's version.
+  assert digest.hexdigest() == "GOLDEN"
