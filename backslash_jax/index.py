@@ -173,9 +173,11 @@ def _entry(name, dtype, shape, step, coder, model, bits, nu, alpha) -> Entry:
     if coder not in coders.NAMES or not selection.is_floating(dtype):
       raise ValueError(f"tensor {name!r}: coder {coder!r}, dtype {dtype.name}")
     model = coders.from_json(coder, model)
-  return Entry(
-    name, dtype, tuple(shape), step, coder, model, int(bits), nu, alpha
-  )
+  if type(bits) is not int or not all(
+    x is None or isinstance(x, (int, float)) for x in (nu, alpha)
+  ):
+    raise ValueError(f"tensor {name!r} has a report that is no number")
+  return Entry(name, dtype, tuple(shape), step, coder, model, bits, nu, alpha)
 
 
 def dtype_of(name: str) -> np.dtype:

@@ -158,7 +158,7 @@ def test_bad_arguments_are_named(tmp_path):
     _save(tmp_path, {"a": np.array([None])})
   with pytest.raises(ValueError, match="two tensors are named 'a/b'"):
     _save(tmp_path, {"a": {"b": np.ones(1)}, "a/b": np.ones(1)})
-  with pytest.raises(ValueError, match="'n': only floating|'n'"):
+  with pytest.raises(ValueError, match=r"'n': only floating"):
     _save(tmp_path, {"n": np.arange(3)}, select={"n": True})
 
 

@@ -244,7 +244,7 @@ def test_compiled_rows_make_the_same_bytes(monkeypatch):
     np.testing.assert_array_equal(
       rans.decode(data, model, symbols.shape), symbols.ravel()
     )
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\w"):
       rans.decode(data[:-2], model, symbols.shape)
     found.append(data)
   assert found[0] == found[1]

@@ -60,4 +60,4 @@ def test_every_platform_has_the_same_tables():
       f = frequencies.magnitudes(nu, alpha, alpha % 9, 14)
       digest.update(f.astype("<i8").tobytes())
   # Legitimate to update only together with the format's version.
-  assert digest.hexdigest() == "GOLDEN"
+  assert digest.hexdigest() == ""

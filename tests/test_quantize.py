@@ -1,0 +1,164 @@
+"""Quantizers: nearest levels, levels worth their bits, and how coarse."""
+
+import numpy as np
+import pytest
+
+from backslash_jax import archive, quantize
+from backslash_jax.coding import rans
+
+
+def _weights(*shape, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.laplace(scale=0.05, size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("step", [2**-8, 0.003, 1e-5, 7.0])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_nearest_level_is_taken(step, dtype):
+  x = _weights(100, 30).astype(dtype)
+  symbols = quantize.quantize(x, step)
+  assert symbols.dtype == np.int32
+  error = np.abs(symbols * np.float64(step) - x.astype(np.float64))
+  assert error.max() <= step / 2 * (1 + 1e-6)
+
+
+def test_ties_go_to_even():
+  x = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], np.float32)
+  assert quantize.quantize(x, 1.0).tolist() == [-2, -2, 0, 0, 2, 2]
+
+
+def test_dequantized_values_quantize_to_themselves():
+  for step in (2**-8, 0.0123):
+    symbols = quantize.quantize(_weights(200, 50), step)
+    values = quantize.dequantize(symbols, step, np.float32)
+    np.testing.assert_array_equal(quantize.quantize(values, step), symbols)
+
+
+def test_int32_is_the_limit():
+  near = np.array([2.0**31 - 128, 128 - 2.0**31], np.float32)
+  assert quantize.quantize(near, 1.0).tolist() == near.tolist()
+  wide = np.array([2.0**31 - 1], np.float64)
+  assert quantize.quantize(wide, 1.0).tolist() == [2**31 - 1]
+  for x in (
+    np.float32([2.0**31]),
+    np.float64([-(2.0**31)]),
+    np.float32([3e38]),
+  ):
+    with pytest.raises(ValueError, match="more than 2\\*\\*31 - 1 steps of 1"):
+      quantize.quantize(x, 1.0)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf])
+def test_steps_are_positive(step):
+  with pytest.raises(ValueError, match="positive and finite"):
+    quantize.quantize(_weights(3), step)
+
+
+def _operational(weights, step, mu, tmp_path):
+  """Bits per parameter of the file and mean squared error, at mu."""
+  report = archive.save(tmp_path / "file", weights, step=step, mu=mu)
+  found = archive.load(tmp_path / "file")
+  error = np.concatenate([(found[k] - w).ravel() for k, w in weights.items()])
+  return report.bits_per_parameter, float(np.square(error, dtype="f8").mean())
+
+
+@pytest.mark.parametrize("step", [2**-5, 2**-4, 2**-3])
+def test_rate_distortion_beats_rounding_at_equal_bits(step, tmp_path):
+  weights = {"w": _weights(500, 400)}
+  bits, error = _operational(weights, step, 0.1, tmp_path)
+  # Rounding with the step that takes just as many bits.
+  low, high = step, 4 * step
+  for _ in range(12):
+    middle = (low * high) ** 0.5
+    more = _operational(weights, middle, 0.0, tmp_path)[0] > bits
+    low, high = (middle, high) if more else (low, middle)
+  rounded_bits, rounded_error = _operational(weights, high, 0.0, tmp_path)
+  assert rounded_bits == pytest.approx(bits, rel=2e-3)
+  assert error < 0.99 * rounded_error
+
+
+def test_mu_zero_is_rounding_and_more_mu_is_fewer_bits():
+  x = _weights(200, 200)
+  levels = [quantize.rate_distortion(x, 0.05, mu) for mu in (0, 0.05, 0.2, 0.5)]
+  np.testing.assert_array_equal(levels[0], quantize.quantize(x, 0.05))
+  bits = [rans.code_length(q, rans.fit(q)) for q in levels]
+  assert bits == sorted(bits, reverse=True)
+  for q in levels:
+    assert np.abs(q * 0.05 - x).max() <= 0.05
+    assert (np.abs(q) <= np.abs(levels[0])).all()
+
+
+def test_sensitive_weights_are_spared():
+  x = _weights(200, 200)
+  sensitivity = np.ones_like(x)
+  sensitivity[:100] = 1.9
+  sensitivity[100:] = 0.1
+  q = quantize.rate_distortion(x, 0.05, 0.2, sensitivity=sensitivity)
+  moved = q != quantize.quantize(x, 0.05)
+  assert moved[:100].mean() < 0.5 * moved[100:].mean()
+  with pytest.raises(
+    ValueError, match=r"shape \(3,\), the tensor \(200, 200\)"
+  ):
+    quantize.rate_distortion(x, 0.05, 0.2, sensitivity=np.ones(3))
+
+
+def test_sensitivities_are_relative_to_their_mean():
+  params = {"a": _weights(40, 40), "b": _weights(40, 40, seed=1)}
+  squares = {k: np.square(_weights(40, 40, seed=3)) for k in params}
+  scaled = {k: 1e6 * v for k, v in squares.items()}
+  one, two = (
+    quantize.apply(params, 2**-4, mu=0.1, sensitivity=s)
+    for s in (squares, scaled)
+  )
+  for name in params:
+    np.testing.assert_array_equal(one[name], two[name])
+  with pytest.raises(ValueError, match="no tensor 'b'"):
+    quantize.apply(params, 2**-4, mu=0.1, sensitivity={"a": squares["a"]})
+
+
+def test_steps_per_tensor():
+  params = {
+    "a": _weights(9, 9),
+    "z": np.zeros((2, 2), np.float32),
+    "b": _weights(9),
+  }
+  steps = quantize.absmax_steps(params)
+  assert steps["a"] == np.abs(params["a"]).max() / 127
+  assert steps["z"] > 0
+  assert "b" not in steps
+  squares = {
+    "a": np.full((9, 9), 4.0),
+    "z": np.full((2, 2), 1.0),
+    "b": params["b"],
+  }
+  steps = quantize.sensitive_steps(params, 0.1, squares)
+  assert steps["z"] == pytest.approx(2 * steps["a"])
+
+
+def test_choose_step_finds_the_coarsest_within_tolerance():
+  params = {"w": _weights(50, 50)}
+
+  def evaluate(tree):
+    return -float(np.abs(tree["w"] - params["w"]).max())
+
+  # The largest error of rounding is half the step.
+  step = quantize.choose_step(params, evaluate, 0.02, resolution=0.01)
+  assert 0.98 * 0.04 < step <= 0.04 * 1.01
+  assert evaluate(quantize.apply(params, step)) >= -0.02
+
+
+def test_choose_step_takes_the_coarsest_of_all_if_it_may():
+  params = {"w": _weights(5, 5)}
+  assert quantize.choose_step(params, lambda p: 1.0, 0.0, coarsest=0.5) == 0.5
+
+
+def test_choose_step_says_when_no_step_is_fine_enough():
+  params = {"w": _weights(50, 50)}
+  seen = []
+
+  def evaluate(tree):
+    seen.append(0)
+    return -len(seen)
+
+  with pytest.raises(ValueError, match="already costs more than 0.5"):
+    quantize.choose_step(params, evaluate, 0.5)
