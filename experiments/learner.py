@@ -21,7 +21,20 @@ def build(
   config: ml_collections.ConfigDict, task: Any
 ) -> tuple[Forward, Params]:
   """The model as (params, tokens, mask) -> logits, and its initial params."""
-  model = models.build(config.model, task, seed=config.seed)
+  return _split(models.build(config.model, task, seed=config.seed))
+
+
+def build_abstract(
+  config: ml_collections.ConfigDict, task: Any
+) -> tuple[Forward, Params]:
+  """As `build`, with shapes in the place of the initial params."""
+  return _split(
+    nnx.eval_shape(lambda: models.build(config.model, task, seed=config.seed))
+  )
+
+
+def _split(model):
+  """A module as a function of its parameters, and these."""
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
   def forward(params, tokens_BxL, mask_BxL):
@@ -34,12 +47,14 @@ def make_step(
   config: ml_collections.ConfigDict,
   forward: Forward,
   tx: optax.GradientTransformationExtraArgs,
+  *,
+  measure_rate: bool = True,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], dict[str, jax.Array]]]:
   """The function (state, batch, step) -> (state, values, flags).
 
   `step` is the number of the update, from 1; `values` are the metrics,
   float32 scalars; `flags` are of `finite.flags`, for parameters, gradients
-  and updates.
+  and updates. Without `measure_rate` the metrics of the rate are left out.
   """
   schedule = optimizer.schedule(config)
 
@@ -59,11 +74,12 @@ def make_step(
     values = {
       "loss": loss,
       "accuracy": accuracy,
-      "gradient_norm": optax.global_norm(grads),
-      "update_norm": optax.global_norm(updates),
+      "gradient_norm": optax.tree.norm(grads),
+      "update_norm": optax.tree.norm(updates),
       "learning_rate": jnp.asarray(schedule(step - 1)),
-      **optimizer.rate_metrics(config, opt_state, params),
     }
+    if measure_rate:
+      values |= optimizer.rate_metrics(config, opt_state, params)
     trees = {"parameters": params, "gradients": grads, "updates": updates}
     flags = finite.flags(values, trees)
     params = optax.apply_updates(params, updates)

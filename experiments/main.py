@@ -24,7 +24,9 @@ def _fail(message, exit_code=1):
 def _parse(argv):
   """Parses the flags; an unknown config field is one line, no traceback."""
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    _ = _CONFIG.value  # A file that does not load is an error here.
+    return rest
   except flags.Error as error:
     _fail(error)
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:

@@ -11,6 +11,8 @@ import runpy
 import jax
 import ml_collections
 
+from backslash_jax.coding import coders
+
 
 class UserError(Exception):
   """What the person at the terminal can mend; shown without a traceback."""
@@ -79,7 +81,7 @@ _WANTED = {
   ),
   "evaluate.step": _OPTIONAL_POSITIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,
-  "evaluate.coder": _one_of("rans", "exp_golomb"),
+  "evaluate.coder": _one_of(*coders.NAMES),
 }
 
 # What may change between the start of a run and its resumption: it decides
@@ -137,8 +139,8 @@ def arms(
   Raises:
     UserError: a field is unknown or its value is unusable.
   """
+  check(config)
   if not config.arms:
-    check(config)
     return {"run": (config, workdir)}
   if config.baseline not in config.arms:
     raise UserError(
@@ -216,7 +218,8 @@ def check_same(
 
 def explain_flags(argv: list[str], error: Exception) -> str:
   """What is wrong with the command line: unknown fields, with near matches."""
-  path = next((a[9:] for a in argv if a.startswith("--config=")), None)
+  paths = [a.removeprefix("--config=") for a in argv if "--config=" in a]
+  path = paths[-1] if paths else None
   try:
     known = list(_flat(runpy.run_path(str(path))["get_config"]().to_dict()))
   except OSError as load_error:
@@ -226,8 +229,8 @@ def explain_flags(argv: list[str], error: Exception) -> str:
   for argument in argv:
     field = argument.split("=")[0].removeprefix("--config.")
     if argument.startswith("--config.") and field not in known:
-      near = difflib.get_close_matches(field, known, n=3)
-      hint = f"; did you mean {' or '.join(near)}?" if near else ""
+      near = difflib.get_close_matches(field, known, n=1)
+      hint = f"; did you mean {near[0]}?" if near else ""
       return f"config.{field}: {path} has no such field{hint}"
   return f"in the flags: {error}"
 
