@@ -34,7 +34,7 @@ class Encoder:
 
   def chunks(self) -> Iterator[tuple[list[Part], bytes]]:
     """The parts and the bytes of each chunk, in the file's order."""
-    for parts, data, bits in _in_order(self._encode, self._tasks()):
+    for parts, data, bits in in_order(self._encode, self._tasks()):
       for part, length in zip(parts, bits, strict=True):
         self._bits[part.tensor] += length
       yield parts, data
@@ -147,7 +147,7 @@ class Decoder:
         if entry.size == 0 and rows is not None
       ],
     )
-    for parts in _in_order(self._decode, tasks):
+    for parts in in_order(self._decode, tasks):
       complete = []
       for i in (part.tensor for part in parts if self._wanted(part)):
         missing[i] -= 1
@@ -208,7 +208,7 @@ class Decoder:
       )
 
 
-def _in_order(function: Callable, tasks: Iterable) -> Iterator:
+def in_order(function: Callable, tasks: Iterable) -> Iterator:
   """function(task) for each, in order, computed a few tasks ahead."""
   workers = _workers()
   if workers == 1:

@@ -45,7 +45,6 @@ def _outcome(path, data, wanted):
   try:
     found = _contents(path)
   except archive.ArchiveError as error:
-    assert str(path) in str(error)
     return str(error)
   assert found == wanted
   return _ORIGINAL
@@ -56,7 +55,7 @@ def test_every_flipped_byte_is_found(saved):
   for place in range(len(data)):
     damaged = bytearray(data)
     damaged[place] ^= 1 << place % 8
-    assert _outcome(path, damaged, wanted) != _ORIGINAL, place
+    assert str(path) in _outcome(path, damaged, wanted), place
 
 
 def test_every_truncation_is_found(saved):

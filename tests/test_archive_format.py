@@ -191,7 +191,7 @@ def _rans(data, parts):
 
 
 def _read(path):
-  """{name: symbols or bytes by plane} of a file of flat trees and few chunks."""
+  """{name: (symbols or values, step)} of a file with a flat tree."""
   file = Path(path).read_bytes()
   header = json.loads(file[8:256])
   size = header["payload"]["shape"][0]

@@ -160,5 +160,5 @@ def test_choose_step_says_when_no_step_is_fine_enough():
     seen.append(0)
     return -len(seen)
 
-  with pytest.raises(ValueError, match="already costs more than 0.5"):
+  with pytest.raises(ValueError, match=r"already costs more than 0\.5"):
     quantize.choose_step(params, evaluate, 0.5)

