@@ -69,6 +69,19 @@ def get_config() -> ml_collections.ConfigDict:
   evaluate.tolerance = 0.5
   evaluate.coder = "rans"  # Or "exp_golomb".
 
+  # The devices, of all processes together; one axis may be -1: the rest.
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.data = -1  # Copies of the model.
+  mesh.fsdp = 1  # Splits parameters and optimizer state, and the batch.
+  mesh.tensor = 1  # Splits the computation within a layer.
+
+  # Several processes, as on a pod. What is None is taken from the cluster.
+  config.distributed = distributed = ml_collections.ConfigDict()
+  distributed.enable = False
+  distributed.coordinator = config_dict.placeholder(str)  # host:port of 0.
+  distributed.processes = config_dict.placeholder(int)  # How many.
+  distributed.process = config_dict.placeholder(int)  # Which one this is.
+
   # Trainings to compare: name -> the fields in which it differs from the
   # above. Empty: one training.
   config.arms = ml_collections.ConfigDict()

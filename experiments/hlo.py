@@ -15,7 +15,7 @@ KINDS = (
 _OPERATION = re.compile(
   rf"= (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
 )
-_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
@@ -42,12 +42,14 @@ def collectives(text: str) -> list[Collective]:
       if match["start"] and match["kind"] != "all-reduce":
         # An asynchronous start holds its operands too, before its results.
         shapes = shapes[len(shapes) // 2 :]
-      size = sum(_bytes(dtype, dims) for dtype, dims in shapes)
+      size = sum(_bytes(bits, dims) for _, bits, dims in shapes)
       name = re.search(r'op_name="([^"]*)"', line)
       found.append(Collective(match["kind"], size, name[1] if name else ""))
   return found
 
 
-def _bytes(dtype, dims):
-  bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-  return math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
+def _bytes(bits, dims):
+  """Of an array type; a pred has no number of bits in its name."""
+  return (
+    math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) // 8
+  )

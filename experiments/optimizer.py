@@ -23,13 +23,17 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def create(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, sharding: Any = None
 ) -> optax.GradientTransformationExtraArgs:
   """AdamW on the clipped gradient, with the rate term where lmbda > 0.
 
   The clipping comes first, so that it bounds the task's gradient alone. A
   coupled rate goes through Adam's preconditioner together with it, a
   decoupled one does not.
+
+  Args:
+    config: its fields `optimizer` and `rate`, and total_steps.
+    sharding: of the parameters, a tree of NamedSharding; see `bs.backslash`.
   """
   optimizer, rate = config.optimizer, config.rate
   chain = [
@@ -43,7 +47,7 @@ def create(
     if rate.warmup_steps:
       lmbda = optax.linear_schedule(0.0, rate.lmbda, rate.warmup_steps)
     place = {"coupled": 1, "decoupled": 2}[rate.placement]
-    chain.insert(place, _backslash(rate, lmbda))
+    chain.insert(place, _backslash(rate, lmbda, sharding))
   return optax.chain(*chain)
 
 
@@ -65,7 +69,7 @@ def rate_metrics(
   }
 
 
-def _backslash(rate, lmbda):
+def _backslash(rate, lmbda, sharding=None):
   return bs.backslash(
     lmbda,
     rate=rate.rate,
@@ -75,4 +79,5 @@ def _backslash(rate, lmbda):
     step=rate.step,
     mask={"matrices": bs.matrices, "all": None}[rate.mask],
     update_every=rate.update_every,
+    sharding=sharding,
   )

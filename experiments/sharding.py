@@ -1,0 +1,143 @@
+"""The device mesh, and how parameters and batches lie on it.
+
+A parameter's path gives its dimensions logical names, and the rules below say
+over which mesh axis a name is split. "data" holds copies of the model, "fsdp"
+splits parameters and optimizer state between devices that each see their own
+examples, and "tensor" splits the computation within a layer.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments import settings
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Path -> the logical names of the last dimensions; stacked layers have more
+# dimensions in front, which stay whole. The first match counts.
+DIMENSIONS = (
+  (r"attention/(query|key|value)/kernel$", ("width", "heads")),
+  (r"attention/(query|key|value)/bias$", ("heads",)),
+  (r"attention/out/kernel$", ("heads", "width")),
+  (r"mlp/(up|gate)/kernel$", ("width", "mlp")),
+  (r"mlp/(up|gate)/bias$", ("mlp",)),
+  (r"mlp/down/kernel$", ("mlp", "width")),
+  (r"(embed|word)/embedding$", ("vocabulary", "width")),
+  (r"embedding$", (None, "width")),
+  (r"lm_head/kernel$", ("width", "vocabulary")),
+  (r"kernel$", ("width", None)),
+)
+
+# Logical name -> mesh axis. What has none, norms and biases, is replicated.
+RULES = {
+  "width": "fsdp",
+  "heads": "tensor",
+  "mlp": "tensor",
+  "vocabulary": "tensor",
+}
+
+# Sizes that nobody chose for the mesh: whole where the axis does not divide.
+_AS_THEY_ARE = ("vocabulary",)
+
+
+def make_mesh(
+  config: ml_collections.ConfigDict, devices: Any | None = None
+) -> Mesh:
+  """The mesh of config.mesh, over all devices of all processes.
+
+  Args:
+    config: as configs/default.py describes it; in config.mesh one axis may be
+      -1, which gives it the devices that the others leave.
+    devices: to use instead, as of a topology.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = [config.mesh[axis] for axis in AXES]
+  asked = ", ".join(f"{a}={n}" for a, n in zip(AXES, sizes, strict=True))
+  known = math.prod(n for n in sizes if n != -1)
+  if sizes.count(-1) > 1 or any(n == 0 or n < -1 for n in sizes):
+    raise settings.UserError(
+      f"config.mesh is {asked}: sizes are positive, and one of them may be -1"
+    )
+  if -1 in sizes and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if math.prod(sizes) != len(devices):
+    raise settings.UserError(
+      f"config.mesh is {asked}, but there are {len(devices)} devices: the"
+      " product of the axes must be that number; -1 for one axis fits it"
+    )
+  return jax.make_mesh(
+    tuple(sizes), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+  )
+
+
+def parameters(params: Any, mesh: Mesh) -> Any:
+  """NamedSharding of every parameter, a tree like params.
+
+  Args:
+    params: tree of arrays or of their shapes.
+    mesh: with AXES.
+
+  Raises:
+    UserError: a mesh axis does not divide a dimension that is split over it.
+  """
+  problems: list[str] = []
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = _spec(name, x.shape, mesh, problems)
+    return NamedSharding(mesh, spec)
+
+  shardings = jax.tree.map_with_path(leaf, params)
+  if problems:
+    raise settings.UserError("\n".join(problems))
+  return shardings
+
+
+def like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of a tree that holds copies of params, as optimizer state does.
+
+  A leaf whose path ends with that of a parameter of the same shape lies where
+  the parameter lies; anything else is replicated.
+  """
+  known = {
+    (path, x.shape): s
+    for (path, x), s in zip(
+      jax.tree.leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    )
+  }
+
+  def leaf(path, x):
+    for i in range(len(path)):
+      if (path[i:], x.shape) in known:
+        return known[path[i:], x.shape]
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree.map_with_path(leaf, tree)
+
+
+def _spec(name, shape, mesh, problems):
+  """PartitionSpec of one parameter; appends what does not divide."""
+  matches = (names for pattern, names in DIMENSIONS if re.search(pattern, name))
+  names = next(matches, ())
+  entries: list[str | None] = [None] * len(shape)
+  for i, logical in enumerate(reversed(names), 1):
+    if logical is None or i > len(shape) or mesh.shape[RULES[logical]] == 1:
+      continue
+    axis = RULES[logical]
+    if shape[-i] % mesh.shape[axis] == 0:
+      entries[-i] = axis
+    elif logical not in _AS_THEY_ARE:
+      problems.append(
+        f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the"
+        f" {logical} of {name}, {shape[-i]} of {shape}: choose a divisor"
+      )
+  return PartitionSpec(*entries)
