@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from backslash_jax.coding import frequencies, models
+from backslash_jax.coding import expected, frequencies, models
 from backslash_jax.coding.models import Gaussian, Table
 
 _SAMPLE = 1 << 18  # Symbols that decide between models.
@@ -64,7 +64,7 @@ def code_lengths(symbols: np.ndarray, model: Gaussian) -> np.ndarray:
   low, high = int(total.min()), int(total.max())
   table = np.stack(
     [
-      models.costs(model.nu, models.point(model, c), model.tail)
+      expected.costs(model.nu, models.point(model, c), model.tail)
       for c in range(low, high + 1)
     ]
   )
@@ -134,10 +134,10 @@ def _nearest(means, model: Gaussian, other: np.ndarray, grid: int):
   """The classes, among those that the table of `grid` has, of the means."""
   offset = int(other.min())
   shares = np.bincount(other - offset) / other.size
-  expected = [
+  wanted = [
     sum(
       share
-      * models.mean_magnitude(
+      * expected.mean_magnitude(
         model.nu, models.point(model, k + offset + int(c))
       )
       for k, share in enumerate(shares)
@@ -145,7 +145,7 @@ def _nearest(means, model: Gaussian, other: np.ndarray, grid: int):
     )
     for c in _CLASSES
   ]
-  logs = np.log(np.maximum(np.array(expected, np.float64), 1e-6))
+  logs = np.log(np.maximum(np.array(wanted, np.float64), 1e-6))
   logs = np.maximum.accumulate(logs)
   borders = (logs[1:] + logs[:-1]) / 2
   found = _CLASSES[np.searchsorted(borders, np.log(np.maximum(means, 1e-6)))]
@@ -196,7 +196,7 @@ def _fit_alpha(values: np.ndarray) -> tuple[int, float]:
   """The grid point for classes, and their bits under it."""
   counts = np.bincount(np.abs(values))
   costs = {
-    alpha: float(counts @ models.costs(models.CLASS_NU, alpha)[: counts.size])
+    alpha: float(counts @ expected.costs(models.CLASS_NU, alpha)[: counts.size])
     for alpha in range(-48, 64, 4)
   }
   alpha = min(costs, key=costs.__getitem__)
@@ -211,7 +211,7 @@ def _search(histograms, start: Gaussian | None, strides):
     if (nu, alpha, tail) not in known:
       model = Gaussian(nu, alpha)
       known[nu, alpha, tail] = sum(
-        counts @ models.costs(nu, models.point(model, c), tail)[: counts.size]
+        counts @ expected.costs(nu, models.point(model, c), tail)[: counts.size]
         for c, counts in histograms
       )
     return known[nu, alpha, tail]
@@ -235,7 +235,7 @@ def _search(histograms, start: Gaussian | None, strides):
 def _neighbours(nu: int, alpha: int, tail: int, stride: int):
   """Grid points around one; a new shape comes with the scale of equal mean."""
   low, high = frequencies.NU_RANGE
-  mean = models.mean_magnitude(nu, alpha)
+  mean = expected.mean_magnitude(nu, alpha)
   for other in (nu - stride, nu + stride):
     if low <= other <= high:
       yield other, _alpha_of_mean(other, mean), tail
@@ -254,7 +254,7 @@ def _alpha_of_mean(nu: int, mean: float) -> int:
   low, high = frequencies.ALPHA_RANGE
   while high - low > 1:
     middle = (low + high) // 2
-    if models.mean_magnitude(nu, middle) < mean:
+    if expected.mean_magnitude(nu, middle) < mean:
       low = middle
     else:
       high = middle

@@ -10,6 +10,7 @@ state is the next word of the stream. (Seen from the encoder, which runs
 backwards, a new lane starts from a word that an older one has emitted.)
 """
 
+import importlib
 import sys
 
 import numpy as np
@@ -46,7 +47,7 @@ def encode(
     The uint32 states that the decoder starts from and its uint16 words.
   """
   total = sum(segment.size for segment in segments)
-  rows = _rows(total)
+  rows = compiled(total) or sys.modules[__name__]
   words = np.empty(total + lanes, np.uint16)
   position = words.size
   few = survivors(lanes)
@@ -87,7 +88,7 @@ class Decoder:
     self._few = survivors(states.size)
     self._head = total - tail
     self._left = total
-    self._rows = _rows(total)
+    self._rows = compiled(total) or sys.modules[__name__]
     if (self._states < _FLOOR).any():
       raise ValueError("a state below 2**16")
 
@@ -151,16 +152,15 @@ class Decoder:
     self._states = self._states[: self._few].copy()
 
 
-def _rows(total: int):
-  """Whose row loops to use: numba's, where it is installed and worth it."""
-  compiled = f"{__name__}_numba"
-  if total < _LARGE and compiled not in sys.modules:
-    return sys.modules[__name__]
+def compiled(size: int):
+  """The module of compiled loops if numba is there and `size` worth it."""
+  name = "backslash_jax.coding.compiled"
+  if size < _LARGE and name not in sys.modules:
+    return None
   try:
-    from backslash_jax.coding import lanes_numba
+    return importlib.import_module(name)
   except ImportError:
-    return sys.modules[__name__]
-  return lanes_numba
+    return None
 
 
 def _spawn(states, few, words, position):

@@ -131,25 +131,3 @@ def encoding(table: Table, reach: int | None = None) -> np.ndarray:
   place = table.lowest + reach + 1
   out[place : place + entries.size - 1] = entries[:-1]
   return out
-
-
-@functools.lru_cache(2048)
-def mean_magnitude(nu: int, alpha: int) -> float:
-  """The expectation of |symbol| under a grid point's table."""
-  sides = frequencies.magnitudes(nu, alpha, 0, PRECISION)
-  magnitudes = np.arange(sides.size)
-  total = 2 * (sides[:-1] @ magnitudes[:-1]) + sides[-1] * magnitudes[-1]
-  return float(total) / TOTAL
-
-
-@functools.lru_cache(2048)
-def costs(nu: int, alpha: int, tail: int = 0) -> np.ndarray:
-  """Bits of each magnitude from 0 to LARGEST + 1, escapes estimated."""
-  sides = frequencies.magnitudes(nu, alpha, tail, PRECISION)
-  reach = frequencies.LARGEST + 2
-  bits = np.empty(reach)
-  known = sides.size - 1
-  bits[:known] = PRECISION - np.log2(sides[:-1])
-  beyond = np.arange(1, reach - known + 1)
-  bits[known:] = PRECISION - np.log2(sides[-1]) + 1.5 * np.log2(beyond) + 3
-  return bits

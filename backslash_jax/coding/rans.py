@@ -12,6 +12,7 @@ A chunk without a coded symbol has no bytes at all.
 
 import math
 import struct
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -174,21 +175,41 @@ def _prepare_gaussian(symbols: np.ndarray, model: Gaussian) -> _Coded:
         part = _prepare_gaussian(side[:, None].astype(np.int32), plain)
         segments += part.segments
         length += part.length
-  entries, escapes, own = _look_up(symbols, model, *classes)
+  entries, escapes, own = _entries(symbols, model, *classes)
   return _Coded([*segments, entries], low, escapes, length + own)
 
 
-def _look_up(symbols, model: Gaussian, row_class, column_class):
-  """Entries of the symbols under their classes, escapes and bits."""
+def _entries(symbols, model: Gaussian, row_class, column_class):
+  """Entries of the symbols under their classes, escapes' excesses and bits."""
   tables = _class_tables(model, row_class, column_class)
   limits = np.array([-table.lowest for table in tables])
-  reach, nearest = int(limits.max()), int(limits.min())
-  codes = np.concatenate([models.encoding(t, reach) for t in tables])
+  reach = int(limits.max())
+  codes = np.stack([models.encoding(table, reach) for table in tables])
   lengths = _BITS[codes >> 16].astype(np.float32)
-  stride = 2 * reach + 3
   row_class = row_class - row_class.min() - column_class.min()
-  row_place = (row_class * stride + reach + 1)[:, None]
-  column_place = column_class * stride
+  loops = lanes.compiled(symbols.size) or sys.modules[__name__]
+  return loops.look_up(symbols, codes, lengths, limits, row_class, column_class)
+
+
+def look_up(symbols, codes, lengths, limits, row_class, column_class):
+  """Codes of the symbols of a matrix, row and column classes adding up.
+
+  Args:
+    symbols: int32.
+    codes: uint32 entry by class and by symbol, from -reach - 1 to reach + 1.
+    lengths: float32 bits, alike.
+    limits: int64 largest magnitude of each class, before its escape.
+    row_class: int64, by row.
+    column_class: int64, by column.
+
+  Returns:
+    The entries in a vector; by how much symbols exceed their limits, with their
+    signs, where they do; the sum of the lengths.
+  """
+  reach, nearest = (codes.shape[1] - 3) // 2, int(limits.min())
+  row_place = (row_class * codes.shape[1] + reach + 1)[:, None]
+  column_place = column_class * codes.shape[1]
+  codes, lengths = codes.ravel(), lengths.ravel()
   entries = np.empty(symbols.shape, np.uint32)
   escapes, total = [_NOTHING], 0.0
   rows = max(_BLOCK // symbols.shape[1], 1)

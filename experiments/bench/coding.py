@@ -151,7 +151,8 @@ def _compressors() -> dict[str, Callable[[np.ndarray], int]]:
 
     found["brotli -9"] = lambda q: len(brotli.compress(_planes(q), quality=9))
   if importlib.util.find_spec("constriction"):
-    found["constriction"] = lambda q: _constriction(q)[0]()
+    # It refuses a distribution of one symbol.
+    found["constriction"] = lambda q: np.ptp(q) and _constriction(q)[0]()
   return found
 
 
@@ -258,15 +259,15 @@ def _chunked(coder: str, symbols: np.ndarray, fitted: Callable, run=map):
 
 
 def _numpy_only(encode: Callable, decode: Callable):
-  """The same without numba's row loops."""
+  """The same without the compiled loops."""
 
   def without(function):
     def run():
-      rows, lanes._rows = lanes._rows, lambda total: lanes
+      compiled, lanes.compiled = lanes.compiled, lambda size: None
       try:
         return function()
       finally:
-        lanes._rows = rows
+        lanes.compiled = compiled
 
     return run
 
