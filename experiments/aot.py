@@ -143,8 +143,9 @@ def compile_step(
       " config.mesh.fsdp or config.mesh.tensor, a smaller"
       " config.data.batch_size, or config.model.remat"
     ) from error
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  text = compiled.as_text()
+  memory: Any = compiled.memory_analysis()
+  cost: Any = compiled.cost_analysis()
+  text = compiled.as_text() or ""
   return Program(
     parameters=_bytes(params, placed),
     optimizer=_bytes(opt_state, state_shardings["opt_state"]),
@@ -181,10 +182,10 @@ def table(name: str, off: Program, on: Program, memory: int) -> str:
     ("GB read and written", off.moved / 1e9, on.moved / 1e9),
   ]
   for kind in hlo.KINDS:
-    pair = [p.collectives.get(kind, (0, 0)) for p in (off, on)]
-    if any(number for number, _ in pair):
-      rows.append((f"{kind}, number", *(n for n, _ in pair)))
-      rows.append((f"{kind}, MiB", *(b / mib for _, b in pair)))
+    a, b = (p.collectives.get(kind, (0, 0)) for p in (off, on))
+    if a[0] or b[0]:
+      rows.append((f"{kind}, number", a[0], b[0]))
+      rows.append((f"{kind}, MiB", a[1] / mib, b[1] / mib))
   rows.append(("moments kernels (Mosaic)", off.kernels, on.kernels))
   lines = [
     f"| {name}, per chip and step | without rate | with rate | change |",

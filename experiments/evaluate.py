@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
 from backslash_jax.coding import exp_golomb, huffman
-from experiments import data, settings
+from experiments import data, distributed, settings, sharding
 
 Score = Callable[[Any, str], dict[str, float]]
 
@@ -48,13 +48,13 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
   One compiled function serves every set of parameters of the model.
   """
   replicated = NamedSharding(mesh, PartitionSpec())
-  split_over_devices = NamedSharding(mesh, PartitionSpec("data"))
+  split_over_devices = NamedSharding(mesh, sharding.BATCH)
   batch_totals = jax.jit(
     functools.partial(totals, forward), out_shardings=replicated
   )
 
   def score(params, split):
-    params = jax.device_put(params, replicated)
+    params = jax.device_put(params, sharding.parameters(params, mesh))
     total: collections.Counter[str] = collections.Counter()
     size = config.data.eval_batch_size
     for batch in data.eval_batches(config.data, split, size):
@@ -99,7 +99,8 @@ def evaluate(
       pass  # Damaged: it is measured again and replaced.
   steps = sorted({*config.evaluate.steps} | ({config.evaluate.step} - {None}))
   rates = config.evaluate.pruning_rates
-  print(f"{name}: evaluating {len(steps)} steps, {len(rates)} pruning rates")
+  if distributed.is_main():
+    print(f"{name}: evaluating {len(steps)} steps, {len(rates)} pruning rates")
   matrices = _matrices(params)
   result: dict[str, Any] = {
     "parameters": sum(x.size for x in jax.tree.leaves(params)),
@@ -111,18 +112,20 @@ def evaluate(
       _quantized(config, directory, params, step, score) for step in steps
     ]
     result["shipped"] = _choose(config, result)
-    for i in range(len(steps)):
-      file = _coded_file(directory, steps[i])
-      if i == result["shipped"]:
-        file.replace(directory / SHIPPED)
-      else:
-        file.unlink()
+    if distributed.is_main():
+      for i in range(len(steps)):
+        file = _coded_file(directory, steps[i])
+        if i == result["shipped"]:
+          file.replace(directory / SHIPPED)
+        else:
+          file.unlink()
     result["pruned"] = [
       {"rate": rate, "test": score(prune(params, rate), "test")}
       for rate in rates
     ]
     text = json.dumps({"key": key, "evaluation": result}, indent=2)
-    path.write_text(text + "\n")
+    if distributed.is_main():
+      path.write_text(text + "\n")
   except OSError as error:
     raise settings.UserError(
       f"cannot write {error.filename or directory}: {error.strerror or error}"
@@ -175,7 +178,9 @@ def prune(params: Any, rate: float) -> Any:
 def _quantized(config, directory, params, step, score):
   """Codes params with step, reads the file back and measures it."""
   file = _coded_file(directory, step)
-  bs.save(file, params, step=step, coder=config.evaluate.coder)
+  if distributed.is_main():
+    bs.save(file, params, step=step, coder=config.evaluate.coder)
+  distributed.barrier(f"coded with step {step}")
   size = file.stat().st_size
   params = bs.load(file)
   return {

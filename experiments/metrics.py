@@ -144,3 +144,16 @@ class Progress:
         f"  left {minutes}:{seconds:02d}",
         flush=True,
       )
+
+
+class Nowhere:
+  """Takes the records of the processes that do not write any."""
+
+  def write(self, step: int, split: str, values: Mapping[str, float]):
+    """As of Writer."""
+
+  def flush(self):
+    """As of Writer."""
+
+  def update(self, step: int, values: Mapping[str, float]):
+    """As of Progress."""

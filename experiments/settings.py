@@ -96,6 +96,8 @@ _FREE = (
   "evaluate",
   "arms",
   "baseline",
+  "mesh",
+  "distributed",
 )
 
 
@@ -110,12 +112,15 @@ def check(config: ml_collections.ConfigDict) -> None:
       good = False
     if not good:
       problems.append(f"config.{field} is {value!r}, wanted {wanted}")
-  devices = jax.device_count()
+  # A batch is split over the data and fsdp axes of the mesh.
+  tensor = config.mesh.tensor
+  devices = jax.device_count() // (tensor if tensor > 0 else 1)
   for field in ("data.batch_size", "data.eval_batch_size"):
     size = _get(config, field)
     if isinstance(size, int) and size % devices:
       problems.append(
-        f"config.{field} is {size}, wanted a multiple of the {devices} devices"
+        f"config.{field} is {size}, wanted a multiple of {devices}, the"
+        " devices that a batch is split over"
       )
   if config.model.width % config.model.heads:
     problems.append(
@@ -171,7 +176,7 @@ def prepare_directory(directory: pathlib.Path) -> None:
   """Creates directory; raises UserError unless files can be written in it."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / ".probe"
+    probe = directory / f".probe_{jax.process_index()}"
     probe.write_text("x")
     probe.unlink()
   except OSError as error:

@@ -129,8 +129,9 @@ def _spec(name, shape, mesh, problems):
   matches = (names for pattern, names in DIMENSIONS if re.search(pattern, name))
   names = next(matches, ())
   entries: list[str | None] = [None] * len(shape)
+  split = {name for name, axis in RULES.items() if mesh.shape[axis] > 1}
   for i, logical in enumerate(reversed(names), 1):
-    if logical is None or i > len(shape) or mesh.shape[RULES[logical]] == 1:
+    if i > len(shape) or logical not in split:
       continue
     axis = RULES[logical]
     if shape[-i] % mesh.shape[axis] == 0:

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import (
   checkpoint,
   data,
+  distributed,
   evaluate,
   finite,
   interrupt,
@@ -20,6 +21,7 @@ from experiments import (
   optimizer,
   report,
   settings,
+  sharding,
 )
 
 
@@ -41,21 +43,23 @@ def train_and_evaluate(
   Raises:
     UserError: what the user can mend, with the field or path it is about.
   """
+  distributed.initialize(config)
   arms = settings.arms(config, workdir)
   settings.prepare_directory(workdir)
-  devices = (jax.device_count(),)
-  mesh = jax.make_mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+  mesh = sharding.make_mesh(config)
   runs, tasks = {}, []
   for name, (arm, directory) in arms.items():
     settings.prepare_directory(directory)
     task, forward, params = _load(arm)
     score = evaluate.make_score(arm, forward, mesh)
     params = train(arm, directory, name, forward, params, score, mesh)
-    params = jax.device_get(params)
+    params = distributed.gather(params)
     result = evaluate.evaluate(arm, directory, name, params, score)
     history = metrics.read(directory / "metrics.jsonl")
     runs[name] = report.Run(result, history, params)
     tasks.append(task.name)
+  if not distributed.is_main():
+    return {}
   return report.write(runs, tasks[0], workdir)
 
 
@@ -77,7 +81,7 @@ def train(
     forward: the model, from `learner.build`.
     params: the initial values.
     score: from `evaluate.make_score`.
-    mesh: one axis, "data": batches are split over it, parameters replicated.
+    mesh: from `sharding.make_mesh`.
   """
   total = config.total_steps
   names = finite.names(params)
@@ -91,9 +95,11 @@ def train(
     start = _start(config, directory, checkpoints)
     if start:
       state = checkpoints.restore(start, state, batches)
-    settings.save(config, directory)
-    writer = enter(metrics.Writer(directory, start))
-    progress = enter(metrics.Progress(name, start, total, config.log_every))
+    writer = progress = metrics.Nowhere()
+    if distributed.is_main():
+      settings.save(config, directory)
+      writer = enter(metrics.Writer(directory, start))
+      progress = enter(metrics.Progress(name, start, total, config.log_every))
     signals = enter(interrupt.received())
 
     def record(step, values, flags):
@@ -122,7 +128,8 @@ def train(
         record(*pending)
         pending = None
       if evaluates:
-        writer.write(step, "validation", score(state["params"], "validation"))
+        scores = score(state["params"], "validation")
+        writer.write(step, "validation", scores)
       if saves:
         # First the records, so that a checkpoint never lacks its own.
         writer.flush()
@@ -147,15 +154,22 @@ def _load(config):
 
 
 def _compile(config, forward, params, mesh):
-  """The initial state, replicated over the mesh, and the jitted step."""
+  """The initial state, where it lies on the mesh, and the jitted step."""
+  placed = sharding.parameters(params, mesh)
+  tx = optimizer.create(config, placed)
+  shapes = jax.eval_shape(tx.init, params)
+  placed_state = sharding.like(shapes, params, placed, mesh)
+  params = jax.device_put(params, placed)
+  opt_state = jax.jit(tx.init, out_shardings=placed_state)(params)
   replicated = NamedSharding(mesh, PartitionSpec())
-  tx = optimizer.create(config)
-  params = jax.device_put(params, replicated)
-  opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
   step_fn = jax.jit(
     learner.make_step(config, forward, tx),
     donate_argnums=0,
-    out_shardings=replicated,
+    out_shardings=(
+      {"params": placed, "opt_state": placed_state},
+      replicated,
+      replicated,
+    ),
   )
   return {"params": params, "opt_state": opt_state}, step_fn
 
@@ -172,7 +186,7 @@ def _batches(config, mesh):
   )
   shard = functools.partial(
     jax.make_array_from_process_local_data,
-    NamedSharding(mesh, PartitionSpec("data")),
+    NamedSharding(mesh, sharding.BATCH),
   )
   return iter(dataset), shard
 

@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from jax.sharding import AxisType
 
 import backslash_jax as bs
 from experiments import (
@@ -23,6 +22,7 @@ from experiments import (
   metrics,
   optimizer,
   settings,
+  sharding,
   train,
 )
 
@@ -37,18 +37,12 @@ def problem():
   return forward, params, batch
 
 
-def _mesh(devices):
-  return jax.make_mesh(
-    (len(devices),), ("data",), (AxisType.Auto,), devices=devices
-  )
-
-
 @functools.cache
 def _compiled(devices, round_step):
   """The step on so many devices; compiling it takes seconds."""
   config = tiny.config(round_step=round_step)
   forward, params = learner.build(config, data.load_task(config.data))
-  mesh = _mesh(jax.devices()[:devices])
+  mesh = sharding.make_mesh(config, jax.devices()[:devices])
   state, step_fn = train._compile(config, forward, params, mesh)
   _, shard = train._batches(config, mesh)
   return jax.device_get(state), step_fn, shard
