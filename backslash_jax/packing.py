@@ -147,7 +147,7 @@ class Decoder:
         if entry.size == 0 and rows is not None
       ],
     )
-    for parts in in_order(self._decode, tasks):
+    for parts in in_order(self._decode, self._allocating(tasks)):
       complete = []
       for i in (part.tensor for part in parts if self._wanted(part)):
         missing[i] -= 1
@@ -155,6 +155,21 @@ class Decoder:
           entry = self._entries[i]
           complete.append((entry, self._arrays.pop(i).reshape(entry.shape)))
       yield parts, complete
+
+  def _allocating(self, tasks) -> Iterator:
+    """The tasks; each tensor gets its array with its first one."""
+    for parts, chunk in tasks:
+      for part in filter(self._wanted, parts):
+        if part.tensor not in self._arrays:
+          entry = self._entries[part.tensor]
+          try:
+            self._arrays[part.tensor] = np.empty(entry.size, entry.dtype)
+          except MemoryError:
+            raise self._reader.error(
+              f"tensor {entry.name!r} of shape {entry.shape} does not fit into "
+              "memory"
+            ) from None
+      yield parts, chunk
 
   def _wanted(self, part: Part) -> bool:
     span = self._rows[part.tensor]
@@ -192,11 +207,8 @@ class Decoder:
 
   def _store(self, part: Part, values: np.ndarray) -> None:
     entry = self._entries[part.tensor]
-    rows, columns = entry.matrix
-    array = self._arrays.get(part.tensor)
-    if array is None:
-      fresh = np.empty(rows * columns, entry.dtype)
-      array = self._arrays.setdefault(part.tensor, fresh)
+    columns = entry.matrix[1]
+    array = self._arrays[part.tensor]
     out = array[part.start * columns : part.stop * columns]
     if entry.step is None:
       out[:] = values

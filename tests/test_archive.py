@@ -277,8 +277,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
   finally:
     tracemalloc.stop()
   assert saving < largest + code
-  # The tensor that the caller holds and the next one.
-  assert streaming < 2 * largest + code
+  # The one that the caller holds, the next, and the one that is begun.
+  assert streaming < 3 * largest + code
 
 
 def test_the_file_is_a_safetensors_file(tmp_path):

@@ -243,7 +243,7 @@ def _chunked(coder: str, symbols: np.ndarray, fitted: Callable, run=map):
   model: list[Any] = []
 
   def encode():
-    model[:] = [fitted(sample)]
+    model[:] = [fitted(sample if coder == "rans" else symbols)]
     one = lambda part: coders.encode(coder, [(part, model[0])])[0]  # noqa: E731
     code[:] = list(run(one, parts))
 
