@@ -25,12 +25,15 @@ class Signals(NamedTuple):
 
   Attributes:
     count: updates so far, int32.
-    bits: rate at the coding step, bits per parameter.
+    interval: updates from one measurement of bits to the next; the first
+      update has one.
+    bits: rate at the coding step, bits per parameter, as last measured.
     rate_norms: norm of the gradient of the rate, per priced leaf [T].
     task_norms: norm of the updates that come in, per priced leaf [T].
   """
 
   count: jax.Array
+  interval: int | jax.Array
   bits: jax.Array
   rate_norms: jax.Array
   task_norms: jax.Array
@@ -105,7 +108,7 @@ class TargetState(NamedTuple):
   Attributes:
     log_fraction: log of |lambda grad R| / |grad D|, which is steered.
     log_unit: running mean of log(|grad D| / |grad R|).
-    error: log(bits / target) in the last update.
+    error: log(bits / target) as last measured.
     speed: running mean of the change of `error` per update.
     unmet: for how many updates on end the target has been out of reach: the
       fraction at its bound and the rate more than 3% off; int32, positive
@@ -121,7 +124,7 @@ class TargetState(NamedTuple):
 
 
 def target_rate(
-  bits: float, *, initial: float = 0.1, gain: float = 10.0
+  bits: float, *, initial: float = 0.1, gain: float = 30.0
 ) -> Controller:
   """Lambda such that the rate at the coding step becomes `bits`.
 
@@ -131,9 +134,11 @@ def target_rate(
 
     gain (speed + error / horizon),  error = log(rate / bits)
 
-  per update, and rests when the error closes in on zero with the time constant
-  `horizon`. That is an eighth of the updates made so far, so that nothing has
-  to be known of the time scale on which the parameters move.
+  per update, whenever the rate is measured, and rests when the error closes in
+  on zero with the time constant `horizon`. That is an eighth of the updates
+  made so far, so that nothing has to be known of the time scale on which the
+  parameters move. It grows by e in a quarter of the horizon at the most, so
+  that parameters which are slow to answer are not crushed.
 
   Args:
     bits: the rate to reach, bits per parameter, in (0, 32).
@@ -166,23 +171,32 @@ def target_rate(
 
   def update(signals, state):
     t = signals.count.astype(jnp.float32) + 1.0
-    horizon = jnp.maximum(t / 8.0, 20.0)
     unit = _ratio(_norm(signals.task_norms), _norm(signals.rate_norms))
     log_unit = jnp.where(unit > 0, jnp.log(unit), state.log_unit)
     log_unit = _mean(state.log_unit, log_unit, jnp.minimum(t, 100.0))
-    error = jnp.log(jnp.maximum(signals.bits, 1e-3) / bits)
-    change = jnp.where(t > 1, error - state.error, 0.0)
-    speed = _mean(state.speed, change, jnp.minimum(t, horizon / 4))
-    log_fraction = jnp.clip(
-      state.log_fraction + gain * (speed + error / horizon), low, high
+    steered = steer(t, signals.interval, signals.bits, state)
+    is_measured = signals.count % signals.interval == 0
+    new = jax.tree.map(
+      lambda a, b: jnp.where(is_measured, a, b), steered, state
     )
+    new = new._replace(log_unit=log_unit)
+    return jnp.exp(new.log_fraction + log_unit), new
+
+  def steer(t, interval, rate, state):
+    horizon = jnp.maximum(jnp.maximum(t / 8.0, 50.0), 4.0 * interval)
+    error = jnp.log(jnp.maximum(rate, 1e-3) / bits)
+    change = jnp.where(t > 1, (error - state.error) / interval, 0.0)
+    window = jnp.minimum(t, horizon / 4) / interval
+    speed = _mean(state.speed, change, jnp.maximum(window, 1.0))
+    move = gain * (speed + error / horizon)
+    move = interval * jnp.minimum(move, 4.0 / horizon)
+    log_fraction = jnp.clip(state.log_fraction + move, low, high)
     off = jnp.abs(error) > 0.03
     side = jnp.where(off & (log_fraction >= high) & (error > 0), 1, 0)
     side = jnp.where(off & (log_fraction <= low) & (error < 0), -1, side)
-    unmet = jnp.where(side * state.unmet >= 0, state.unmet + side, side)
-    unmet = jnp.where(side == 0, 0, unmet)
-    new = TargetState(log_fraction, log_unit, error, speed, unmet)
-    return jnp.exp(log_fraction + log_unit), new
+    since = jnp.where(side * state.unmet > 0, state.unmet, 0)
+    unmet = (since + side * interval).astype(jnp.int32)
+    return TargetState(log_fraction, state.log_unit, error, speed, unmet)
 
   return Controller(init, update)
 

@@ -30,7 +30,7 @@ def _promote(*args: ArrayLike) -> tuple[jax.Array, ...]:
 
 
 def _at_multiples(fn, r):
-  """fn(r), fn(2 r), fn(3 r), in one call: these functions are long to compile."""
+  """fn(r), fn(2 r), fn(3 r), in one call: these compile slowly."""
   return fn(jnp.stack([r, 2.0 * r, 3.0 * r]))
 
 

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import control, ggd
+from backslash_jax import control, ggd, meter
 from backslash_jax import rate as rates
 from backslash_jax.moments import (
   Sharding,
-  scale_parameter,
   shape_parameter,
   tree_moments,
 )
@@ -32,7 +31,7 @@ class BackslashState(NamedTuple):
       `jax.tree.leaves`. Estimated also when a fixed shape is what is paid for.
     scale: alpha per priced leaf at that shape, of the magnitudes plus epsilon.
     bits: entropy of the parameters quantized with `step`, bits per parameter,
-      from each tensor's own generalized Gaussian: what the file will weigh.
+      as it was last measured (see `meter`): what the file will weigh.
     control: state of the controller of lmbda.
   """
 
@@ -54,6 +53,7 @@ def backslash(
   step: float = 2**-8,
   mask: Any | Callable[[Any], Any] | None = None,
   update_every: int = 1,
+  measure_every: int = 16,
   implementation: str | None = None,
   sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -87,7 +87,8 @@ def backslash(
     step: quantization step of the coded file, for epsilon and state.bits.
     mask: the leaves that are priced: a tree of bool, or a callable that makes
       one of params, as in `optax.masked`. None prices every floating leaf.
-    update_every: nu, alpha and bits are estimated every so many updates.
+    update_every: nu and alpha are estimated every so many updates.
+    measure_every: bits are measured every so many updates.
     implementation: of the moments, see `moments`.
     sharding: how params are sharded under automatic mesh axes, a tree of
       NamedSharding or a callable that makes one of params: the moments are then
@@ -103,7 +104,16 @@ def backslash(
 
   Source: Wu, Wen & Han, ICML 2025, arXiv 2504.16968, Algorithm 1.
   """
-  _check(lmbda, rate, shape, scope, epsilon, step, update_every)
+  _check(
+    lmbda,
+    rate,
+    shape,
+    scope,
+    epsilon,
+    step,
+    update_every=update_every,
+    measure_every=measure_every,
+  )
   epsilon = step / 2 if epsilon is None else epsilon
   if isinstance(lmbda, control.Controller):
     controller = lmbda
@@ -111,21 +121,18 @@ def backslash(
     controller = control.scheduled(lmbda)
 
   def estimate(params):
-    """nu, alpha and bits of a non-empty list of floating leaves."""
+    """nu and the scale of the price, of params with a floating leaf."""
     per_tensor = tree_moments(params, sharding, implementation=implementation)
     total = jax.tree.map(jnp.sum, per_tensor)
     joined = jax.tree.map(lambda t, s: jnp.append(t, s), per_tensor, total)
     nu = shape_parameter(joined)
     tensor_nu, model_nu = nu[:-1], nu[-1]
-    alpha = scale_parameter(per_tensor, tensor_nu)
-    bits = ggd.discrete_entropy(tensor_nu, alpha, step) * per_tensor.count
     estimated = model_nu if scope == "model" else tensor_nu
     paid = jnp.broadcast_to(
       estimated if shape is None else jnp.float32(shape), tensor_nu.shape
     )
     mean_abs = per_tensor.abs_sum / jnp.maximum(per_tensor.count, 1.0)
-    price_scale = rates.price_scale(paid, mean_abs, epsilon)
-    return estimated, price_scale, jnp.sum(bits) / jnp.maximum(total.count, 1.0)
+    return estimated, rates.price_scale(paid, mean_abs, epsilon)
 
   def gradients(leaves, nu, alpha):
     """grad R of each leaf, float32."""
@@ -164,20 +171,24 @@ def backslash(
     leaves = _priced(params)
     if not leaves:
       return updates, state._replace(count=count)
-    if isinstance(update_every, int) and update_every == 1:
-      nu, alpha, bits = estimate(params)
-    else:
-      nu, alpha, bits = jax.lax.cond(
-        state.count % update_every == 0,
-        lambda: estimate(params),
-        lambda: (state.shape, state.scale, state.bits),
-      )
+    nu, alpha = _every(
+      update_every,
+      state.count,
+      lambda: estimate(params),
+      (state.shape, state.scale),
+    )
+    bits = _every(
+      measure_every,
+      state.count,
+      lambda: meter.bits_per_parameter(params, step, sharding),
+      state.bits,
+    )
     rate_gradients = gradients(leaves, nu, alpha)
     norms = jnp.zeros([2, len(leaves)], jnp.float32)
     if controller.needs_norms:
       task_gradients = _priced(params, updates)
       norms = jnp.stack([_norms(rate_gradients), _norms(task_gradients)])
-    signals = control.Signals(state.count, bits, norms[0], norms[1])
+    signals = control.Signals(state.count, measure_every, bits, *norms)
     lmbda_, control_state = controller.update(signals, state.control)
 
     weights = iter(jnp.broadcast_to(lmbda_, alpha.shape))
@@ -197,6 +208,13 @@ def backslash(
   return tx if mask is None else optax.masked(tx, mask)
 
 
+def _every(period, count, compute, kept):
+  """compute() in every period-th update, from the first on; else kept."""
+  if isinstance(period, int) and period == 1:
+    return compute()
+  return jax.lax.cond(count % period == 0, compute, lambda: kept)
+
+
 def _is_priced(x):
   return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
@@ -213,7 +231,7 @@ def _norms(leaves):
   return jnp.sqrt(jnp.stack(squares))
 
 
-def _check(lmbda, rate, shape, scope, epsilon, step, update_every):
+def _check(lmbda, rate, shape, scope, epsilon, step, **periods):
   """Refuses arguments out of range; arrays, which may be traced, pass."""
 
   def check(name, found, wanted, good):
@@ -246,9 +264,10 @@ def _check(lmbda, rate, shape, scope, epsilon, step, update_every):
     "None or non-negative and finite",
     lambda v: v is None or within(0)(v),
   )
-  check(
-    "update_every",
-    update_every,
-    "a positive integer",
-    lambda v: isinstance(v, int) and v >= 1,
-  )
+  for name, period in periods.items():
+    check(
+      name,
+      period,
+      "a positive integer",
+      lambda v: isinstance(v, int) and v >= 1,
+    )

@@ -97,8 +97,11 @@ def test_an_update_all_reduces_two_floats_per_tensor(axis_type):
   found, result = _sharded_update(axis_type, told=axis_type == "auto")
   assert {c.kind for c in found} == {"all-reduce"}
   assert sum(c.bytes for c in found) <= 8 * len(SHAPES)
-  # Over ("fsdp", "tensor") and over "fsdp"; the norm needs none.
-  assert len(found) == 2
+  # Over ("fsdp", "tensor") and over "fsdp"; the norm needs none. In every
+  # 16th update the meter adds one float for each of the two.
+  metered = [c for c in found if "/cond/" in c.name]
+  assert [c.bytes for c in metered] == [4, 4]
+  assert len(found) == 2 + len(metered)
   _assert_close(result, _plain_update())
 
 
@@ -153,9 +156,9 @@ def test_sharding_may_be_a_callable_and_go_with_a_mask():
   update = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
   found = hlo.collectives(update.as_text())
   assert {c.kind for c in found} == {"all-reduce"}
-  assert sum(c.bytes for c in found) == 8 * sum(
-    len(s) >= 2 for s in SHAPES.values()
-  )
+  matrices = sum(len(s) >= 2 for s in SHAPES.values())
+  # Two floats each, and the meter's one float for each of two groups.
+  assert sum(c.bytes for c in found) == 8 * matrices + 2 * 4
 
 
 def test_a_mesh_that_does_not_divide_a_tensor_is_named():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from backslash_jax import ggd
 from backslash_jax.moments import sharded
@@ -74,23 +75,37 @@ def tree_moments(
     ValueError: a leaf has no sharding, or one that does not divide it.
     NotImplementedError: as `moments`.
   """
+  leaves, shardings = split(params, sharding)
+  if not leaves:
+    return Moments(*jnp.zeros([3, 0], jnp.float32))
+  sums_Tx2 = sharded.sums(leaves, shardings, implementation)
+  count = jnp.asarray([float(x.size) for x in leaves], jnp.float32)
+  return Moments(count, sums_Tx2[:, 0], sums_Tx2[:, 1])
+
+
+def split(
+  params: Any, sharding: Sharding | None = None
+) -> tuple[list[jax.Array], list[NamedSharding | None]]:
+  """The floating leaves of params and how each is known to be sharded.
+
+  Args:
+    params: pytree of arrays.
+    sharding: as in `tree_moments`.
+
+  Raises:
+    ValueError: a leaf has no sharding, or one that does not divide it.
+  """
   paths, leaves = [], []
   for path, x in jax.tree.leaves_with_path(params):
     if jnp.issubdtype(jnp.result_type(x), jnp.floating):
       paths.append(path)
       leaves.append(x)
-  if not leaves:
-    return Moments(*jnp.zeros([3, 0], jnp.float32))
   if sharding is None:
-    shardings = [sharded.typed(x) for x in leaves]
-  else:
-    tree = sharding(params) if callable(sharding) else sharding
-    flat = dict(jax.tree.leaves_with_path(tree))
-    pairs = zip(paths, leaves, strict=True)
-    shardings = [sharded.given(path, x, flat) for path, x in pairs]
-  sums_Tx2 = sharded.sums(leaves, shardings, implementation)
-  count = jnp.asarray([float(x.size) for x in leaves], jnp.float32)
-  return Moments(count, sums_Tx2[:, 0], sums_Tx2[:, 1])
+    return leaves, [sharded.typed(x) for x in leaves]
+  tree = sharding(params) if callable(sharding) else sharding
+  flat = dict(jax.tree.leaves_with_path(tree))
+  pairs = zip(paths, leaves, strict=True)
+  return leaves, [sharded.given(path, x, flat) for path, x in pairs]
 
 
 def shape_parameter(m: Moments) -> jax.Array:

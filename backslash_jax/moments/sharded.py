@@ -7,6 +7,7 @@ reduced by every device for itself and counts once.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,32 +30,71 @@ def sums(
     implementation: as in `dispatch.sums`.
   """
   rows: dict[int, jax.Array] = {}
-  groups: dict[Any, dict[int, PartitionSpec]] = {}
   for i, (x, s) in enumerate(zip(leaves, shardings, strict=True)):
-    if s is not None:
-      groups.setdefault((s.mesh, split_axes(s)), {})[i] = s.spec
-      continue
-    # The compiler cannot split a kernel: it would gather the tensor first.
-    whole = jax.typeof(x).sharding.mesh.size <= 1
-    name = implementation or (None if whole else "xla")
-    rows[i] = jnp.stack(dispatch.sums(x, name, jax.default_backend()))
-  for (mesh, axes), members in groups.items():
+    if s is None:
+      # The compiler cannot split a kernel: it would gather the tensor first.
+      whole = jax.typeof(x).sharding.mesh.size <= 1
+      name = implementation or (None if whole else "xla")
+      rows[i] = jnp.stack(dispatch.sums(x, name, jax.default_backend()))
+  for mesh, axes, members in _groups(shardings):
     platform = _platform(mesh)
 
-    def local(*shards, axes=axes, platform=platform):
+    def local(*shards, platform=platform):
       each = [dispatch.sums(x, implementation, platform) for x in shards]
-      s_Tx2 = jnp.stack([jnp.stack(pair) for pair in each])
-      return jax.lax.psum(s_Tx2, axes) if axes else s_Tx2
+      return jnp.stack([jnp.stack(pair) for pair in each])
 
-    reduce = jax.shard_map(
-      local,
-      mesh=mesh,
-      in_specs=tuple(members.values()),
-      out_specs=PartitionSpec(),
-      check_vma=False,  # Pallas does not say over which axes its output varies.
-    )
-    rows |= zip(members, reduce(*(leaves[i] for i in members)), strict=True)
+    reduced = _reduce(local, mesh, axes, members, leaves)
+    rows |= zip(members, reduced, strict=True)
   return jnp.stack([rows[i] for i in range(len(leaves))])
+
+
+def add_up(
+  leaves: list[jax.Array],
+  shardings: list[NamedSharding | None],
+  fn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """The sum of fn(shard) over all shards of all tensors, a scalar.
+
+  Args:
+    leaves: the tensors.
+    shardings: of each; None counts as one shard.
+    fn: array -> scalar.
+  """
+  pairs = zip(leaves, shardings, strict=True)
+  total = sum((fn(x) for x, s in pairs if s is None), start=jnp.zeros([]))
+  for mesh, axes, members in _groups(shardings):
+
+    def local(*shards):
+      return jnp.sum(jnp.stack([fn(x) for x in shards]))
+
+    total += _reduce(local, mesh, axes, members, leaves)
+  return total
+
+
+def _groups(shardings):
+  """(mesh, axes, {index: spec}) of the tensors split over the same axes."""
+  groups: dict[Any, dict[int, PartitionSpec]] = {}
+  for i, s in enumerate(shardings):
+    if s is not None:
+      groups.setdefault((s.mesh, split_axes(s)), {})[i] = s.spec
+  return [(mesh, axes, members) for (mesh, axes), members in groups.items()]
+
+
+def _reduce(local, mesh, axes, members, leaves):
+  """local(*shards) of a group, added up over its axes."""
+
+  def summed(*shards):
+    value = local(*shards)
+    return jax.lax.psum(value, axes) if axes else value
+
+  reduce = jax.shard_map(
+    summed,
+    mesh=mesh,
+    in_specs=tuple(members.values()),
+    out_specs=PartitionSpec(),
+    check_vma=False,  # Pallas does not say over which axes its output varies.
+  )
+  return reduce(*(leaves[i] for i in members))
 
 
 def typed(x: jax.Array) -> NamedSharding | None:

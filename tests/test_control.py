@@ -1,0 +1,152 @@
+"""Controllers of lambda, on a small classifier trained for real."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import backslash_jax as bs
+
+STEP = 2**-6
+
+
+def _norm(tree):
+  return float(optax.tree.norm(tree))
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+@pytest.mark.parametrize("rate", ["dggr", "bits"])
+def test_balance_makes_the_rate_pull_that_fraction(scope, rate):
+  key = jax.random.key(0)
+  params = {"a": jax.random.normal(key, (30, 20)), "b": jnp.ones((4, 5))}
+  grads = jax.tree.map(lambda x: 0.3 * x + 1.0, params)
+  tx = bs.backslash(bs.gradient_balance(0.25, scope=scope), rate=rate)
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+  added = jax.tree.map(jnp.subtract, updates, grads)
+  if scope == "model":
+    np.testing.assert_allclose(_norm(added), 0.25 * _norm(grads), rtol=1e-3)
+  else:
+    for name in params:
+      expected = 0.25 * _norm(grads[name])
+      np.testing.assert_allclose(_norm(added[name]), expected, rtol=1e-3)
+    assert optax.tree.get(state, "lmbda").shape == (2,)
+
+
+def test_balance_without_a_task_gradient_adds_nothing():
+  params = {"a": jnp.ones((3, 3)), "zero": jnp.zeros((2, 2))}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  for scope in ("model", "tensor"):
+    tx = bs.backslash(bs.gradient_balance(0.5, scope=scope))
+    updates, state = jax.jit(tx.update)(zeros, tx.init(params), params)
+    assert not np.any(optax.tree.get(state, "lmbda"))
+    assert not any(np.any(u) for u in jax.tree.leaves(updates))
+
+
+@functools.cache
+def _problem(width):
+  """A teacher's noisy labels: data, initial parameters and loss."""
+  keys = jax.random.split(jax.random.key(0), 6)
+  x = jax.random.normal(keys[0], (4096, 32))
+  hidden = jnp.tanh(x @ jax.random.normal(keys[1], (32, 64)) / 5)
+  logits = hidden @ jax.random.normal(keys[2], (64, 10))
+  y = jnp.argmax(logits + jax.random.gumbel(keys[3], logits.shape), -1)
+  params = {
+    "hidden": jax.random.normal(keys[4], (32, width)) / 32**0.5,
+    "out": jax.random.normal(keys[5], (width, 10)) / width**0.5,
+  }
+
+  def loss(params, rows):
+    logits = jax.nn.relu(x[rows] @ params["hidden"]) @ params["out"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, y[rows])
+    return losses.mean()
+
+  return params, loss
+
+
+def _train(controller, *, width, learning_rate, steps, **arguments):
+  """Parameters at the end, and the optimizer state after every step."""
+  params, loss = _problem(width)
+  link = bs.backslash(controller, step=STEP, measure_every=4, **arguments)
+  tx = optax.chain(link, optax.adam(learning_rate))
+
+  @jax.jit
+  def run(params, key):
+    def body(carry, key):
+      params, state = carry
+      rows = jax.random.randint(key, (128,), 0, 4096)
+      updates, state = tx.update(jax.grad(loss)(params, rows), state, params)
+      seen = {n: optax.tree.get(state, n) for n in ("bits", "unmet", "lmbda")}
+      return (optax.apply_updates(params, updates), state), seen
+
+    keys = jax.random.split(key, steps)
+    (params, _), seen = jax.lax.scan(body, (params, tx.init(params)), keys)
+    return params, seen
+
+  return jax.device_get(run(params, jax.random.key(1)))
+
+
+@pytest.mark.parametrize(
+  ("width", "learning_rate", "steps", "target", "arguments"),
+  [
+    (24, 1e-2, 1200, 3.0, {}),
+    (2400, 1e-3, 800, 2.0, {"shape": 1.0}),
+    pytest.param(
+      240, 1e-3, 3000, 2.0, {"rate": "bits", "scope": "tensor"},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(2400, 1e-2, 800, 1.5, {}, marks=pytest.mark.slow),
+  ],
+)  # fmt: skip
+def test_the_file_has_the_bits_that_were_asked_for(
+  tmp_path, width, learning_rate, steps, target, arguments
+):
+  params, seen = _train(
+    bs.target_rate(target),
+    width=width,
+    learning_rate=learning_rate,
+    steps=steps,
+    **arguments,
+  )
+  last = seen["bits"][-steps // 5 :]
+  np.testing.assert_allclose(last, target, rtol=0.03)
+  assert seen["unmet"][-1] == 0
+  # The coder may find structure that the entropy of a tensor does not see.
+  report = bs.save(tmp_path / "m.safetensors", params, step=STEP)
+  coded = sum(t.bits for t in report.tensors) / report.parameters
+  assert coded < 1.03 * target
+  exact = sum(_entropy(x) * x.size for x in params.values())
+  np.testing.assert_allclose(exact / report.parameters, target, rtol=0.03)
+
+
+def _entropy(x):
+  _, counts = np.unique(np.rint(x / STEP), return_counts=True)
+  return -np.sum(counts * np.log2(counts / x.size)) / x.size
+
+
+def test_a_target_out_of_reach_says_so_and_on_which_side():
+  _, seen = _train(
+    bs.target_rate(0.01), width=24, learning_rate=1e-5, steps=300
+  )
+  assert seen["unmet"][-1] > 100
+  _, seen = _train(
+    bs.target_rate(12.0), width=24, learning_rate=1e-3, steps=300
+  )
+  assert seen["unmet"][-1] < -100
+  assert np.all(np.isfinite(seen["lmbda"]))
+
+
+@pytest.mark.parametrize("bits", [0.0, -1.0, 32.0, float("nan")])
+def test_impossible_targets_are_refused(bits):
+  with pytest.raises(ValueError, match="bits must be in"):
+    bs.target_rate(bits)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, float("inf"), float("nan")])
+def test_impossible_fractions_are_refused(fraction):
+  with pytest.raises(ValueError, match="fraction must be non-negative"):
+    bs.gradient_balance(fraction)
+  with pytest.raises(ValueError, match="scope must be one of"):
+    bs.gradient_balance(1.0, scope="layer")

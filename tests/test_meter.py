@@ -1,0 +1,74 @@
+"""The meter against the empirical entropy of the integers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backslash_jax as bs
+from backslash_jax import meter
+
+KEY = jax.random.key(0)
+ENTROPY = jax.jit(meter.entropy)
+
+
+def _empirical(x, step):
+  _, counts = np.unique(np.rint(np.asarray(x) / step), return_counts=True)
+  p = counts / counts.sum()
+  return -np.sum(p * np.log2(p))
+
+
+def _sparse_rows(key):
+  """A few strong rows among zeros: what no generalized Gaussian fits."""
+  x = jax.random.normal(key, (400, 300))
+  strong = jax.random.bernoulli(key, 0.1, (400, 1))
+  return jnp.where(strong, x, 1e-3 * x)
+
+
+TENSORS = {
+  "laplace": jax.random.laplace(KEY, (300, 400)),
+  "uniform": jax.random.uniform(KEY, (120_000,), minval=-1.0),
+  "heavy": bs.ggd.sample(KEY, 0.4, 0.05, (1000, 10, 12)),
+  "sparse_rows": _sparse_rows(KEY),
+  "scales": jax.random.normal(KEY, (400, 300)) * jnp.arange(1, 301)[None] / 300,
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("step", [1.0, 0.1, 0.01])
+def test_entropy_is_within_two_percent_of_the_integers_own(name, step):
+  x = TENSORS[name]
+  wanted = _empirical(x, step)
+  np.testing.assert_allclose(ENTROPY(x, step), wanted, rtol=0.02, atol=0.02)
+
+
+def test_a_large_tensor_is_sampled():
+  x = jax.random.laplace(KEY, (1000, 3, 700))
+  wanted = _empirical(x, 0.1)
+  np.testing.assert_allclose(ENTROPY(x, 0.1), wanted, rtol=0.01)
+
+
+def test_bfloat16_ties_are_rounded_as_the_file_rounds_them():
+  x = TENSORS["laplace"].astype(jnp.bfloat16)
+  wanted = _empirical(x.astype(jnp.float32), 2**-3)
+  np.testing.assert_allclose(ENTROPY(x, 2**-3), wanted, rtol=0.01)
+
+
+def test_tensors_of_one_symbol_weigh_nothing_and_nan_is_not_hidden():
+  assert float(ENTROPY(jnp.zeros((5, 5)), 0.1)) == 0.0
+  assert float(ENTROPY(jnp.ones([]), 1.0)) == 1.0  # It does not see the sign.
+  assert float(meter.entropy(jnp.zeros((0, 3)), 0.1)) == 0.0
+  assert float(ENTROPY(jnp.full(7, 1e-30), 0.1)) == 0.0
+  assert np.isnan(ENTROPY(jnp.array([1.0, jnp.nan]), 0.1))
+
+
+def test_bits_per_parameter_weighs_the_tensors_by_their_sizes():
+  params = {
+    "a": TENSORS["laplace"],
+    "b": jnp.zeros(120_000),
+    "n": jnp.arange(9),
+  }
+  got = jax.jit(meter.bits_per_parameter)(params, 0.1)
+  wanted = _empirical(params["a"], 0.1) / 2
+  np.testing.assert_allclose(got, wanted, rtol=0.02)
+  assert float(meter.bits_per_parameter({}, 0.1)) == 0.0
