@@ -91,7 +91,7 @@ def _train(controller, *, width, learning_rate, steps, **arguments):
 @pytest.mark.parametrize(
   ("width", "learning_rate", "steps", "target", "arguments"),
   [
-    (24, 1e-2, 1200, 3.0, {}),
+    (128, 1e-2, 1200, 3.0, {}),
     (2400, 1e-3, 800, 2.0, {"shape": 1.0}),
     pytest.param(
       240, 1e-3, 3000, 2.0, {"rate": "bits", "scope": "tensor"},
