@@ -26,12 +26,18 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.model = model = ml_collections.ConfigDict()
   model.name = "encoder"  # Or "decoder", for next-byte prediction.
+  # A published architecture ("bert", "gpt2", "llama", "gemma2"): its named
+  # size, None for depth to mlp below; or a directory or hub id with weights.
+  model.size = config_dict.placeholder(str)
+  model.weights = config_dict.placeholder(str)
   model.depth = 2
   model.width = 128
   model.heads = 4
   model.mlp = 256  # Hidden size of the feed-forward layers.
   model.dtype = "float32"  # Of the activations; parameters are float32.
   model.dropout = 0.0
+  model.remat = False  # Recompute activations in the backward pass.
+  model.scan = False  # Stack the layers' parameters, and scan over them.
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.name = "adamw"
