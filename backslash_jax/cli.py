@@ -11,12 +11,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich import console as rich_console
 from rich import progress as rich_progress
-from rich import table as rich_table
 
-from backslash_jax import archive, plain, quantize, selection
+from backslash_jax import archive, plain, quantize, selection, show
 
 _DESCRIPTION = """\
 Codes the weights of a model: quantizes them to multiples of one step, and
@@ -170,7 +168,7 @@ def _compress(options, console) -> dict:
   )
   if options.report:
     result["coders"] = costs
-    _show_costs(console, costs, parameters)
+    show.costs(console, costs, parameters)
   return result
 
 
@@ -194,9 +192,9 @@ def _inspect(options, console) -> dict:
   reports = [archive.inspect(file) for file in files]
   for report in reports:
     if not options.json:
-      _show_report(console, report)
+      show.report(console, report)
       if options.plot:
-        _plot(console, report)
+        show.plot(console, report)
   return {"files": [_as_json(report) for report in reports]}
 
 
@@ -285,68 +283,6 @@ def _advancing(tensors, advance):
 def _as_json(report: archive.Report) -> dict:
   fields = dataclasses.asdict(report)
   return fields | {"bits_per_parameter": report.bits_per_parameter}
-
-
-def _show_costs(console, costs: dict[str, int], parameters: int) -> None:
-  table = rich_table.Table("coder", "bytes", "bits per parameter")
-  for coder, size in sorted(costs.items(), key=lambda item: item[1]):
-    table.add_row(coder, f"{size:,}", f"{8 * size / max(parameters, 1):.3f}")
-  console.print(table)
-
-
-def _show_report(console, report: archive.Report) -> None:
-  columns = ("shape", "dtype", "step", "nu", "alpha", "coder", "bits", "bytes")
-  table = rich_table.Table("tensor", *columns)
-  for t in report.tensors:
-    size = max(math.prod(t.shape), 1)
-    table.add_row(
-      t.name,
-      "x".join(map(str, t.shape)) or "scalar",
-      t.dtype,
-      _number(t.step),
-      _number(t.nu),
-      _number(t.alpha),
-      t.coder,
-      f"{t.bits / size:.3f}",
-      f"{t.bytes:,}",
-    )
-  console.print(table)
-  console.print(
-    f"{report.path}: {report.parameters:,} parameters, {report.bytes:,} bytes, "
-    f"{report.bits_per_parameter:.3f} bits per parameter"
-  )
-
-
-def _number(value: float | None) -> str:
-  return "" if value is None else f"{value:.4g}"
-
-
-def _plot(console, report: archive.Report) -> None:
-  """The levels of each quantized tensor, a bar each, the fit as a mark."""
-  fits = {t.name: t for t in report.tensors if t.nu is not None}
-  for name, values in archive.stream(report.path):
-    if name not in fits:
-      continue
-    t = fits[name]
-    assert t.step is not None
-    assert t.nu is not None
-    assert t.alpha is not None
-    symbols = np.rint(values.astype(np.float64) / t.step).ravel()
-    spread = max(int(np.quantile(np.abs(symbols), 0.98)), 4)
-    width = max(-(-2 * spread // 24), 1)
-    edges = np.arange(-spread - width / 2, spread + width, width)
-    counts, _ = np.histogram(symbols, edges)
-    fine = np.linspace(edges[:-1], edges[1:], 33)[:-1] + width / 64
-    density = np.exp(-(np.abs(fine * t.step / t.alpha) ** t.nu)).mean(0)
-    density *= t.nu / (2 * math.gamma(1 / t.nu)) * width * t.step / t.alpha
-    console.print(f"[bold]{name}[/bold]  nu {t.nu:.3g}, alpha {t.alpha:.3g}")
-    share = counts / symbols.size
-    peak = max(share.max(), density.max())
-    for left, own, fit in zip(edges, share, density, strict=False):
-      bar = "█" * round(50 * own / peak)
-      mark = round(50 * fit / peak)
-      line = bar.ljust(mark)[:mark] + "◆" + bar[mark + 1 :]
-      console.print(f"{(left + width / 2) * t.step:10.4g} {line}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ the file is covered. See docs/format.md.
 
 import json
 import os
+import threading
 import zlib
 
 VERSION = 1
@@ -72,6 +73,7 @@ class Reader:
 
   def __init__(self, path: str | os.PathLike):
     self.path = os.fspath(path)
+    self._lock = threading.Lock()
 
   def __enter__(self):
     self._file = open(self.path, "rb")
@@ -92,7 +94,9 @@ class Reader:
     """The chunk at `offset` of the payload, verified."""
     if offset + size > self.payload_size:
       raise self.error("a chunk lies beyond the end of the payload")
-    data = os.pread(self._file.fileno(), size, HEADER_SIZE + offset)
+    with self._lock:
+      self._file.seek(HEADER_SIZE + offset)
+      data = self._file.read(size)
     if len(data) != size or zlib.crc32(data) != checksum:
       raise self.error(f"the chunk at byte {HEADER_SIZE + offset} is damaged")
     return data

@@ -14,7 +14,7 @@ import numpy as np
 
 from backslash_jax import container, index, quantize
 from backslash_jax.coding import coders, fit
-from backslash_jax.coding.rans import Piece
+from backslash_jax.coding.piece import Piece
 from backslash_jax.index import Entry, Part
 
 _BLOCK = 1 << 16  # Elements converted at once, to stay in cache.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backslash_jax.coding import exp_golomb, huffman, models, rans
-from backslash_jax.coding.rans import Piece
+from backslash_jax.coding.piece import Piece
 
 NAMES = ("rans", "huffman", "exp_golomb", "exp_golomb_ranked")
 _SIZE = struct.Struct("<I")

@@ -32,7 +32,7 @@ def decode_rows(states, words, position, table, symbols, offsets, out):
 
 
 def look_up(symbols, codes, lengths, limits, row_class, column_class):
-  """As `rans.look_up`."""
+  """As `piece.look_up`."""
   entries = np.empty(symbols.size, np.uint32)
   excess = np.empty(1024, np.int32)
   arrays = (codes, lengths, limits, row_class, column_class)

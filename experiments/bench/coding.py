@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from backslash_jax import archive, packing, plain, quantize, selection, tree
-from backslash_jax.coding import coders, exp_golomb, fit, huffman, lanes, rans
+from backslash_jax.coding import coders, exp_golomb, fit, huffman, lanes, piece
 from backslash_jax.index import CHUNK
 from experiments.bench import timing
 
@@ -209,13 +209,13 @@ def _speed() -> list[dict]:
 def _contestants(symbols: np.ndarray) -> dict[str, tuple[Callable, Callable]]:
   found: dict[str, tuple[Callable, Callable]] = {}
   if importlib.util.find_spec("numba"):
-    found["rans, numba"] = _chunked("rans", symbols, rans.fit)
+    found["rans, numba"] = _chunked("rans", symbols, fit.gaussian)
     found["rans, numba, all cores"] = _chunked(
-      "rans", symbols, rans.fit, packing.in_order
+      "rans", symbols, fit.gaussian, packing.in_order
     )
-  found["rans, NumPy"] = _numpy_only(*_chunked("rans", symbols, rans.fit))
+  found["rans, NumPy"] = _numpy_only(*_chunked("rans", symbols, fit.gaussian))
   found["rans, NumPy, no classes"] = _numpy_only(
-    *_chunked("rans", symbols, lambda q: fit.fit(q.ravel()))
+    *_chunked("rans", symbols, lambda q: fit.gaussian(q.ravel()))
   )
   found["huffman"] = _chunked("huffman", symbols, huffman.fit)
   found["exp_golomb"] = _chunked("exp_golomb", symbols, exp_golomb.fit)
@@ -243,15 +243,16 @@ def _chunked(coder: str, symbols: np.ndarray, fitted: Callable, run=map):
   model: list[Any] = []
 
   def encode():
-    model[:] = [fitted(sample if coder == "rans" else symbols)]
+    # As in a file: rANS fits a sample, the others must have seen all.
+    model[:] = [fitted(sample)[0] if coder == "rans" else fitted(symbols)]
     one = lambda part: coders.encode(coder, [(part, model[0])])[0]  # noqa: E731
     code[:] = list(run(one, parts))
 
   def decode():
     def one(task):
       data, part = task
-      piece = rans.Piece(part.shape, model[0])
-      return coders.decode(coder, data, [piece])[0].size
+      pieces = [piece.Piece(part.shape, model[0])]
+      return coders.decode(coder, data, pieces)[0].size
 
     return sum(run(one, list(zip(code, parts, strict=True))))
 
