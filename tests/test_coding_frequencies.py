@@ -25,7 +25,7 @@ def test_they_fill_the_table(nu, alpha, tail, precision):
   assert f[-1] >= 1 << tail
 
 
-# Where the tail reaches beyond the largest magnitude, rANS has its own remedies.
+# Beyond these the tail passes the largest magnitude, and escapes take over.
 @pytest.mark.parametrize(
   ("nu", "alpha"), [(n, a) for n, a in _GRID if n >= -8 and a <= 64]
 )
