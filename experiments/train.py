@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+import signal
 from typing import Any
 
 import jax
@@ -139,7 +140,7 @@ def train(
         raise interrupt.StoppedError(
           f"stopped by a signal after step {step} of {total}; the same command"
           f" goes on from the checkpoint in {checkpoints.directory}",
-          *signals,
+          *(signals or [signal.SIGTERM]),  # Which may be another process's.
         )
   return state["params"]
 
