@@ -49,6 +49,7 @@ class Checkpoints:
     """Begins to write the checkpoint of `step`; goes on in the background."""
     if step in self._manager.all_steps():
       return
+    self.wait()  # An error of the one before is not this one's.
     with _explained("write the checkpoint", self.directory / str(step)):
       self._manager.save(
         step,
@@ -99,7 +100,9 @@ def _explained(doing, path, advice=""):
   try:
     yield
   except Exception as error:
-    reason = " ".join(str(error).split())[:300] or repr(error)
+    reason = " ".join(str(error).split()) or repr(error)
+    if len(reason) > 300:  # The cause comes last.
+      reason = f"{reason[:100]} ... {reason[-200:]}"
     raise settings.UserError(
       f"cannot {doing} {path}: {reason}{advice}"
     ) from error

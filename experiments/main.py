@@ -21,6 +21,12 @@ def _fail(message, exit_code=1):
   sys.exit(exit_code)
 
 
+def _excepthook(kind, error, traceback):
+  """Hides what tensorstore's threads print where a checkpoint failed."""
+  if str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, traceback)
+
+
 def _parse(argv):
   """Parses the flags; an unknown config field is one line, no traceback."""
   try:
@@ -38,7 +44,8 @@ def _main(argv):
     _fail(f"unexpected arguments: {' '.join(argv[1:])}")
   if not _CONFIG.value or not _WORKDIR.value:
     _fail("both --config=FILE and --workdir=DIR are needed")
-  logging.set_verbosity(logging.ERROR)
+  # What goes wrong is raised; orbax would log it four times over as well.
+  logging.set_verbosity(logging.FATAL)
   try:
     train.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))
   except settings.UserError as error:
@@ -46,4 +53,5 @@ def _main(argv):
 
 
 if __name__ == "__main__":
+  sys.excepthook = _excepthook
   app.run(_main, flags_parser=_parse)

@@ -167,7 +167,7 @@ def test_lost_checkpoints_are_an_error(unbroken, tmp_path):
 
 
 def _command(workdir):
-  fields = ["--config.total_steps=600", "--config.checkpoint_every=10"]
+  fields = ["--config.total_steps=200", "--config.checkpoint_every=20"]
   main = [sys.executable, "-m", "experiments.main"]
   where = ["--config=configs/default.py", f"--workdir={workdir}"]
   return [*main, *where, *tiny.flags(), *fields]
@@ -201,12 +201,12 @@ def test_killed_run_resumes_exactly(tmp_path, compilation_cache):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
-  assert not (killed / "checkpoints" / "600").exists()
+  assert not (killed / "checkpoints" / "200").exists()
   for directory in (killed, whole):
     process = _start(directory, compilation_cache)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-  _assert_same_run(killed, whole, 600)
+  _assert_same_run(killed, whole, 200)
 
 
 @pytest.mark.slow
