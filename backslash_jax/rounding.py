@@ -51,7 +51,7 @@ def round_through(params: Any, step: float, mask: Mask | None = None) -> Any:
     # x - x is exactly zero, so the value is the level to the last bit.
     return jax.lax.stop_gradient(rounded) + (x - jax.lax.stop_gradient(x))
 
-  selected = _selected(params, mask)
+  selected = selected_leaves(params, mask)
   return jax.tree.map(lambda x, m: through(x) if m else x, params, selected)
 
 
@@ -82,7 +82,7 @@ def perturb(
     noise = jax.random.uniform(k, x.shape, minval=-0.5, maxval=0.5)
     return (x + step * noise).astype(x.dtype)
 
-  selected = _selected(params, mask)
+  selected = selected_leaves(params, mask)
   return jax.tree.map(
     lambda x, k, m: noisy(x, k) if m else x, params, keys, selected
   )
@@ -93,6 +93,6 @@ def _check_step(step):
     raise ValueError(f"step must be positive and finite, found {step}")
 
 
-def _selected(params, mask):
+def selected_leaves(params, mask):
   mask = matrices if mask is None else mask
   return mask(params) if callable(mask) else mask
