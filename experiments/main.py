@@ -21,10 +21,10 @@ def _fail(message, exit_code=1):
   sys.exit(exit_code)
 
 
-def _excepthook(kind, error, traceback):
-  """Hides what tensorstore's threads print where a checkpoint failed."""
-  if str(error) != "Event loop is closed":
-    sys.__excepthook__(kind, error, traceback)
+def _unraisable(found):
+  """Hides what tensorstore's threads report when a checkpoint failed."""
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def _parse(argv):
@@ -53,5 +53,5 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  sys.excepthook = _excepthook
+  sys.unraisablehook = _unraisable
   app.run(_main, flags_parser=_parse)
