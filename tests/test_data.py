@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import types
 
 import numpy as np
 import pytest
 
+from configs import default
 from experiments import data
 from experiments.data import pipeline, prepare, python_stdlib
 
@@ -30,8 +30,10 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def make_config(data_dir):
   def make(name=MODULES, **changes):
-    fields = {"name": name, "dir": str(data_dir), "seq_len": 128, **changes}
-    return types.SimpleNamespace(**fields)
+    fields = {"name": name, "dir": str(data_dir), **changes}
+    config = default.get_config().data
+    config.update(fields)
+    return config
 
   return make
 
@@ -223,8 +225,10 @@ def test_evaluation_leaves_the_data_as_they_are():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"name": "mnist"}, "'mnist'; there are python_stdlib/bytes, python_std"),
-    ({"seq_len": 64}, "data.seq_len is 64, but python_stdlib/modules has seq"),
+    ({"name": "mnist"}, "'mnist'; there are enron_spam, imdb, newsgroups20"),
+    ({"source": "."}, "data.source is '.', but python_stdlib/modules comes"),
+    ({"tokenizer": "gpt2"}, "data.tokenizer is 'gpt2', but python_stdlib/mod"),
+    ({"seq_len": 64}, "data.seq_len is 64, but python_stdlib/modules comes"),
   ],
 )
 def test_wrong_fields_are_named(make_config, changes, message):
@@ -276,13 +280,14 @@ def test_default_directory(monkeypatch):
 
 
 LOAD = """
-  import sys, types
+  import sys
+  from configs import default
   from experiments import data
   from experiments.data import python_stdlib
   splits = "train", "validation", "test"
   python_stdlib.SNIPPETS_PER_MODULE = dict.fromkeys(splits, 50)
-  config = types.SimpleNamespace(
-    name="python_stdlib/modules", dir=sys.argv[1], seq_len=128)
+  config = default.get_config().data
+  config.dir = sys.argv[1]
   task = data.load_task(config)
   assert task.num_train == 1000, task
   assert "tensorflow" not in sys.modules

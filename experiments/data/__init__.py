@@ -4,23 +4,35 @@ A batch is a dict of NumPy arrays: "tokens" int32 [B, L], "mask" bool [B, L]
 (True at real tokens), "targets" int32 and "weights" float32 (0 where a target
 does not count), both [B] for classification and [B, L] for language modelling.
 
-To add a task, write a module with a tfds builder and a function from the data
-directory to a `Dataset`, as in `python_stdlib.py`, and name it in `_LOADERS`.
+Two tasks come with Python (`python_stdlib`). The others (`text`) are downloaded
+or read from the directory `data.source`, and tokenized as `data.tokenizer`
+says.
+To add a task of texts, write a builder as in `classification.py` or
+`generation.py` and name it in `text.CORPORA`.
 """
 
+import dataclasses
 import functools
-import os
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
+import numpy as np
 
-from experiments.data import pipeline, prepare, python_stdlib
-from experiments.data.task import Dataset, Task
+from experiments.data import pipeline, prepare, python_stdlib, text
+from experiments.data.task import Dataset, Options, Task
 
-__all__ = ["Dataset", "Task", "eval_batches", "load_task", "train_dataset"]
+__all__ = [
+  "Dataset",
+  "Options",
+  "Task",
+  "eval_batches",
+  "load_task",
+  "train_dataset",
+]
 
-_LOADERS = {
+_EMBEDDED = {
   "python_stdlib/bytes": python_stdlib.load_bytes,
   "python_stdlib/modules": python_stdlib.load_modules,
 }
@@ -30,13 +42,13 @@ def load_task(config: Any) -> Task:
   """The task that `config` names; its data are prepared at the first use.
 
   Args:
-    config: `config.data` of an experiment: `name`, `dir` (None: see
-      `prepare.default_dir`) and `seq_len`.
+    config: `config.data` of an experiment: `dir` (None: see
+      `prepare.default_dir`) and the fields of `Options`.
 
   Raises:
-    ValueError: an unknown name, a `seq_len` that the task does not have, or
-      prepared data that cannot be read.
-    OSError: the directory cannot be written, or the data's source is missing.
+    ValueError: an unknown name, a field that does not fit the task, a source
+      that is missing or damaged, or prepared data that cannot be read.
+    OSError: the directory cannot be written.
   """
   return _load(config).task
 
@@ -72,20 +84,49 @@ def eval_batches(
 
 
 def _load(config: Any) -> Dataset:
-  """The dataset that `config` names, read once in a process."""
-  if config.name not in _LOADERS:
-    raise ValueError(
-      f"data.name is {config.name!r}; there are {', '.join(sorted(_LOADERS))}"
-    )
-  dataset = _read(config.name, os.fspath(config.dir or prepare.default_dir()))
-  if config.seq_len != dataset.task.seq_len:
-    raise ValueError(
-      f"data.seq_len is {config.seq_len}, but {config.name} has sequences of "
-      f"{dataset.task.seq_len}: set data.seq_len={dataset.task.seq_len}"
-    )
-  return dataset
+  """The dataset that `config` describes, read once in a process."""
+  fields = {
+    f.name: getattr(config, f.name) for f in dataclasses.fields(Options)
+  }
+  directory = pathlib.Path(config.dir or prepare.default_dir()).expanduser()
+  return _read(Options(**fields), directory)
 
 
-@functools.cache
-def _read(name: str, data_dir: str) -> Dataset:
-  return _LOADERS[name](data_dir)
+@functools.lru_cache(maxsize=4)
+def _read(options: Options, directory: pathlib.Path) -> Dataset:
+  """The dataset, or as much of it as `max_train` and `max_eval` want."""
+  if options.name in text.CORPORA:
+    dataset = text.load(options, directory)
+  elif options.name in _EMBEDDED:
+    dataset = _EMBEDDED[options.name](directory)
+    _check_embedded(options, dataset.task)
+  else:
+    names = ", ".join(sorted(_EMBEDDED.keys() | text.CORPORA.keys()))
+    raise ValueError(f"data.name is {options.name!r}; there are {names}")
+  splits = {}
+  for split, arrays in dataset.splits.items():
+    limit = options.max_train if split == "train" else options.max_eval
+    splits[split] = _part(arrays, limit)
+  num_train = len(splits["train"]["tokens"])
+  return Dataset(dataclasses.replace(dataset.task, num_train=num_train), splits)
+
+
+def _check_embedded(options: Options, task: Task) -> None:
+  """Raises ValueError for fields that such a task does not have."""
+  wanted = {"seq_len": task.seq_len, "source": None, "tokenizer": "bytes"}
+  for field, value in wanted.items():
+    found = getattr(options, field)
+    if found != value:
+      raise ValueError(
+        f"data.{field} is {found!r}, but {task.name} comes with Python, in "
+        f"bytes and in sequences of {task.seq_len}: set data.{field}={value}"
+      )
+
+
+def _part(arrays: Mapping[str, np.ndarray], limit: int | None):
+  """`limit` rows, drawn without regard to their order; None takes all."""
+  size = len(arrays["tokens"])
+  if limit is None or limit >= size:
+    return arrays
+  rows = np.sort(np.random.default_rng(0).permutation(size)[:limit])
+  return {k: a[rows] for k, a in arrays.items()}

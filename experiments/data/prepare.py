@@ -29,14 +29,19 @@ def default_dir() -> pathlib.Path:
 
 def prepared(
   builder_class: type[tfds.core.GeneratorBasedBuilder],
-  config_name: str,
   data_dir: os.PathLike[str],
+  **fields: Any,
 ) -> tfds.core.GeneratorBasedBuilder:
   """A builder whose data stand whole in `data_dir`, prepared if need be.
 
   tfds writes to a directory of its own name and renames that at the end. A
   preparation that is killed leaves no more than such a directory behind, and
   of several processes that prepare at once the first to finish wins.
+
+  Args:
+    builder_class: what to prepare.
+    data_dir: the directory of all datasets, for tfds.
+    **fields: further arguments of the builder, such as `config`.
 
   Raises:
     OSError: `data_dir` cannot be written.
@@ -45,7 +50,7 @@ def prepared(
 
   def make() -> tfds.core.GeneratorBasedBuilder:
     return builder_class(
-      config=config_name, data_dir=data_dir, file_format="array_record"
+      data_dir=data_dir, file_format="array_record", **fields
     )
 
   builder = make()
@@ -59,8 +64,8 @@ def prepared(
       # The rename fails where another process has just put its own result.
       if not builder.data_path.exists():
         raise OSError(
-          f"cannot prepare {builder_class.name}/{config_name} in {data_dir}: "
-          f"{error}; set data.dir or TFDS_DATA_DIR to a writable directory"
+          f"cannot prepare {builder_class.name} in {data_dir}: {error}; set "
+          "data.dir or TFDS_DATA_DIR to a writable directory"
         ) from error
     # Only a builder that finds the data reads what they consist of.
     builder = make()

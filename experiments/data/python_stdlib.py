@@ -150,7 +150,7 @@ def _prepared(config_name: str, data_dir: str | os.PathLike[str]):
   )
   # Another Python, or the same with patched sources, prepares its own data.
   return prepare.prepared(
-    PythonStdlib, config_name, pathlib.Path(data_dir) / origin
+    PythonStdlib, pathlib.Path(data_dir) / origin, config=config_name
   )
 
 

@@ -10,13 +10,30 @@ import numpy as np
 class Task:
   """The facts about a task that models, losses and reports depend on."""
 
-  name: str  # "builder/config", as in `config.data.name`.
+  name: str  # As `config.data.name`.
   kind: str  # "classification" or "lm".
   vocab_size: int
   seq_len: int
   num_classes: int | None  # None for "lm".
   class_names: tuple[str, ...]  # Empty for "lm".
   num_train: int  # Training examples.
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What decides a dataset's content, the fields of `config.data`.
+
+  configs/default.py says what each is.
+  """
+
+  name: str
+  seq_len: int
+  source: str | None = None
+  tokenizer: str = "bytes"
+  strip: bool = True
+  pack: bool = True
+  max_train: int | None = None
+  max_eval: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
