@@ -49,9 +49,9 @@ def main():
     results["speed"] = _speed()
   command = "python -m experiments.bench.coding"
   timing.write("coding", command, results)
-  _update_docs("rates", _rates_table(results["rates"]))
+  update_docs("rates", _rates_table(results["rates"]))
   if not options.skip_speed:
-    _update_docs("speed", _speed_table(results["speed"]))
+    update_docs("speed", _speed_table(results["speed"]))
 
 
 def _pretrained() -> pathlib.Path:
@@ -68,7 +68,7 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
   trained = sorted(path.glob("**/checkpoints"))
   if trained:
     return {
-      f"{path.name}/{directory.parent.name}": _matrices(_restored(directory))
+      f"{path.name}/{directory.parent.name}": _matrices(restored(directory))
       for directory in trained
     }
   files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -79,7 +79,7 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
   return {name: _matrices(params)}
 
 
-def _restored(directory: pathlib.Path) -> Any:
+def restored(directory: pathlib.Path) -> Any:
   """The parameters of the latest checkpoint."""
   import orbax.checkpoint as ocp
 
@@ -303,7 +303,7 @@ def _speed_table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def _update_docs(name: str, table: str) -> None:
+def update_docs(name: str, table: str) -> None:
   """Puts a table between its two marks in docs/coding.md."""
   start, stop = f"<!-- {name} -->", f"<!-- end of {name} -->"
   head, _, rest = _DOCS.read_text().partition(start)
