@@ -18,11 +18,19 @@ def get_config() -> ml_collections.ConfigDict:
   config.keep_checkpoints = 2  # The newest ones; all were found finite.
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = "python_stdlib/modules"  # Or "python_stdlib/bytes".
+  # Or "python_stdlib/bytes", "imdb", "enron_spam", "newsgroups20", "sst2",
+  # "squad", "wmt19"; see docs/data.md.
+  data.name = "python_stdlib/modules"
   data.dir = config_dict.placeholder(str)  # None: the default cache.
   data.batch_size = 64  # Of all devices together.
   data.eval_batch_size = 256
-  data.seq_len = 128  # Bytes per example.
+  data.seq_len = 128  # Tokens per example; what is longer is cut.
+  data.source = config_dict.placeholder(str)  # None downloads; or a directory.
+  data.tokenizer = "bytes"  # Or a directory or hub id with a tokenizer.
+  data.strip = True  # newsgroups20: no headers, quotations and signatures.
+  data.pack = True  # squad, wmt19: several training examples in a sequence.
+  data.max_train = config_dict.placeholder(int)  # Examples; None: all.
+  data.max_eval = config_dict.placeholder(int)  # Of each other split.
 
   config.model = model = ml_collections.ConfigDict()
   model.name = "encoder"  # Or "decoder", for next-byte prediction.

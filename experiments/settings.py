@@ -28,6 +28,10 @@ _COUNT = ("an integer >= 1", lambda v: isinstance(v, int) and v >= 1)
 _NATURAL = ("an integer >= 0", lambda v: isinstance(v, int) and v >= 0)
 _POSITIVE = ("positive and finite", lambda v: 0 < v < math.inf)
 _NOT_NEGATIVE = (">= 0 and finite", lambda v: 0 <= v < math.inf)
+_OPTIONAL_COUNT = (
+  "None or an integer >= 1",
+  lambda v: v is None or (isinstance(v, int) and v >= 1),
+)
 _FRACTION = ("in [0, 1)", lambda v: 0 <= v < 1)
 _OPTIONAL_POSITIVE = (
   "None or positive and finite",
@@ -45,6 +49,8 @@ _WANTED = {
   "data.batch_size": _COUNT,
   "data.eval_batch_size": _COUNT,
   "data.seq_len": _COUNT,
+  "data.max_train": _OPTIONAL_COUNT,
+  "data.max_eval": _OPTIONAL_COUNT,
   "model.depth": _COUNT,
   "model.width": _COUNT,
   "model.heads": _COUNT,
