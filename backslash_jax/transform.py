@@ -191,7 +191,10 @@ def backslash(
     signals = control.Signals(state.count, measure_every, bits, *norms)
     lmbda_, control_state = controller.update(signals, state.control)
 
-    weights = iter(jnp.broadcast_to(lmbda_, alpha.shape))
+    # Bits are never negative, which the compiler does not know: it measures
+    # before it updates, and needs no copy of params that are given away.
+    weights = jnp.where(bits < 0, 0.0, lmbda_)
+    weights = iter(jnp.broadcast_to(weights, alpha.shape))
     rate_gradients = iter(rate_gradients)
 
     def add(g, x):
