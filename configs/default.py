@@ -59,7 +59,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   # The rate term, see backslash_jax.backslash.
   config.rate = rate = ml_collections.ConfigDict()
-  rate.lmbda = 0.0  # 0: normal training.
+  # Its weight. One of the three at most; 0 and None: normal training.
+  rate.lmbda = 0.0
+  rate.balance = config_dict.placeholder(float)  # See bs.gradient_balance.
+  rate.target = config_dict.placeholder(float)  # Bits; see bs.target_rate.
   rate.rate = "dggr"  # Or "bits".
   rate.shape = config_dict.placeholder(float)  # None estimates nu.
   rate.scope = "model"  # Or "tensor": one nu each.
@@ -67,14 +70,30 @@ def get_config() -> ml_collections.ConfigDict:
   rate.step = 2.0**-8  # Quantization step that bits are counted for.
   rate.mask = "matrices"  # Or "all": biases and normalization too.
   rate.update_every = 1  # Steps between estimates of nu.
-  rate.placement = "coupled"  # Before Adam; "decoupled": after it.
+  # "coupled": before Adam; "decoupled": after it; "proximal": the same, but
+  # the rate pulls no weight past zero; "unscaled": after the learning rate.
+  rate.placement = "coupled"
   rate.warmup_steps = 0  # lmbda rises linearly from 0 over these.
+  rate.stop_step = config_dict.placeholder(int)  # Then plain training.
+  rate.keep_zeros = False  # What is coded as 0 by then stays 0.
 
-  # Where set, the loss sees the matrices rounded to this step.
+  # What the loss sees of the matrices, one at most: rounded to this step, with
+  # uniform noise of this width, or quantized to so many bits per tensor.
   config.round_step = config_dict.placeholder(float)
+  config.noise_step = config_dict.placeholder(float)
+  config.quantize_bits = config_dict.placeholder(int)
+
+  # The smallest weights of each matrix are removed, ever more of them.
+  config.prune = prune = ml_collections.ConfigDict()
+  prune.sparsity = 0.0  # Fraction removed in the end; 0: none.
+  prune.begin_step = 0
+  prune.end_step = 700
+  prune.every = 10  # Steps between choices of what is removed.
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   evaluate.steps = tuple(2.0**-k for k in range(3, 11))
+  evaluate.absmax = False  # Steps are in units of a matrix's largest value.
+  evaluate.mu = 0.0  # What a bit may cost when rounding; see bs.save.
   evaluate.pruning_rates = tuple(k / 10 for k in range(10))
   # The step that the shipped file is coded with. None: the coarsest whose
   # validation accuracy is within `tolerance` points (of 100) of the

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
+from backslash_jax import quantize
 from backslash_jax.coding import exp_golomb, huffman
 from experiments import data, distributed, settings, sharding
 
@@ -133,7 +135,9 @@ def evaluate(
   return result
 
 
-def code_lengths(params: Any, step: float) -> dict[str, float]:
+def code_lengths(
+  params: Any, step: float | Mapping[str, float]
+) -> dict[str, float]:
   """Bits per parameter of the matrices of quantized parameters.
 
   "fixed", "exp_golomb" (order 0, of the values ranked by frequency) and
@@ -141,13 +145,16 @@ def code_lengths(params: Any, step: float) -> dict[str, float]:
   is the sum of every tensor's own empirical entropy.
 
   Args:
-    params: tree whose matrices hold multiples of step.
-    step: the quantization step.
+    params: nested dicts whose matrices hold multiples of step.
+    step: the quantization step, or one for each matrix's path.
   """
-  symbols = [
-    np.rint(x.astype(np.float64) / step).astype(np.int32).ravel()
-    for x in _matrices(params)
-  ]
+  matrices = traverse_util.flatten_dict(bs.matrices(params), sep="/")
+  symbols = []
+  for name, x in traverse_util.flatten_dict(params, sep="/").items():
+    if matrices[name]:
+      own = step[name] if isinstance(step, Mapping) else step
+      levels = np.rint(np.asarray(x, np.float64) / own)
+      symbols.append(levels.astype(np.int32).ravel())
   pooled = np.concatenate(symbols)
   ranked = exp_golomb.fit(pooled, ranked=True)._replace(order=0)
   distinct = np.unique(pooled).size
@@ -178,15 +185,24 @@ def prune(params: Any, rate: float) -> Any:
 def _quantized(config, directory, params, step, score):
   """Codes params with step, reads the file back and measures it."""
   file = _coded_file(directory, step)
+  steps = step
+  if config.evaluate.absmax:
+    steps = quantize.absmax_steps(params, 1 / step)
   if distributed.is_main():
-    bs.save(file, params, step=step, coder=config.evaluate.coder)
+    bs.save(
+      file,
+      params,
+      step=steps,
+      coder=config.evaluate.coder,
+      mu=config.evaluate.mu,
+    )
   distributed.barrier(f"coded with step {step}")
   size = file.stat().st_size
   params = bs.load(file)
   return {
     "step": step,
     "bytes": size,
-    "bits": code_lengths(params, step),
+    "bits": code_lengths(params, steps),
     "validation": score(params, "validation"),
     "test": score(params, "test"),
   }

@@ -58,9 +58,8 @@ def make_step(
   """
   schedule = optimizer.schedule(config)
 
-  def loss_fn(params, batch):
-    if config.round_step is not None:
-      params = bs.round_through(params, config.round_step, mask=bs.matrices)
+  def loss_fn(params, batch, step):
+    params = _seen_by_loss(config, params, step)
     totals = evaluate.totals(forward, params, batch)
     weight = totals["weight"]
     return totals["loss"] / weight, totals["accuracy"] / weight
@@ -68,7 +67,7 @@ def make_step(
   def step_fn(state, batch, step):
     params = state["params"]
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, batch
+      params, batch, step
     )
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     values = {
@@ -86,3 +85,28 @@ def make_step(
     return {"params": params, "opt_state": opt_state}, values, flags
 
   return step_fn
+
+
+def _seen_by_loss(config, params, step):
+  """The parameters as the loss of this step sees them."""
+  if config.round_step is not None:
+    return bs.round_through(params, config.round_step)
+  if config.noise_step is not None:
+    # From the step, so that a resumed run draws the same.
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    return bs.perturb(params, key, config.noise_step)
+  if config.quantize_bits is not None:
+    levels = 2 ** (config.quantize_bits - 1) - 1
+    return jax.tree.map(
+      lambda x, m: _quantized_through(x, levels) if m else x,
+      params,
+      bs.matrices(params),
+    )
+  return params
+
+
+def _quantized_through(x, levels):
+  """x rounded to so many levels on each side of 0, up to max |x|."""
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+  step = jnp.maximum(largest, jnp.finfo(x.dtype).tiny) / levels
+  return bs.round_through(x, step, mask=True)

@@ -102,8 +102,9 @@ class Progress:
   def __init__(self, name: str, start: int, total: int, log_every: int):
     self._name, self._start, self._total = name, start, total
     self._log_every = log_every
+    self._is_unmet = False
     self._began = time.monotonic()
-    console = rich.console.Console()
+    self._console = console = rich.console.Console()
     self._bar = None
     if console.is_terminal:
       self._bar = rich.progress.Progress(
@@ -129,6 +130,15 @@ class Progress:
 
   def update(self, step: int, values: Mapping[str, float]):
     """Shows where training stands after `step`."""
+    if not self._is_unmet and 10 * abs(values.get("unmet", 0)) > self._total:
+      self._is_unmet = True
+      way = "above" if values["unmet"] > 0 else "below"
+      self._console.print(
+        f"{self._name} {step}/{self._total}  the target is out of reach:"
+        f" {values['bits']:.2f} bits per parameter are {way}"
+        " config.rate.target, however lambda is chosen",
+        soft_wrap=True,
+      )
     text = (
       f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}"
       f"  nu {values['nu']:.2f}  bits {values['bits']:.2f}"

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 
 import backslash_jax as bs
+from backslash_jax import control, proximal, structure
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -25,29 +26,45 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def create(
   config: ml_collections.ConfigDict, sharding: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """AdamW on the clipped gradient, with the rate term where lmbda > 0.
+  """AdamW on the clipped gradient, with the rate term and pruning, if any.
 
   The clipping comes first, so that it bounds the task's gradient alone. A
   coupled rate goes through Adam's preconditioner together with it, a
   decoupled one does not.
 
   Args:
-    config: its fields `optimizer` and `rate`, and total_steps.
+    config: its fields `optimizer`, `rate` and `prune`, and total_steps.
     sharding: of the parameters, a tree of NamedSharding; see `bs.backslash`.
   """
-  optimizer, rate = config.optimizer, config.rate
+  optimizer, rate, prune = config.optimizer, config.rate, config.prune
   chain = [
     optax.clip_by_global_norm(optimizer.clip_norm),
     optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2),
     optax.add_decayed_weights(optimizer.weight_decay, mask=bs.matrices),
     optax.scale_by_learning_rate(schedule(config)),
   ]
-  if rate.lmbda > 0:
-    lmbda = rate.lmbda
-    if rate.warmup_steps:
-      lmbda = optax.linear_schedule(0.0, rate.lmbda, rate.warmup_steps)
-    place = {"coupled": 1, "decoupled": 2}[rate.placement]
-    chain.insert(place, _backslash(rate, lmbda, sharding))
+  controller = _controller(rate)
+  if controller is not None:
+    tx = _backslash(rate, controller, sharding)
+    if rate.placement == "coupled":
+      chain.insert(1, tx)
+    elif rate.placement == "decoupled":
+      chain.insert(2, tx)
+    elif rate.placement == "proximal":
+      chain.insert(3, proximal.proximal(tx, schedule(config)))
+    else:  # What is added there is no gradient any more but a step.
+      chain += [optax.scale(-1.0), tx, optax.scale(-1.0)]
+  if rate.keep_zeros:
+    chain.append(structure.keep_zeros(rate.step, rate.stop_step))
+  if prune.sparsity > 0:
+    chain.append(
+      structure.gradual_pruning(
+        prune.sparsity,
+        prune.end_step,
+        begin=prune.begin_step,
+        every=prune.every,
+      )
+    )
   return optax.chain(*chain)
 
 
@@ -57,16 +74,45 @@ def rate_metrics(
   """nu, bits per parameter and lmbda of an update, float32 scalars.
 
   The rate term in the chain has them. Where there is none, one of weight
-  zero reads the same numbers off the parameters.
+  zero reads the same numbers off the parameters. A target has "unmet" as
+  well, see `bs.target_rate`.
   """
   if optax.tree.get(opt_state, "bits") is None:
     meter = _backslash(config.rate, 0.0)
     _, opt_state = meter.update(params, meter.init(params), params)
-  return {
+  values = {
     "nu": jnp.mean(optax.tree.get(opt_state, "shape")),
     "bits": optax.tree.get(opt_state, "bits"),
     "lmbda": optax.tree.get(opt_state, "lmbda"),
   }
+  if config.rate.target is not None:
+    unmet = optax.tree.get(opt_state, "unmet")
+    values["unmet"] = unmet.astype(jnp.float32)
+  return values
+
+
+def _controller(rate):
+  """What chooses lmbda, or None for normal training."""
+  if rate.balance is not None:
+    controller = bs.gradient_balance(rate.balance)
+  elif rate.target is not None:
+    controller = bs.target_rate(rate.target)
+  elif rate.lmbda > 0:
+    controller = control.scheduled(rate.lmbda)
+  else:
+    return None
+  if not rate.warmup_steps and rate.stop_step is None:
+    return controller
+
+  def update(signals, state):
+    lmbda, state = controller.update(signals, state)
+    if rate.warmup_steps:
+      lmbda *= jnp.minimum(signals.count / rate.warmup_steps, 1.0)
+    if rate.stop_step is not None:
+      lmbda = jnp.where(signals.count < rate.stop_step, lmbda, 0.0)
+    return lmbda, state
+
+  return controller._replace(update=update)
 
 
 def _backslash(rate, lmbda, sharding=None):

@@ -28,11 +28,11 @@ _COUNT = ("an integer >= 1", lambda v: isinstance(v, int) and v >= 1)
 _NATURAL = ("an integer >= 0", lambda v: isinstance(v, int) and v >= 0)
 _POSITIVE = ("positive and finite", lambda v: 0 < v < math.inf)
 _NOT_NEGATIVE = (">= 0 and finite", lambda v: 0 <= v < math.inf)
+_FRACTION = ("in [0, 1)", lambda v: 0 <= v < 1)
 _OPTIONAL_COUNT = (
   "None or an integer >= 1",
   lambda v: v is None or (isinstance(v, int) and v >= 1),
 )
-_FRACTION = ("in [0, 1)", lambda v: 0 <= v < 1)
 _OPTIONAL_POSITIVE = (
   "None or positive and finite",
   lambda v: v is None or 0 < v < math.inf,
@@ -64,6 +64,11 @@ _WANTED = {
   "optimizer.b1": _FRACTION,
   "optimizer.b2": _FRACTION,
   "rate.lmbda": _NOT_NEGATIVE,
+  "rate.balance": _OPTIONAL_POSITIVE,
+  "rate.target": (
+    "None or bits in (0, 32)",
+    lambda v: v is None or 0 < v < 32,
+  ),
   "rate.rate": _one_of("dggr", "bits"),
   "rate.shape": ("None or in [0.1, 8]", lambda v: v is None or 0.1 <= v <= 8),
   "rate.scope": _one_of("model", "tensor"),
@@ -74,9 +79,19 @@ _WANTED = {
   "rate.step": _POSITIVE,
   "rate.mask": _one_of("matrices", "all"),
   "rate.update_every": _COUNT,
-  "rate.placement": _one_of("coupled", "decoupled"),
+  "rate.placement": _one_of("coupled", "decoupled", "proximal", "unscaled"),
   "rate.warmup_steps": _NATURAL,
+  "rate.stop_step": _OPTIONAL_COUNT,
   "round_step": _OPTIONAL_POSITIVE,
+  "noise_step": _OPTIONAL_POSITIVE,
+  "quantize_bits": (
+    "None or an integer in [2, 16]",
+    lambda v: v is None or (isinstance(v, int) and 2 <= v <= 16),
+  ),
+  "prune.sparsity": _FRACTION,
+  "prune.begin_step": _NATURAL,
+  "prune.end_step": _COUNT,
+  "prune.every": _COUNT,
   "evaluate.steps": (
     "a non-empty list of positive numbers",
     lambda v: len(v) > 0 and all(0 < s < math.inf for s in v),
@@ -86,6 +101,7 @@ _WANTED = {
     lambda v: all(0 <= r < 1 for r in v),
   ),
   "evaluate.step": _OPTIONAL_POSITIVE,
+  "evaluate.mu": _NOT_NEGATIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,
   "evaluate.coder": _one_of(*coders.NAMES),
 }
@@ -133,8 +149,35 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"config.model.width is {config.model.width}, wanted a multiple of"
       f" config.model.heads, {config.model.heads}"
     )
+  problems += _conflicts(config)
   if problems:
     raise UserError("\n".join(problems))
+
+
+def _conflicts(config):
+  """Fields that are usable, but not together."""
+  problems = []
+  exclusive = (
+    ("rate.lmbda", "rate.balance", "rate.target"),
+    ("round_step", "noise_step", "quantize_bits"),
+  )
+  for fields in exclusive:
+    given = [f for f in fields if _get(config, f)]
+    if len(given) > 1:
+      found = " and ".join(f"config.{f} is {_get(config, f)!r}" for f in given)
+      problems.append(f"{found}, wanted one of them at most")
+  if config.rate.keep_zeros and config.rate.stop_step is None:
+    problems.append(
+      "config.rate.keep_zeros is True, wanted config.rate.stop_step with it:"
+      " the zeros of that step are kept"
+    )
+  prune = config.prune
+  if prune.sparsity and prune.begin_step >= prune.end_step:
+    problems.append(
+      f"config.prune.begin_step is {prune.begin_step!r}, wanted less than"
+      f" config.prune.end_step, {prune.end_step!r}"
+    )
+  return problems
 
 
 def arms(

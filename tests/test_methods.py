@@ -1,0 +1,217 @@
+"""What the fields of a config make of the chain and of the loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import backslash_jax as bs
+from experiments import evaluate, learner, metrics, optimizer, settings
+
+KEY = jax.random.key(0)
+PARAMS = {
+  "a": {"kernel": jax.random.normal(KEY, (24, 16)) * 0.2},
+  "b": {"kernel": jax.random.normal(KEY, (16, 4)) * 0.5, "bias": jnp.zeros(4)},
+}
+BATCH = {
+  "tokens": jax.random.normal(KEY, (32, 24)),
+  "mask": jnp.ones((32, 24), bool),
+  "targets": jnp.arange(32) % 4,
+  "weights": jnp.ones(32),
+}
+
+
+def _forward(params, tokens, mask):
+  del mask
+  return (
+    jnp.tanh(tokens @ params["a"]["kernel"]) @ params["b"]["kernel"]
+    + params["b"]["bias"][None]
+  )
+
+
+def _config(**fields):
+  return tiny.config(**{"rate__lmbda": 0.0} | fields)
+
+
+def _train(config, steps=None, measure_rate=True):
+  """Records and parameters of a training of the network above."""
+  tx = optimizer.create(config)
+  step_fn = jax.jit(
+    learner.make_step(config, _forward, tx, measure_rate=measure_rate)
+  )
+  state = {"params": PARAMS, "opt_state": tx.init(PARAMS)}
+  records, history = [], [PARAMS]
+  for step in range(1, (steps or config.total_steps) + 1):
+    state, values, _ = step_fn(state, BATCH, step)
+    records.append({k: float(v) for k, v in values.items()})
+    history.append(state["params"])
+  return records, history
+
+
+def _zeros(params):
+  return params["a"]["kernel"] == 0
+
+
+def test_balance_is_the_same_fraction_whatever_the_step():
+  records, _ = _train(_config(rate__balance=0.5, optimizer__clip_norm=1e9))
+  lmbdas = [r["lmbda"] for r in records]
+  assert min(lmbdas) > 0
+  assert len(set(lmbdas)) > 1
+
+
+def test_a_target_is_logged_with_whether_it_is_met(capsys):
+  config = _config(
+    rate__target=0.01, optimizer__learning_rate=1e-8, total_steps=800
+  )
+  records, _ = _train(config)
+  assert records[-1]["unmet"] > 80
+  assert "unmet" not in _train(_config(), steps=1)[0][0]
+  progress = metrics.Progress("arm", 0, 800, 800)
+  for step, values in enumerate(records, 1):
+    progress.update(step, values)
+  assert capsys.readouterr().out.count("out of reach") == 1
+
+
+def test_the_rate_warms_up_and_stops():
+  config = _config(rate__lmbda=2.0, rate__warmup_steps=4, rate__stop_step=8)
+  lmbdas = [r["lmbda"] for r in _train(config)[0]]
+  assert lmbdas == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0, 0, 0, 0]
+
+
+def test_zeros_of_the_rate_are_kept_in_the_plain_phase():
+  config = _config(
+    rate__lmbda=2.0, rate__stop_step=6, rate__keep_zeros=True, rate__step=0.25
+  )
+  _, history = _train(config, measure_rate=False)
+  zeros = jnp.abs(history[6]["a"]["kernel"]) <= 0.125
+  assert jnp.sum(zeros) > 0
+  np.testing.assert_array_equal(_zeros(history[7]), zeros)
+  np.testing.assert_array_equal(_zeros(history[12]), zeros)
+
+
+def test_the_released_form_adds_what_the_learning_rate_does_not_scale():
+  fields = {"rate__epsilon": 1.0, "rate__mask": "all", "rate__lmbda": 3.0}
+  config = _config(rate__placement="unscaled", **fields)
+  tx = optimizer.create(config)
+  grads = jax.tree.map(jnp.zeros_like, PARAMS)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
+  rate = bs.backslash(3.0, epsilon=1.0)
+  wanted, _ = jax.jit(rate.update)(grads, rate.init(PARAMS), PARAMS)
+  jax.tree.map(
+    lambda u, w: np.testing.assert_allclose(u, -w, rtol=1e-6), updates, wanted
+  )
+
+
+def test_proximal_differs_from_decoupled_only_in_stopping_at_zero():
+  fields = {
+    "rate__lmbda": 300.0,
+    "rate__shape": 1.0,
+    "optimizer__warmup_steps": 0,
+  }
+  after = {
+    placement: _train(
+      _config(rate__placement=placement, **fields), 1, measure_rate=False
+    )[1][-1]
+    for placement in ("decoupled", "proximal")
+  }
+  decoupled, proximal = (after[k]["a"]["kernel"] for k in after)
+  before = PARAMS["a"]["kernel"]
+  same = np.isclose(decoupled, proximal, rtol=1e-5, atol=1e-7)
+  assert 0 < np.sum(~same) < same.size
+  np.testing.assert_allclose(proximal[~same], 0, atol=1e-7)
+  np.testing.assert_array_less(np.sign(decoupled * before)[~same], 1)
+
+
+def test_pruning_ends_with_its_sparsity():
+  config = _config(
+    prune__sparsity=0.5, prune__begin_step=1, prune__end_step=8, prune__every=2
+  )
+  _, history = _train(config, measure_rate=False)
+  assert jnp.mean(_zeros(history[-1])) == pytest.approx(0.5, abs=0.01)
+  assert jnp.mean(_zeros(history[1])) == 0
+
+
+def _seen(step=1, **fields):
+  seen = learner._seen_by_loss(_config(**fields), PARAMS, step)
+  return seen["a"]["kernel"]
+
+
+def test_noise_is_of_the_step_and_the_seed():
+  x = _seen(noise_step=0.25)
+  assert 0.1 < np.abs(x - PARAMS["a"]["kernel"]).max() <= 0.125
+  np.testing.assert_array_equal(x, _seen(noise_step=0.25))
+  assert np.all(x != _seen(2, noise_step=0.25))
+  assert np.all(x != _seen(noise_step=0.25, seed=1))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_loss_sees_what_is_coded_after_quantization_aware_training(
+  bits, tmp_path
+):
+  config = _config(evaluate__absmax=True, quantize_bits=bits)
+  shown = {}
+
+  def score(params, split):
+    shown[split] = params
+    return {"accuracy": 0.0, "loss": 0.0}
+
+  params = jax.device_get(PARAMS)
+  levels = 2 ** (bits - 1) - 1
+  result = evaluate._quantized(config, tmp_path, params, 1 / levels, score)
+  coded = shown["test"]
+  for name in ("a", "b"):
+    x, q = params[name]["kernel"], coded[name]["kernel"]
+    assert np.unique(np.abs(q)).size <= levels + 1
+    assert np.abs(q).max() == pytest.approx(np.abs(x).max(), rel=1e-6)
+  assert result["bits"]["entropy"] <= np.log2(2 * levels + 1)
+  seen = learner._seen_by_loss(config, PARAMS, 1)
+  jax.tree.map(
+    lambda x, q: np.testing.assert_allclose(x, q, rtol=1e-6), seen, coded
+  )
+
+
+def test_the_gradient_passes_straight_through_quantization():
+  def loss(params):
+    seen = learner._seen_by_loss(_config(quantize_bits=2), params, 1)
+    return sum(jnp.sum(3.0 * x) for x in jax.tree.leaves(seen))
+
+  for x in jax.tree.leaves(jax.grad(loss)(PARAMS)):
+    np.testing.assert_array_equal(x, 3.0)
+
+
+def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
+  params = jax.device_get(PARAMS)
+  sizes = []
+  for mu in (0.0, 0.3):
+    config = _config(evaluate__mu=mu)
+    result = evaluate._quantized(
+      config, tmp_path, params, 2.0**-5, lambda params, split: {}
+    )
+    sizes.append(result["bits"]["entropy"])
+  assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"rate__balance": 1.0, "rate__target": 2.0},
+      r"rate\.balance is 1\.0 and config\.rate\.target is 2\.0",
+    ),
+    ({"rate__lmbda": 1.0, "rate__target": 2.0}, r"rate\.lmbda is 1\.0"),
+    ({"round_step": 0.1, "noise_step": 0.1}, r"noise_step is 0\.1"),
+    ({"quantize_bits": 1}, r"quantize_bits is 1"),
+    ({"rate__target": 40.0}, r"rate\.target is 40\.0"),
+    ({"rate__keep_zeros": True}, r"rate\.stop_step"),
+    ({"prune__sparsity": 1.0}, r"prune\.sparsity is 1\.0"),
+    (
+      {"prune__sparsity": 0.5, "prune__begin_step": 700},
+      r"prune\.begin_step is 700",
+    ),
+    ({"rate__placement": "beside"}, r"rate\.placement is 'beside'"),
+  ],
+)
+def test_fields_that_do_not_go_together_are_named(fields, message):
+  with pytest.raises(settings.UserError, match=message):
+    settings.check(_config(**fields))
