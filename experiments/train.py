@@ -59,9 +59,11 @@ def train_and_evaluate(
     history = metrics.read(directory / "metrics.jsonl")
     runs[name] = report.Run(result, history, params)
     tasks.append(task.name)
-  if not distributed.is_main():
-    return {}
-  return report.write(runs, tasks[0], workdir)
+  result = {}
+  if distributed.is_main():
+    result = report.write(runs, tasks[0], workdir)
+  distributed.barrier("reported")  # Who leaves early ends the others.
+  return result
 
 
 def train(
