@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 _CONNECT_SECONDS = 30
+_DESCRIPTION = ".INFO"
 _ALTERNATIVE = (
   "or fetch the data by other means, lay them out as docs/data.md says and set "
   "data.source to that directory"
@@ -126,6 +127,7 @@ def fetch(
       found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != archive.digest:
       path.unlink()
+      _description(path).unlink(missing_ok=True)
       raise SourceError(
         f"{url}: the file has {algorithm} {found}, wanted {archive.digest}; it "
         f"was deleted: try again, {_ALTERNATIVE}"
@@ -134,11 +136,14 @@ def fetch(
 
 
 def _is_cached(manager: tfds.download.DownloadManager, url: str) -> bool:
-  """Whether tfds has the file; it describes each in a file beside it."""
-  return any(
-    url in path.read_text()
-    for path in pathlib.Path(manager.download_dir).rglob("*.INFO.json")
-  )
+  """Whether tfds has the file, with its description."""
+  found = pathlib.Path(manager.download_dir).rglob(f"*{_DESCRIPTION}")
+  return any(url in path.read_text() for path in found)
+
+
+def _description(path: pathlib.Path) -> pathlib.Path:
+  """What tfds writes beside a download; it keeps the digest."""
+  return path.with_name(path.name + _DESCRIPTION)
 
 
 def members(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -154,7 +159,8 @@ def members(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
           if not name.endswith("/"):
             yield name, archive.read(name)
       return
-    with tarfile.open(path, "r|*") as archive:
+    # As a stream ("r|") it would take a truncated archive for whole.
+    with tarfile.open(path) as archive:
       for member in archive:
         if (file := archive.extractfile(member)) is not None:
           yield member.name, file.read()

@@ -149,7 +149,7 @@ def _kept(path: pathlib.Path) -> dict[str, encode.Arrays] | None:
   """What `_keep` wrote, None where it is not there or damaged."""
   splits: dict[str, encode.Arrays] = {}
   try:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
       for name in arrays.files:
         split, _, field = name.partition(".")
         splits.setdefault(split, {})[field] = arrays[name]
