@@ -5,9 +5,9 @@ import re
 # Quoted lines, and those that introduce them: "In article <...> someone",
 # "someone writes:".
 _QUOTATION = re.compile(
-  r"^[ \t]*\w{0,4}[>|}].*$"
-  r"|^[ \t]*In (?:article|message)\b.*$"
-  r"|^.*\b(?:writes|wrote|says|said)(?: in .*)?:[ \t]*$",
+  r"^[ \t]*\w{0,4}[>|}].*\n?"
+  r"|^[ \t]*In (?:article|message)\b.*\n?"
+  r"|^.*\b(?:writes|wrote|says|said)(?: in .*)?:[ \t]*(?:\n|\Z)",
   re.MULTILINE,
 )
 _RULE = re.compile(r"^[ \t]*[-_=*~+#]{2,}[ \t]*$", re.MULTILINE)
