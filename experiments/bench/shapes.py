@@ -15,6 +15,9 @@ MOMENTS = (
   (),
 )
 
+# Tensors to measure bandwidth with, from 4 MiB of float32 on.
+LARGE = ((1024, 1024), (4096, 1024), (16384, 1024), (30522, 768))
+
 
 def bert_base() -> dict[str, tuple[int, ...]]:
   """path -> shape of the 199 tensors, 109 million parameters, of BERT-base.
@@ -22,7 +25,7 @@ def bert_base() -> dict[str, tuple[int, ...]]:
   Source: Devlin et al., arXiv 1810.04805.
   """
   width, mlp = 768, 3072
-  shapes = {
+  shapes: dict[str, tuple[int, ...]] = {
     "embeddings/word": (30522, width),
     "embeddings/position": (512, width),
     "embeddings/token_type": (2, width),

@@ -1,0 +1,96 @@
+"""The optimizer step alone: adamw against chain(backslash, adamw).
+
+python -m experiments.bench.optimizer
+
+On the 110 million float32 parameters of BERT-base, or fewer layers of it with
+--layers=N. Parameters and state are given away to each step, as in training.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+import backslash_jax as bs
+from experiments.bench import shapes, timing
+
+_LAYERS = flags.DEFINE_integer("layers", 12, "Layers of BERT-base.")
+
+
+_RATE = 1e-5
+
+
+def candidates() -> dict[str, optax.GradientTransformation]:
+  """The optimizers to compare, the baseline first."""
+  decoupled = optax.scale_by_adam(), optax.add_decayed_weights(1e-4)
+  learning_rate = optax.scale_by_learning_rate(_RATE)
+  return {
+    "adamw": optax.adamw(_RATE),
+    "coupled": optax.chain(bs.backslash(1.0), optax.adamw(_RATE)),
+    "coupled, update_every=16": optax.chain(
+      bs.backslash(1.0, update_every=16), optax.adamw(_RATE)
+    ),
+    "decoupled": optax.chain(*decoupled, bs.backslash(1.0), learning_rate),
+    "decoupled, update_every=16": optax.chain(
+      *decoupled, bs.backslash(1.0, update_every=16), learning_rate
+    ),
+    "L1": optax.chain(bs.backslash(1.0, shape=1.0), optax.adamw(_RATE)),
+  }
+
+
+def tensors(
+  names: dict[str, tuple[int, ...]], seed: int
+) -> dict[str, jax.Array]:
+  """Heavy-tailed float32 tensors of these shapes."""
+  keys = iter(jax.random.split(jax.random.key(seed), len(names)))
+  return {
+    name: 0.02 * jax.random.laplace(next(keys), shape)
+    for name, shape in names.items()
+  }
+
+
+def make_step(
+  tx: optax.GradientTransformation, params: Any, grads: Any
+) -> Callable[[], Any]:
+  """A call of which does one update in place, from its own copy of params."""
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, opt_state, grads):
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  state: list[Any] = [jax.tree.map(jnp.copy, params), tx.init(params)]
+
+  def run():
+    state[:] = step(*state, grads)
+    return state
+
+  return run
+
+
+def _main(argv):
+  del argv
+  names = {
+    name: shape
+    for name, shape in shapes.bert_base().items()
+    if not any(f"layers_{i}/" in name for i in range(_LAYERS.value, 12))
+  }
+  params, grads = tensors(names, 0), tensors(names, 1)
+  steps = {k: make_step(tx, params, grads) for k, tx in candidates().items()}
+  times = timing.measure(steps, timing.REPEATS.value)
+  timing.write(
+    "optimizer",
+    f"python -m experiments.bench.optimizer --layers={_LAYERS.value}",
+    {
+      "parameters": sum(x.size for x in params.values()),
+      **timing.compare(times, "adamw"),
+    },
+  )
+
+
+if __name__ == "__main__":
+  app.run(_main)

@@ -1,0 +1,80 @@
+"""A whole training step, without the rate term and with it.
+
+python -m experiments.bench.step --config=configs/quickstart.py
+
+On one batch of the config's own data, on all devices of this process.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app
+from ml_collections import config_flags
+
+from experiments import data, learner, optimizer, sharding
+from experiments.bench import timing
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/quickstart.py", "The experiment, a file of configs/."
+)
+
+
+# Candidate -> (lmbda, whether the metrics of the rate are computed).
+CANDIDATES = {
+  "plain": (0.0, False),
+  "rate measured": (0.0, True),
+  "rate paid": (10.0, True),
+}
+
+
+def make_step(
+  config: ml_collections.ConfigDict, lmbda: float, measure_rate: bool
+) -> Callable[[], Any]:
+  """A call of which does one training step in place, on the same batch."""
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.rate.lmbda = lmbda
+  task = data.load_task(config.data)
+  forward, params = learner.build(config, task)
+  mesh = sharding.make_mesh(config)
+  placed = sharding.parameters(params, mesh)
+  tx = optimizer.create(config, placed)
+  params = jax.device_put(params, placed)
+  state = [{"params": params, "opt_state": jax.jit(tx.init)(params)}]
+  batch = next(
+    iter(
+      data.train_dataset(
+        config.data, seed=config.seed, batch_size=config.data.batch_size
+      )
+    )
+  )
+  batch = jax.device_put(batch, jax.NamedSharding(mesh, sharding.BATCH))
+  step = jax.jit(
+    learner.make_step(config, forward, tx, measure_rate=measure_rate),
+    donate_argnums=0,
+  )
+
+  def run():
+    state[0], values, flags = step(state[0], batch, 1)
+    return values, flags
+
+  return run
+
+
+def _main(argv):
+  del argv
+  steps = {
+    name: make_step(_CONFIG.value, *how) for name, how in CANDIDATES.items()
+  }
+  times = timing.measure(steps, timing.REPEATS.value)
+  timing.write(
+    "step",
+    " ".join(["python -m experiments.bench.step", *sys.argv[1:]]),
+    timing.compare(times, "plain"),
+  )
+
+
+if __name__ == "__main__":
+  app.run(_main)

@@ -1,0 +1,71 @@
+"""The benchmarks run, and compare what they say."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.bench import growth, moments, optimizer, shapes, timing
+
+
+def test_bert_base_has_its_110_million_parameters():
+  names = shapes.bert_base()
+  assert len(names) == 199
+  assert sum(map(math.prod, names.values())) == 109_482_240
+
+
+def test_ratios_are_of_the_calls_of_the_same_turn():
+  times = {
+    "base": {"wall": [1.0, 2.0, 4.0]},
+    "other": {"wall": [2.0, 4.0, 8.0]},
+  }
+  compared = timing.compare(times, "base")["other"]["wall"]
+  assert compared["ratio"]["quartile_1"] == compared["ratio"]["median"] == 2.0
+  assert compared["seconds"]["median"] == 4.0
+  assert compared["ratio_of_means"] == 2.0
+
+
+def test_every_candidate_is_called_as_often_and_the_first_is_not_counted():
+  calls = []
+  candidates = {n: lambda n=n: calls.append(n) or jnp.ones([]) for n in "ab"}
+  times = timing.measure(candidates, repeats=3)
+  assert calls == ["a", "b"] * 4
+  assert [len(times[n]["wall"]) for n in "ab"] == [3, 3]
+
+
+def test_results_are_kept_with_the_machine(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(timing, "RESULTS", tmp_path)
+  timing.write("x", "python -m x", {"a": 1})
+  document = json.loads((tmp_path / "x_cpu.json").read_text())
+  assert document["results"] == {"a": 1}
+  assert document["machine"]["platform"] == "cpu"
+  assert json.loads(capsys.readouterr().out) == document
+
+
+def test_optimizer_steps_change_their_own_parameters_alone():
+  params = optimizer.tensors({"a": (8, 4), "b": (3,)}, seed=0)
+  grads = jax.tree.map(jnp.ones_like, params)
+  before = jax.device_get(params)
+  run = optimizer.make_step(optax.sgd(0.5), params, grads)
+  first, _ = jax.device_get(run())
+  second, _ = jax.device_get(run())
+  for name, x in before.items():
+    np.testing.assert_allclose(first[name], x - 0.5, rtol=1e-6)
+    np.testing.assert_allclose(second[name], x - 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(params[name], x)
+
+
+def test_moments_are_compared_with_a_copy_on_this_platform():
+  candidates = moments.candidates(jnp.ones([4, 4]), calls=2)
+  assert list(candidates) == ["copy", "xla"]
+  copied, _ = candidates["copy"]()
+  np.testing.assert_array_equal(copied, 1.0)
+
+
+def test_a_shard_costs_a_device_the_same_however_many_there_are():
+  one, eight = growth.per_device(1), growth.per_device(8)
+  assert one["bytes all-reduced"] == eight["bytes all-reduced"] == 12
+  assert eight["bytes"] <= 1.01 * one["bytes"]
