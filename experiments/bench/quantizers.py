@@ -31,7 +31,7 @@ def main():
   run = parser.parse_args().run
   config = json.loads((run / "config.json").read_text())
   config = ml_collections.ConfigDict(config)
-  _, forward, initial = learner.build(config, data.load_task(config.data))
+  forward, initial = learner.build(config, data.load_task(config.data))
   params = coding.restored(run / "checkpoints")
   params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, initial)
   score = evaluate.make_score(config, forward, sharding.make_mesh(config))
