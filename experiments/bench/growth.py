@@ -8,6 +8,7 @@ device holds a shard of the same size.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +90,7 @@ def _main(argv):
   counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
   timing.write(
     "growth",
-    f"python -m experiments.bench.growth --largest={_LARGEST.value:g}",
+    " ".join(["python -m experiments.bench.growth", *sys.argv[1:]]),
     {"parameters": growth, "devices": {n: per_device(n) for n in counts}},
   )
 

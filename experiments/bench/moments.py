@@ -4,6 +4,7 @@ python -m experiments.bench.moments
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,11 @@ def _main(argv):
           clock: {"GB/s": timing.summary([moved / s / 1e9 for s in samples])}
           for clock, samples in clocks.items()
         }
-  timing.write("moments", "python -m experiments.bench.moments", results)
+  timing.write(
+    "moments",
+    " ".join(["python -m experiments.bench.moments", *sys.argv[1:]]),
+    results,
+  )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ On the 110 million float32 parameters of BERT-base, or fewer layers of it with
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,7 @@ def _main(argv):
   times = timing.measure(steps, timing.REPEATS.value)
   timing.write(
     "optimizer",
-    f"python -m experiments.bench.optimizer --layers={_LAYERS.value}",
+    " ".join(["python -m experiments.bench.optimizer", *sys.argv[1:]]),
     {
       "parameters": sum(x.size for x in params.values()),
       **timing.compare(times, "adamw"),
