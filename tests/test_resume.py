@@ -20,18 +20,9 @@ from experiments import interrupt, metrics, settings, train
 
 @pytest.fixture(scope="module", autouse=True)
 def compilation_cache(tmp_path_factory):
-  """Compiles the tiny experiment once for all trainings of this file."""
   directory = tmp_path_factory.mktemp("compiled")
-  options = {
-    "jax_compilation_cache_dir": str(directory),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield directory
-  for name, value in before.items():
-    jax.config.update(name, value)
+  with tiny.compiled_once(directory):
+    yield directory
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,12 @@ from experiments import (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
+    yield
+
+
 @pytest.fixture(scope="module")
 def problem():
   """Forward function, parameters and a batch of the tiny experiment."""
@@ -69,6 +75,7 @@ def test_batches_are_split_over_devices_and_parameters_replicated(problem):
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_round_step_shows_the_loss_the_quantized_model(problem):
   forward, params, batch = problem
   _, values, _ = _first_step(params, batch, round_step=2.0**-4)
@@ -147,6 +154,7 @@ def test_divergence_names_the_tensor_that_is_not_finite(problem):
   assert finite.problem(1, values, flags, names) is None
 
 
+@pytest.mark.slow
 def test_divergence_stops_the_run_and_keeps_a_good_checkpoint(
   tmp_path, monkeypatch
 ):
