@@ -39,7 +39,7 @@ def _parse(argv):
     _fail(settings.explain_flags(argv, error))
 
 
-def _main(argv):
+def _main(function, argv):
   if len(argv) > 1:
     _fail(f"unexpected arguments: {' '.join(argv[1:])}")
   if not _CONFIG.value or not _WORKDIR.value:
@@ -47,11 +47,16 @@ def _main(argv):
   # What goes wrong is raised; orbax would log it four times over as well.
   logging.set_verbosity(logging.FATAL)
   try:
-    train.train_and_evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    function(_CONFIG.value, pathlib.Path(_WORKDIR.value))
   except settings.UserError as error:
     _fail(error, error.exit_code)
 
 
-if __name__ == "__main__":
+def launch(function):
+  """Runs the program: function(config, workdir) on what the flags say."""
   sys.unraisablehook = _unraisable
-  app.run(_main, flags_parser=_parse)
+  app.run(lambda argv: _main(function, argv), flags_parser=_parse)
+
+
+if __name__ == "__main__":
+  launch(train.train_and_evaluate)

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 
 import backslash_jax as bs
+from experiments import bjontegaard
 
 matplotlib.use("Agg")
 
@@ -42,6 +43,52 @@ def write(
     figure.suptitle(TITLES[name])
     figure.savefig(directory / name, dpi=120)
     pyplot.close(figure)
+
+
+def write_frontier(
+  path: pathlib.Path,
+  curves: dict[str, dict[int, bjontegaard.Curve]],
+  baseline: str,
+  task: str,
+) -> None:
+  """Draws accuracy against bits per parameter, with bars over the seeds.
+
+  Args:
+    path: of the PNG file.
+    curves: of method and seed.
+    baseline: the method that stands out.
+    task: its name.
+  """
+  figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
+  for i, (method, own) in enumerate(curves.items()):
+    # Where all seeds have a curve.
+    low = max(c.log_rate[0] for c in own.values())
+    high = min(c.log_rate[-1] for c in own.values())
+    if low > high:
+      continue
+    bits = np.exp(np.linspace(low, high, 12 if low < high else 1))
+    accuracy = np.array(
+      [[bjontegaard.metric_at(c, b) for b in bits] for c in own.values()], float
+    )
+    axis.errorbar(
+      bits,
+      100 * accuracy.mean(axis=0),
+      yerr=100 * accuracy.std(axis=0, ddof=1) if len(own) > 1 else None,
+      color=f"C{i % 10}",
+      linestyle=("-", "--", ":", "-.")[i // 10 % 4],
+      linewidth=2.5 if method == baseline else 1.2,
+      marker=".",
+      capsize=2,
+      label=method,
+    )
+  axis.set_xscale("log", base=2)
+  axis.xaxis.set_major_formatter("{x:g}")
+  axis.set_xlabel("bits of the file per parameter")
+  axis.set_ylabel("test accuracy, %")
+  axis.set_title(f"{task}: accuracy against the size of the file")
+  axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+  figure.savefig(path, dpi=120, format="png")
+  pyplot.close(figure)
 
 
 def _histogram(runs):

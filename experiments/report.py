@@ -213,13 +213,17 @@ coded with the same coder.
 def _markdown(report, tables):
   first = next(iter(report["comparison"]))
   parts = [f"# {report['task']}\n", _LEGEND.format(first=first)]
-  for table in tables:
-    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)]]
-    lines += table.rows
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    parts.append(f"## {table.title}\n\n{body}\n")
+  parts += [markdown(table) for table in tables]
   parts += [f"![{title}]({name})\n" for name, title in plots.TITLES.items()]
   return "\n".join(parts)
+
+
+def markdown(table: Table) -> str:
+  """A table under its title."""
+  lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)]]
+  lines += table.rows
+  body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return f"## {table.title}\n\n{body}\n"
 
 
 def _print(console, table):

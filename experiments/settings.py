@@ -240,6 +240,12 @@ def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
   (directory / "config.json").write_text(text + "\n")
 
 
+def decisive(config: ml_collections.ConfigDict) -> dict[str, object]:
+  """The fields, as "a.b", that decide what a training learns."""
+  flat = _flat(json.loads(json.dumps(config.to_dict())))
+  return {f: v for f, v in flat.items() if not _is_free(f)}
+
+
 def check_same(
   config: ml_collections.ConfigDict, directory: pathlib.Path
 ) -> None:
@@ -255,11 +261,12 @@ def check_same(
     ) from None
   except (ValueError, OSError) as error:
     raise UserError(f"cannot read {path}: {error}") from error
-  now = _flat(json.loads(json.dumps(config.to_dict())))
+  before = {f: v for f, v in before.items() if not _is_free(f)}
+  now = decisive(config)
   different = [
     f"  config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
     for field in sorted(before.keys() | now.keys())
-    if before.get(field) != now.get(field) and not _is_free(field)
+    if before.get(field) != now.get(field)
   ]
   if different:
     raise UserError(
@@ -273,7 +280,8 @@ def check_same(
 def explain_flags(argv: list[str], error: Exception) -> str:
   """What is wrong with the command line: unknown fields, with near matches."""
   paths = [a.removeprefix("--config=") for a in argv if "--config=" in a]
-  path = paths[-1] if paths else None
+  # What follows a colon is the argument of get_config.
+  path = paths[-1].partition(":")[0] if paths else None
   try:
     known = list(_flat(runpy.run_path(str(path))["get_config"]().to_dict()))
   except OSError as load_error:

@@ -1,0 +1,213 @@
+"""The grid of a frontier: methods x operating points x seeds, as data.
+
+A method is fields that all of its trainings share, and its operating points,
+each a set of further fields. The fields are those of configs/default.py. One
+more method is one more entry in `methods`, one more point one more value.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+# The rates, by the names of the methods that use them.
+RATES: dict[str, dict[str, Any]] = {
+  "l0p5": {"rate.shape": 0.5},
+  "l1": {"rate.shape": 1.0},
+  "l2": {"rate.shape": 2.0},
+  "dggr": {},  # One nu for all parameters: the paper.
+  "dggr_tensor": {"rate.scope": "tensor"},
+  "bits": {"rate.rate": "bits", "rate.scope": "tensor"},
+}
+
+
+# The methods and values of the small grid; the full one has every method.
+SMALL = (
+  "normal",
+  "rdo",
+  "decay",
+  "prune",
+  "qat",
+  "dggr_released",
+  "l1",
+  "dggr",
+  "bits",
+  "round",
+  "round_l1",
+  "round_dggr",
+  "round_bits",
+)
+PROFILES: dict[str, dict[str, Any]] = {
+  "small": {
+    "balances": (2.0,),
+    "decays": (1.0,),
+    "sparsities": (0.5, 0.8),
+    "mus": (0.1,),
+  },
+  "full": {
+    "balances": (0.3, 1.0, 3.0, 10.0),
+    "decays": (0.3, 1.0, 3.0),
+    "sparsities": (0.5, 0.7, 0.85),
+    "mus": (0.05, 0.1, 0.2),
+  },
+}
+SEEDS = {"small": (0, 1), "full": (0, 1, 2)}
+
+
+def add(
+  config: ml_collections.ConfigDict,
+  profile: str,
+  *,
+  steps: Sequence[float],
+  lambdas: Sequence[float],
+  learning_rates: Mapping[str, float],
+  candidates: Sequence[float],
+  small: Sequence[str] = SMALL,
+) -> None:
+  """Gives config its `grid`.
+
+  Args:
+    config: of configs/default.py; what a method does not say is as here.
+    profile: "small" or "full".
+    steps: that the loss is shown, by rounding or noise.
+    lambdas: of DGGR as released, which the learning rate does not scale.
+    learning_rates: by method, as the tuning found them; the others have that
+      of config.
+    candidates: the learning rates that tuning compares.
+    small: the methods of the small grid.
+  """
+  if profile not in PROFILES:
+    raise ValueError(
+      f"the profile, behind the colon of --config, is {profile!r}, wanted one"
+      f" of {', '.join(PROFILES)}"
+    )
+  config.eval_every = config.total_steps
+  config.checkpoint_every = 250
+  config.keep_checkpoints = 1
+  config.evaluate.pruning_rates = ()
+  config.grid = grid = ml_collections.ConfigDict()
+  grid.baseline = "normal"
+  grid.seeds = SEEDS[profile]  # Initial parameters, order of the data, noise.
+  grid.bits = (1.0, 2.0, 3.0, 4.0)  # Where the tables compare.
+  # Accuracies below this fraction of the baseline's best are not compared.
+  grid.floor = 0.9
+  # True: compares learning rates instead, on the validation split.
+  grid.tune = False
+  grid.learning_rates = tuple(candidates)
+  grid.methods = ml_collections.ConfigDict()
+  found = methods(
+    config.total_steps, steps=steps, lambdas=lambdas, **PROFILES[profile]
+  )
+  for name in small if profile == "small" else found:
+    rate = learning_rates.get(name, config.optimizer.learning_rate)
+    points = found[name]["points"]
+    grid.methods[name] = ml_collections.ConfigDict(
+      {
+        "learning_rate": rate,
+        "tuned_at": list(points)[len(points) // 2],
+        "fields": _nested(found[name]["fields"]),
+        "points": {k: _nested(v) for k, v in points.items()},
+      }
+    )
+
+
+def methods(
+  total_steps: int,
+  *,
+  balances: Sequence[float],
+  steps: Sequence[float],
+  lambdas: Sequence[float],
+  decays: Sequence[float],
+  sparsities: Sequence[float],
+  mus: Sequence[float],
+) -> dict[str, dict[str, Any]]:
+  """Every method there is, by name.
+
+  Args:
+    total_steps: of a training.
+    balances: how hard the rate pulls, `rate.balance`.
+    steps: that the loss is shown, by rounding or noise.
+    lambdas: of DGGR as released, which the learning rate does not scale.
+    decays: weight decays.
+    sparsities: fractions of the weights that are removed.
+    mus: what a bit may cost when the normal model is rounded.
+  """
+  balance = {"rate.balance": balances}
+  rounded = {("round_step", "rate.step"): steps}
+  noisy = {("noise_step", "rate.step"): steps}
+  released = {
+    "rate.placement": "unscaled",
+    "rate.epsilon": 1.0,
+    "rate.mask": "all",
+    "rate.stop_step": total_steps // 2,
+  }
+  found = {
+    "normal": method({}, {}),
+    "rdo": method({}, {"evaluate.mu": mus}),
+    "decay": method({}, {"optimizer.weight_decay": decays}),
+    "round": method({}, rounded),
+    "noise": method({}, noisy),
+    "dggr_released": method(released, {"rate.lmbda": lambdas}),
+    "dggr_released_zeros": method(
+      released | {"rate.keep_zeros": True}, {"rate.lmbda": lambdas}
+    ),
+    "l1_proximal": method(
+      RATES["l1"] | {"rate.placement": "proximal"}, balance
+    ),
+    "round_l1_target": method(
+      RATES["l1"], {"rate.target": (1.0, 1.5, 2.0, 3.0)} | rounded
+    ),
+    "prune": method(
+      {"prune.end_step": max(1, 7 * total_steps // 10)},
+      {"prune.sparsity": sparsities},
+    ),
+    # A file has the step that training saw.
+    "qat": {
+      "fields": {"evaluate.absmax": True},
+      "points": {
+        f"{n}_bits": {
+          "quantize_bits": n,
+          "evaluate.steps": (1 / (2 ** (n - 1) - 1),),
+        }
+        for n in (4, 3, 2)
+      },
+    },
+  }
+  for name, fields in RATES.items():
+    found[name] = method(fields, balance)
+    found[f"round_{name}"] = method(fields, balance | rounded)
+    found[f"noise_{name}"] = method(fields, balance | noisy)
+  return found
+
+
+def method(
+  fields: Mapping[str, Any], vary: Mapping[str | tuple[str, ...], Iterable]
+) -> dict[str, Any]:
+  """A method with an operating point for every combination of values.
+
+  Args:
+    fields: "a.b" -> value, for all points.
+    vary: "a.b" -> its values; a tuple of fields has the same value.
+  """
+  points = {}
+  for values in itertools.product(*vary.values()):
+    point = {}
+    for names, value in zip(vary, values, strict=True):
+      for name in (names,) if isinstance(names, str) else names:
+        point[name] = value
+    name = "_".join(f"{v:g}".replace(".", "p") for v in values)
+    points[name or "only"] = point
+  return {"fields": dict(fields), "points": points}
+
+
+def _nested(flat):
+  """{"a.b": 1} -> {"a": {"b": 1}}."""
+  nested: dict[str, Any] = {}
+  for path, value in flat.items():
+    *groups, name = path.split(".")
+    level = nested
+    for group in groups:
+      level = level.setdefault(group, {})
+    level[name] = value
+  return nested

@@ -1,0 +1,241 @@
+"""What a grid of trainings shows: CSV, tables of rates at equal metric, a plot.
+
+A method's curve of one seed is the upper envelope of all of its files, of every
+operating point and step. Which files make it up is decided on the validation
+split; the metric shown is that of the test split.
+"""
+
+import csv
+import os
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+
+from experiments import bjontegaard, plots, report, settings
+
+Row = dict[str, Any]
+Curves = dict[str, dict[int, bjontegaard.Curve]]  # Of method and seed.
+
+
+def rows(cell: Any, evaluation: dict[str, Any]) -> list[Row]:
+  """One row per coded file of a cell.
+
+  Args:
+    cell: a `frontier.Cell`.
+    evaluation: its, from `evaluate.evaluate`.
+
+  Returns:
+    Dicts of method, point, seed and learning_rate; step, bytes of the file and
+    bits, 8 bytes per parameter; accuracy and loss in nats of the validation
+    and of the test split.
+  """
+  return [
+    {
+      "method": cell.method,
+      "point": cell.point,
+      "seed": cell.seed,
+      "learning_rate": cell.learning_rate,
+      "step": q["step"],
+      "bytes": q["bytes"],
+      "bits": 8 * q["bytes"] / evaluation["parameters"],
+      "validation_accuracy": q["validation"]["accuracy"],
+      "validation_loss": q["validation"]["loss"],
+      "test_accuracy": q["test"]["accuracy"],
+      "test_loss": q["test"]["loss"],
+    }
+    for q in evaluation["quantized"]
+  ]
+
+
+def write(
+  rows: Sequence[Row],
+  grid: ml_collections.ConfigDict,
+  task: str,
+  directory: pathlib.Path,
+) -> None:
+  """Writes frontier.csv, frontier.md and frontier.png into directory.
+
+  Args:
+    rows: from `rows`, of all cells so far.
+    grid: of the config.
+    task: its name.
+    directory: an existing one.
+  """
+  curves = make_curves(rows)
+  tables = make_tables(curves, grid, task)
+  try:
+    _replace(directory / "frontier.csv", lambda file: _write_csv(file, rows))
+    _replace(
+      directory / "frontier.md",
+      lambda file: file.write_text(_markdown(tables, grid, task)),
+    )
+    _replace(
+      directory / "frontier.png",
+      lambda file: plots.write_frontier(file, curves, grid.baseline, task),
+    )
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot write in {directory}: {error.strerror or error}"
+    ) from error
+
+
+def make_curves(rows: Iterable[Row]) -> Curves:
+  """The curve of every method and seed, methods in the order of the rows."""
+  groups: dict[str, dict[int, list[Row]]] = {}
+  for row in rows:
+    groups.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
+  return {
+    method: {seed: _curve(files) for seed, files in seeds.items()}
+    for method, seeds in groups.items()
+  }
+
+
+def make_tables(
+  curves: Curves, grid: ml_collections.ConfigDict, task: str
+) -> list[report.Table]:
+  """Rates at equal accuracy, and accuracies at equal rate.
+
+  Args:
+    curves: of `make_curves`; those of the baseline are compared with, seed by
+      seed.
+    grid: its fields baseline, bits and floor.
+    task: its name.
+  """
+  baseline = curves[grid.baseline]
+  differences, accuracies = [], []
+  for method, own in curves.items():
+    seeds = [s for s in own if s in baseline]
+    found = [
+      bjontegaard.rate_difference(
+        baseline[s], own[s], low=grid.floor * baseline[s].metric[-1]
+      )
+      for s in seeds
+    ]
+    good = [f for f in found if f is not None]
+    compared = "no overlap"
+    if good:
+      low, high = (
+        100 * statistics.mean(x)
+        for x in zip(*[f[1:] for f in good], strict=True)
+      )
+      compared = f"{low:.1f} to {high:.1f}"
+    differences.append(
+      [method, f"{len(good)} of {len(seeds)}"]
+      + [_spread([f.percent for f in good]), compared]
+      + [
+        _spread([_at_equal_metric(baseline[s], own[s], b) for s in seeds])
+        for b in grid.bits
+      ]
+    )
+    accuracies.append(
+      [method, str(len(own))]
+      + [
+        _spread([_percent(c, b) for c in own.values()], sign="")
+        for b in grid.bits
+      ]
+    )
+  at = [f"at {b:g} bits" for b in grid.bits]
+  return [
+    report.Table(
+      f"{task}: % of rate at equal accuracy, against {grid.baseline}",
+      ["method", "seeds", "mean", "accuracies", *at],
+      differences,
+    ),
+    report.Table(
+      f"{task}: test accuracy, %", ["method", "seeds", *at], accuracies
+    ),
+  ]
+
+
+def tuned(rows: Iterable[Row], bits: Sequence[float]) -> dict[str, Any]:
+  """Each method's best learning rate, and the scores of all candidates.
+
+  A score is the best validation accuracy of a file of at most so many bits per
+  parameter, 0 where none is as small, averaged over `bits`.
+  """
+  groups: dict[str, dict[float, list[Row]]] = {}
+  for row in rows:
+    of_method = groups.setdefault(row["method"], {})
+    of_method.setdefault(row["learning_rate"], []).append(row)
+  result = {}
+  for method, candidates in groups.items():
+    scores = {
+      rate: statistics.mean(
+        max(
+          (f["validation_accuracy"] for f in files if f["bits"] <= b),
+          default=0.0,
+        )
+        for b in bits
+      )
+      for rate, files in candidates.items()
+    }
+    best = max(scores, key=lambda rate: scores[rate])
+    result[method] = {"learning_rate": best, "scores": scores}
+  return result
+
+
+def _curve(files):
+  rates = [f["bits"] for f in files]
+  chosen = bjontegaard.front(rates, [f["validation_accuracy"] for f in files])
+  return bjontegaard.curve(
+    [rates[i] for i in chosen], [files[i]["test_accuracy"] for i in chosen]
+  )
+
+
+def _at_equal_metric(baseline, own, bits):
+  """% of rate that is saved where the baseline takes so many bits, or None."""
+  metric = bjontegaard.metric_at(baseline, bits)
+  rate = None if metric is None else bjontegaard.rate_at(own, metric)
+  return None if rate is None else 100 * (rate / bits - 1)
+
+
+def _percent(curve, bits):
+  metric = bjontegaard.metric_at(curve, bits)
+  return None if metric is None else 100 * metric
+
+
+def _spread(values, sign="+"):
+  """Mean and standard deviation over the seeds; all of them must have one."""
+  if not values or None in values:
+    return "-"
+  text = f"{statistics.mean(values):{sign}.1f}"
+  if len(values) > 1:
+    text += f" ± {statistics.stdev(values):.1f}"
+  return text
+
+
+_LEGEND = """\
+Each method's curve is the upper envelope of its coded files, of all operating
+points and quantization steps: chosen on the validation split, shown on the test
+split. Bits are those of the whole file, per parameter of the model. The mean is
+the Bjontegaard difference of the rate: over the accuracies (%) that both curves
+reach, those below {floor:.0%} of the best of {baseline} left out; -30 means 30%
+smaller files. The columns after it are the same at the accuracy that {baseline}
+has at so many bits. What is not reached is not extrapolated but shown as "-".
+Behind ± is the standard deviation over the seeds.
+"""
+
+
+def _markdown(tables, grid, task):
+  legend = _LEGEND.format(floor=grid.floor, baseline=grid.baseline)
+  parts = [f"# The frontier of {task}\n", legend]
+  parts += [report.markdown(table) for table in tables]
+  parts.append("![Accuracy against bits per parameter](frontier.png)\n")
+  return "\n".join(parts)
+
+
+def _write_csv(path, rows):
+  with path.open("w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _replace(path, write):
+  """Writes beside path and renames, so that path is always whole."""
+  fresh = path.with_name(path.name + ".tmp")
+  write(fresh)
+  os.replace(fresh, path)

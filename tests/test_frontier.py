@@ -1,0 +1,220 @@
+"""The grid of trainings: its plan, its resumption, what it shows."""
+
+import csv
+import pathlib
+
+import ml_collections
+import numpy as np
+import pytest
+import tiny
+
+from configs import frontier_bytes, frontier_modules, frontier_sst2
+from experiments import frontier, frontier_report, settings, train
+
+CONFIGS = (frontier_bytes, frontier_modules, frontier_sst2)
+
+
+def _method(fields=None, **points):
+  return {
+    "learning_rate": 1e-3,
+    "tuned_at": next(iter(points)),
+    "fields": fields or {},
+    "points": points,
+  }
+
+
+METHODS = {
+  "normal": _method(only={}),
+  "rdo": _method({"evaluate": {"mu": 0.3}}, only={}),
+  "round": _method({"rate": {"balance": 1.0}}, coarse={"round_step": 0.25}),
+}
+
+
+def _config(**fields):
+  config = tiny.config(
+    total_steps=2,
+    eval_every=2,
+    rate__lmbda=0.0,
+    evaluate__steps=(2.0**-4,),
+    evaluate__pruning_rates=(),
+  )
+  with config.unlocked():
+    config.grid = ml_collections.ConfigDict(
+      {
+        "baseline": "normal",
+        "seeds": (0,),
+        "bits": (2.0, 4.0),
+        "floor": 0.5,
+        "tune": False,
+        "learning_rates": (1e-3, 1e-2),
+        "methods": METHODS,
+      }
+      | fields
+    )
+  return config
+
+
+def _refuse(*args):
+  raise AssertionError("what is finished was done again")
+
+
+def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
+  finish, trainings, original = frontier.finish, [], train.train
+
+  def counted(config, directory, *args):
+    trainings.append(directory.name)
+    return original(config, directory, *args)
+
+  def stopped(cell):
+    if cell.method == "round":
+      raise KeyboardInterrupt
+    return finish(cell)
+
+  monkeypatch.setattr(train, "train", counted)
+  monkeypatch.setattr(frontier, "finish", stopped)
+  with pytest.raises(KeyboardInterrupt):
+    frontier.run(_config(), tmp_path)
+  with (tmp_path / "frontier.csv").open() as file:
+    partial = list(csv.DictReader(file))
+  assert [r["method"] for r in partial] == ["normal", "rdo"]
+
+  monkeypatch.setattr(frontier, "finish", finish)
+  rows = frontier.run(_config(), tmp_path)
+  # Two ways to code one model are one training.
+  assert trainings == ["normal-only-seed0", "round-coarse-seed0"]
+  assert len(rows) == 3
+  assert not list(tmp_path.glob("cells/*/checkpoints"))
+  for row, before in zip(rows, partial, strict=False):
+    assert {k: str(v) for k, v in row.items()} == before
+  assert rows[1]["bytes"] < rows[0]["bytes"]
+  for row, name in zip(
+    rows, ("normal-only", "rdo-only", "round-coarse"), strict=True
+  ):
+    shipped = tmp_path / f"cells/{name}-seed0/shipped.safetensors"
+    assert shipped.stat().st_size == row["bytes"]
+  assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+  text = (tmp_path / "frontier.md").read_text()
+  assert all(f"| {name} |" in text for name in METHODS)
+
+  monkeypatch.setattr(train, "train", _refuse)
+  assert frontier.run(_config(), tmp_path) == rows
+  other = _config()
+  with other.unlocked():
+    other.total_steps = 3
+  with pytest.raises(settings.UserError, match=r"total_steps was 2, is 3"):
+    frontier.run(other, tmp_path)
+
+
+def _rows(method, bits, accuracies, seeds=(0, 1), validation=None):
+  return [
+    {
+      "method": method,
+      "seed": seed,
+      "learning_rate": 1e-3,
+      "bits": b,
+      "validation_accuracy": v,
+      "test_accuracy": a,
+    }
+    for seed in seeds
+    for b, a, v in zip(bits, accuracies, validation or accuracies, strict=True)
+  ]
+
+
+BITS = np.array([1.0, 2.0, 3.0, 4.0])
+ACCURACIES = [0.5, 0.7, 0.8, 0.85]
+
+
+def _tables(*rows):
+  curves = frontier_report.make_curves([r for group in rows for r in group])
+  return frontier_report.make_tables(curves, _config().grid, "task")
+
+
+def test_tables_show_the_rate_at_equal_accuracy():
+  rates, accuracies = _tables(
+    _rows("normal", BITS, ACCURACIES),
+    _rows("less", 0.7 * BITS, ACCURACIES),
+    _rows("elsewhere", BITS, [0.1, 0.12, 0.13, 0.14]),
+  )
+  normal, less, elsewhere = rates.rows
+  same = "+0.0 ± 0.0"
+  assert normal == ["normal", "2 of 2", same, "50.0 to 85.0", same, same]
+  assert less[2:] == ["-30.0 ± 0.0", "50.0 to 85.0"] + 2 * ["-30.0 ± 0.0"]
+  assert elsewhere[1:] == ["0 of 2", "-", "no overlap", "-", "-"]
+  assert accuracies.rows[0] == ["normal", "2", "70.0 ± 0.0", "85.0 ± 0.0"]
+  assert accuracies.rows[1][-1] == "-"  # Its largest file has 2.8 bits.
+
+
+def test_a_curve_is_chosen_on_the_validation_split():
+  rows = _rows("normal", BITS, [0.5, 0.9, 0.8, 0.85], (0,))
+  for row, v in zip(rows, [0.5, 0.4, 0.8, 0.85], strict=True):
+    row["validation_accuracy"] = v
+  (curve,) = frontier_report.make_curves(rows)["normal"].values()
+  np.testing.assert_allclose(np.exp(curve.log_rate), [1, 3, 4])
+  np.testing.assert_allclose(curve.metric, [0.5, 0.8, 0.85])
+
+
+def test_tuning_takes_the_best_validation_accuracy_at_the_rates():
+  rows = _rows("l1", BITS, 4 * [0.0], (0,), validation=[0.1, 0.2, 0.3, 0.9])
+  other = _rows("l1", BITS, 4 * [1.0], (0,), validation=[0.1, 0.7, 0.3, 0.3])
+  for row in other:
+    row["learning_rate"] = 1e-2
+  found = frontier_report.tuned(rows + other, (2.0, 4.0))
+  assert found == {
+    "l1": {
+      "learning_rate": 1e-2,
+      "scores": {1e-3: pytest.approx(0.55), 1e-2: pytest.approx(0.7)},
+    }
+  }
+
+
+def test_tuning_plans_every_candidate_at_one_point_and_seed():
+  cells = frontier.plan(_config(tune=True, seeds=(3, 4)), pathlib.Path("runs"))
+  assert len(cells) == 6
+  assert {c.seed for c in cells} == {3}
+  assert {c.config.optimizer.learning_rate for c in cells} == {1e-3, 1e-2}
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"baseline": "l7"}, r"baseline is 'l7'"),
+    (
+      {"methods": METHODS | {"l1": _method({"rate": {"lambda": 1}}, a={})}},
+      r"methods\.l1, point a: .*lambda",
+    ),
+    (
+      {"methods": METHODS | {"l1": _method(a={"rate": {"balance": -1.0}})}},
+      r"methods\.l1, point a: .*rate\.balance is -1",
+    ),
+    ({"methods": METHODS | {"a/b": _method(a={})}}, "directory"),
+  ],
+)
+def test_bad_grids_are_named(fields, message):
+  with pytest.raises(settings.UserError, match=message):
+    frontier.plan(_config(**fields), pathlib.Path("runs"))
+
+
+def test_a_config_without_a_grid_is_explained(tmp_path):
+  with pytest.raises(settings.UserError, match=r"config\.grid is missing"):
+    frontier.run(tiny.config(), tmp_path)
+
+
+@pytest.mark.parametrize("module", CONFIGS)
+def test_the_grids_are_valid_and_no_directory_is_used_twice(module):
+  cells = frontier.plan(module.get_config("small").lock(), pathlib.Path("runs"))
+  assert len({c.directory for c in cells}) == len(cells)
+  assert len({c.training for c in cells}) < len(cells)
+  seeds = {c.seed for c in cells}
+  assert {c.seed for c in cells if c.method == "normal"} == seeds
+  full = module.get_config("full").grid.methods
+  assert {c.method for c in cells} < set(full)
+  with pytest.raises(ValueError, match="'tiny'"):
+    module.get_config("tiny")
+
+
+def test_every_method_of_the_full_grid_is_valid():
+  config = frontier_modules.get_config("full").lock()
+  with config.unlocked():
+    config.grid.seeds = (0,)
+  methods = {c.method for c in frontier.plan(config, pathlib.Path("runs"))}
+  assert methods == set(config.grid.methods)
