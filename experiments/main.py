@@ -34,7 +34,7 @@ def _parse(argv):
     _ = _CONFIG.value  # A file that does not load is an error here.
     return rest
   except flags.Error as error:
-    _fail(error)
+    _fail(str(error).strip().splitlines()[-1])  # Before it, a traceback.
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     _fail(settings.explain_flags(argv, error))
 
