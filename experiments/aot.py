@@ -4,7 +4,8 @@ python -m experiments.aot --config=configs/quickstart.py --topology=v5e:2x2
 
 Needs libtpu (pip install 'backslash-jax[tpu]') and no TPU. Prints what one chip
 holds, computes and communicates in a step, with the rate term and without: the
-numbers are the compiler's, nothing is run.
+numbers are the compiler's, nothing is run. The body of a loop counts once, also
+where the layers are scanned.
 """
 
 import math
