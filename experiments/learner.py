@@ -78,7 +78,7 @@ def make_step(
       "learning_rate": jnp.asarray(schedule(step - 1)),
     }
     if measure_rate:
-      values |= optimizer.rate_metrics(config, opt_state, params)
+      values |= optimizer.rate_metrics(config, opt_state, params, step)
     trees = {"parameters": params, "gradients": grads, "updates": updates}
     flags = finite.flags(values, trees)
     params = optax.apply_updates(params, updates)

@@ -103,6 +103,7 @@ class Progress:
     self._name, self._start, self._total = name, start, total
     self._log_every = log_every
     self._is_unmet = False
+    self._rate = {"nu": math.nan, "bits": math.nan}
     self._began = time.monotonic()
     self._console = console = rich.console.Console()
     self._bar = None
@@ -139,9 +140,12 @@ class Progress:
         " config.rate.target, however lambda is chosen",
         soft_wrap=True,
       )
+    # What was last known: a normal training measures it now and then.
+    known = {k: values[k] for k in self._rate if math.isfinite(values[k])}
+    self._rate |= known
     text = (
       f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}"
-      f"  nu {values['nu']:.2f}  bits {values['bits']:.2f}"
+      f"  nu {self._rate['nu']:.2f}  bits {self._rate['bits']:.2f}"
     )
     if self._bar:
       self._bar.update(self._task, completed=step, values=text)

@@ -69,17 +69,33 @@ def create(
 
 
 def rate_metrics(
-  config: ml_collections.ConfigDict, opt_state: Any, params: Any
+  config: ml_collections.ConfigDict,
+  opt_state: Any,
+  params: Any,
+  step: jax.Array | int,
 ) -> dict[str, jax.Array]:
   """nu, bits per parameter and lmbda of an update, float32 scalars.
 
   The rate term in the chain has them. Where there is none, one of weight
-  zero reads the same numbers off the parameters. A target has "unmet" as
-  well, see `bs.target_rate`.
+  zero reads the same numbers off the parameters, in the steps that are logged;
+  nu and bits are nan in the others. A target has "unmet" as well, see
+  `bs.target_rate`.
   """
   if optax.tree.get(opt_state, "bits") is None:
     meter = _backslash(config.rate, 0.0)
-    _, opt_state = meter.update(params, meter.init(params), params)
+    state = meter.init(params)
+    shape = optax.tree.get(state, "shape")
+    unknown = jnp.full_like(shape, jnp.nan), jnp.full([], jnp.nan)
+    is_logged = (step == 1) | (step % config.log_every == 0)
+
+    def measure():
+      _, measured = meter.update(params, state, params)
+      return tuple(optax.tree.get(measured, k) for k in ("shape", "bits"))
+
+    nu, bits = jax.lax.cond(
+      is_logged | (step == config.total_steps), measure, lambda: unknown
+    )
+    return {"nu": jnp.mean(nu), "bits": bits, "lmbda": jnp.zeros([])}
   values = {
     "nu": jnp.mean(optax.tree.get(opt_state, "shape")),
     "bits": optax.tree.get(opt_state, "bits"),

@@ -134,7 +134,7 @@ def test_rate_is_measured_alike_with_and_without_the_rate_term(problem):
   for lmbda in (0.0, 5.0):
     config = tiny.config(rate__lmbda=lmbda)
     _, opt_state = _first_update(config, params, zeros)
-    read.append(optimizer.rate_metrics(config, opt_state, params))
+    read.append(optimizer.rate_metrics(config, opt_state, params, 1))
     assert float(read[-1]["lmbda"]) == lmbda
   assert optax.tree.get(opt_state, "bits") == read[1]["bits"]
   np.testing.assert_allclose(read[0]["nu"], read[1]["nu"], rtol=1e-5)
