@@ -96,7 +96,7 @@ _EXP2 += (0.00133908634,)
 
 
 def _power(base, exponent):
-  """base^exponent for finite base > 0, in float32, to a few units of 1e-7.
+  """base^exponent for finite base > 0, float32, to 1e-5 of the value.
 
   XLA on CPU has no vectorized power, and takes exp and log for so expensive
   that it stores what they give; this it fuses with what Adam does.
