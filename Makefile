@@ -35,5 +35,11 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Of the files and of accuracy: on the models that `make quickstart` trained.
 bench: $(VENV)/dev
-	for b in experiments/bench/[a-z]*.py; do $(BIN)/python -m experiments.bench.$$(basename $$b .py) || exit 1; done
+	$(BIN)/python -m experiments.bench.moments
+	$(BIN)/python -m experiments.bench.optimizer
+	$(BIN)/python -m experiments.bench.step --config=configs/quickstart.py
+	$(BIN)/python -m experiments.bench.growth
+	$(BIN)/python -m experiments.bench.coding $(WORKDIR)
+	$(BIN)/python -m experiments.bench.quantizers $(WORKDIR)/normal
