@@ -76,9 +76,10 @@ def run(
   cells = plan(config, workdir)
   settings.prepare_directory(workdir)
   rows: list[dict[str, Any]] = []
+  scores: dict[str, evaluate.Score] = {}
   for number, cell in enumerate(cells, start=1):
     print(f"cell {number} of {len(cells)}", flush=True)
-    evaluation = finish(cell)
+    evaluation = finish(cell, scores)
     rows += frontier_report.rows(cell, evaluation)
     if not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
@@ -128,39 +129,48 @@ def plan(
   return cells
 
 
-def finish(cell: Cell) -> dict[str, Any]:
+def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
   """The evaluation of a cell, trained if it is not yet.
 
   The exact parameters are kept in place of the checkpoints, a third of their
   size, so that other steps can be evaluated later.
+
+  Args:
+    cell: of `plan`.
+    scores: what was compiled for other cells and serves this one too, or gets
+      what was compiled for this one.
   """
   config, trained = cell.config, cell.training / TRAINED
   name = cell.directory.name
   settings.prepare_directory(cell.training)
   settings.prepare_directory(cell.directory)
+  kind = json.dumps(
+    [f.to_dict() for f in (config.model, config.data, config.mesh)]
+  )
+  mesh = sharding.make_mesh(config)
+  is_trained = trained.exists()
+  if is_trained:
+    settings.check_same(config, cell.training)
+  if not is_trained or kind not in scores:
+    forward, params = _build(config)
+    scores.setdefault(kind, evaluate.make_score(config, forward, mesh))
+    if not is_trained:
+      params = train.train(
+        config, cell.training, name, forward, params, scores[kind], mesh
+      )
+      _save(trained, distributed.gather(params))
+  shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
+  # Read back, so that the evaluation is of what is kept.
+  params = _load(trained)
+  return evaluate.evaluate(config, cell.directory, name, params, scores[kind])
+
+
+def _build(config):
+  """The model and its initial parameters."""
   try:
-    task = data.load_task(config.data)
-    forward, params = learner.build(config, task)
+    return learner.build(config, data.load_task(config.data))
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
-  mesh = sharding.make_mesh(config)
-  score = evaluate.make_score(config, forward, mesh)
-  if trained.exists():
-    settings.check_same(config, cell.training)
-    params = _load(trained)
-  else:
-    params = train.train(
-      config, cell.training, name, forward, params, score, mesh
-    )
-    params = distributed.gather(params)
-    try:
-      bs.save(trained, params, select=())
-    except OSError as error:
-      raise settings.UserError(
-        f"cannot write {trained}: {error.strerror or error}"
-      ) from error
-  shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
-  return evaluate.evaluate(config, cell.directory, name, params, score)
 
 
 def _cell_config(base, name, method, point):
@@ -181,6 +191,15 @@ def _cell_config(base, name, method, point):
       f"in config.grid.methods.{name}, point {point}: {text}"
     ) from error
   return own
+
+
+def _save(path, params):
+  try:
+    bs.save(path, params, select=())
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot write {path}: {error.strerror or error}"
+    ) from error
 
 
 def _load(path):

@@ -61,10 +61,13 @@ def write_frontier(
   """
   figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
   for i, (method, own) in enumerate(curves.items()):
-    # Where all seeds have a curve.
+    # Where all seeds have a curve; where they share nothing, all points.
     low = max(c.log_rate[0] for c in own.values())
     high = min(c.log_rate[-1] for c in own.values())
     if low > high:
+      bits = np.exp(np.concatenate([c.log_rate for c in own.values()]))
+      accuracy = np.concatenate([c.metric for c in own.values()])
+      axis.plot(bits, 100 * accuracy, "x", color=f"C{i % 10}", label=method)
       continue
     bits = np.exp(np.linspace(low, high, 12 if low < high else 1))
     accuracy = np.array(
