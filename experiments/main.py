@@ -11,9 +11,7 @@ from experiments import settings, train
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment, a file of configs/.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory for checkpoints, metrics and the report."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go.")
 
 
 def _fail(message, exit_code=1):
