@@ -325,3 +325,11 @@ def test_an_existing_file_survives_a_failure(tmp_path):
     archive.save(path, bad)
   assert path.read_bytes() == before
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.slow
+def test_a_hundred_million_parameters_come_back(tmp_path):
+  w = np.random.default_rng(1).standard_normal((10_000, 10_000), np.float32)
+  path, _ = _save(tmp_path, {"w": w}, step=2**-3)
+  loaded = archive.load(path)["w"]
+  assert np.array_equal(loaded, np.rint(w * 8) / 8)

@@ -129,6 +129,16 @@ def test_a_kernel_is_refused_on_another_platform(name):
     bs.moments(jnp.ones([8, 8]), implementation=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(10**8 + 77,), (10_000, 10_000)])
+def test_a_hundred_million_elements_keep_float32_accuracy(shape):
+  x = np.random.default_rng(0).standard_normal(shape, np.float32) * 0.02
+  found = bs.moments(jnp.asarray(x))
+  sizes = np.abs(x)
+  wanted = sizes.sum(dtype=np.float64), np.square(sizes).sum(dtype=np.float64)
+  np.testing.assert_allclose(found[1:], wanted, rtol=1e-5)
+
+
 def test_an_unknown_implementation_is_refused_with_the_known_ones():
   with pytest.raises(NotImplementedError, match="there are xla, pallas_tpu"):
     bs.moments(jnp.ones([8, 8]), implementation="cuda")
