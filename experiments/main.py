@@ -1,5 +1,6 @@
 """python -m experiments.main --config=configs/quickstart.py --workdir=DIR"""
 
+import functools
 import pathlib
 import sys
 
@@ -7,11 +8,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import settings, train
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment, a file of configs/.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where all results go.")
 
 
 def _fail(message, exit_code=1):
@@ -25,11 +21,11 @@ def _unraisable(found):
     sys.__unraisablehook__(found)
 
 
-def _parse(argv):
+def _parse(config, argv):
   """Parses the flags; an unknown config field is one line, no traceback."""
   try:
     rest = flags.FLAGS(argv)
-    _ = _CONFIG.value  # A file that does not load is an error here.
+    _ = config.value  # A file that does not load is an error here.
     return rest
   except flags.Error as error:
     _fail(str(error).strip().splitlines()[-1])  # Before it, a traceback.
@@ -37,23 +33,28 @@ def _parse(argv):
     _fail(settings.explain_flags(argv, error))
 
 
-def _main(function, argv):
+def _main(function, config, workdir, argv):
   if len(argv) > 1:
     _fail(f"unexpected arguments: {' '.join(argv[1:])}")
-  if not _CONFIG.value or not _WORKDIR.value:
+  if not config.value or not workdir.value:
     _fail("both --config=FILE and --workdir=DIR are needed")
   # What goes wrong is raised; orbax would log it four times over as well.
   logging.set_verbosity(logging.FATAL)
   try:
-    function(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    function(config.value, pathlib.Path(workdir.value))
   except settings.UserError as error:
     _fail(error, error.exit_code)
 
 
 def launch(function):
   """Runs the program: function(config, workdir) on what the flags say."""
+  config = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, a file of configs/.", lock_config=True
+  )
+  workdir = flags.DEFINE_string("workdir", None, "Where all results go.")
   sys.unraisablehook = _unraisable
-  app.run(lambda argv: _main(function, argv), flags_parser=_parse)
+  main = functools.partial(_main, function, config, workdir)
+  app.run(main, flags_parser=functools.partial(_parse, config))
 
 
 if __name__ == "__main__":
