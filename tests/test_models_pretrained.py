@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from experiments import data, models, weights
+from experiments import data, models, sharding, weights
 from experiments.models import bert, gemma2, gpt2, layers, llama, rotary, sizes
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -164,20 +164,20 @@ def test_remat_computes_blocks_again_in_the_backward_pass():
   assert residuals(remat=True) < 0.8 * residuals()
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 @pytest.mark.parametrize("scan", [False, True])
-def test_every_parameter_has_one_row_of_logical_axes(name, scan):
-  checkpoints = [c for c in CHECKPOINTS if c.startswith(name)]
-  for checkpoint in checkpoints:
-    for path, p in params_of(load(checkpoint, scan=scan)).items():
-      rows = [
-        axes
-        for pattern, axes in MODULES[name].LOGICAL_AXES
-        if re.search(pattern, path)
-      ]
-      stacked = "/layers/" in path
-      assert len(rows) == 1, path
-      assert p.ndim == len(rows[0]) + stacked, path
+def test_every_matrix_has_dimensions_that_a_mesh_can_split(checkpoint, scan):
+  for path, p in params_of(load(checkpoint, scan=scan)).items():
+    stacked = "/layers/" in path
+    if p.ndim - stacked < 2:
+      continue
+    names = next(
+      names
+      for pattern, names in sharding.DIMENSIONS
+      if re.search(pattern, path)
+    )
+    assert p.ndim == len(names) + stacked, path
+    assert "width" in names, path
 
 
 def test_window_sees_that_many_positions():

@@ -53,23 +53,6 @@ SIZES = {
   ),
 }
 
-LOGICAL_AXES: list[tuple[str, tuple[str | None, ...]]] = [
-  (r"word/embedding", ("vocab", "embed")),
-  (r"(position|type)/embedding", (None, "embed")),
-  (r"(query|key|value)/kernel", ("embed", "heads")),
-  (r"(query|key|value)/bias", ("heads",)),
-  (r"out/kernel", ("heads", "embed")),
-  (r"up/kernel", ("embed", "mlp")),
-  (r"up/bias", ("mlp",)),
-  (r"down/kernel", ("mlp", "embed")),
-  (r"(out|down)/bias", ("embed",)),
-  (r"norm/(scale|bias)", ("embed",)),
-  (r"pooler/kernel", ("embed", None)),
-  (r"pooler/bias", (None,)),
-  (r"classifier/kernel", ("embed", None)),
-  (r"classifier/bias", (None,)),
-]
-
 
 class Block(nnx.Module):
   """Attention and MLP, the sum with each normalized after it."""

@@ -53,17 +53,6 @@ SIZES = {
   ),
 }
 
-LOGICAL_AXES: list[tuple[str, tuple[str | None, ...]]] = [
-  (r"word/embedding", ("vocab", "embed")),
-  (r"query/kernel", ("embed", "heads")),
-  (r"(key|value)/kernel", ("embed", "kv_heads")),
-  (r"out/kernel", ("heads", "embed")),
-  (r"(gate|up)/kernel", ("embed", "mlp")),
-  (r"down/kernel", ("mlp", "embed")),
-  (r"norm/scale", ("embed",)),
-  (r"score/kernel", ("embed", None)),
-]
-
 
 class ZeroCentredNorm(nnx.Module):
   """RMS normalization times 1 + scale, in float32 until after the product."""

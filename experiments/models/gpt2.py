@@ -34,20 +34,6 @@ SIZES = {
   "xl": ModelConfig(width=1600, depth=48, heads=25, mlp=6400),
 }
 
-LOGICAL_AXES: list[tuple[str, tuple[str | None, ...]]] = [
-  (r"word/embedding", ("vocab", "embed")),
-  (r"position/embedding", (None, "embed")),
-  (r"(query|key|value)/kernel", ("embed", "heads")),
-  (r"(query|key|value)/bias", ("heads",)),
-  (r"out/kernel", ("heads", "embed")),
-  (r"up/kernel", ("embed", "mlp")),
-  (r"up/bias", ("mlp",)),
-  (r"down/kernel", ("mlp", "embed")),
-  (r"(out|down)/bias", ("embed",)),
-  (r"norm/(scale|bias)", ("embed",)),
-  (r"score/kernel", ("embed", None)),
-]
-
 
 class Block(nnx.Module):
   """Attention and MLP, each normalized at its input and added to it."""

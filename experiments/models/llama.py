@@ -70,18 +70,6 @@ SIZES = {
   ),
 }
 
-LOGICAL_AXES: list[tuple[str, tuple[str | None, ...]]] = [
-  (r"word/embedding", ("vocab", "embed")),
-  (r"query/kernel", ("embed", "heads")),
-  (r"(key|value)/kernel", ("embed", "kv_heads")),
-  (r"out/kernel", ("heads", "embed")),
-  (r"(gate|up)/kernel", ("embed", "mlp")),
-  (r"down/kernel", ("mlp", "embed")),
-  (r"norm/scale", ("embed",)),
-  (r"lm_head/kernel", ("embed", "vocab")),
-  (r"score/kernel", ("embed", None)),
-]
-
 
 class Block(nnx.Module):
   """Attention and gated MLP, each normalized at its input and added to it."""
