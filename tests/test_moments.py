@@ -108,6 +108,31 @@ def test_moments_of_a_union_are_sums():
   assert each.count.shape == (2,)  # The integers have no moments.
 
 
+@pytest.mark.parametrize(
+  ("x", "nu"),
+  [
+    (np.zeros([0]), 2.0),
+    (np.zeros([5, 5]), 2.0),
+    (np.full([7], 0.3), 8.0),  # The ratio of a constant is below a uniform's.
+    (np.array(0.3), 8.0),
+    (np.full([4], 1e-30), 8.0),  # Its squares underflow.
+    (np.array([1.0, np.nan]), np.nan),
+    (np.array([1.0, np.inf]), np.nan),
+  ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_shape_parameter_is_defined_for_every_tensor(x, nu, dtype):
+  found = bs.shape_parameter(bs.moments(jnp.asarray(x, dtype)))
+  np.testing.assert_allclose(found, nu, rtol=1e-6)
+
+
+def test_shape_parameter_finds_the_shape_of_samples():
+  for dtype in (jnp.float32, jnp.bfloat16):
+    x = bs.ggd.sample(jax.random.key(0), 0.7, 0.01, (400, 500)).astype(dtype)
+    found = bs.shape_parameter(bs.moments(x))
+    np.testing.assert_allclose(found, 0.7, rtol=0.02)
+
+
 def test_empty_tensors_and_empty_trees_have_none():
   assert [float(m) for m in bs.moments(jnp.zeros([0, 4]))] == [0.0, 0.0, 0.0]
   assert [m.shape for m in tree_moments({})] == [(0,)] * 3
@@ -156,6 +181,8 @@ def test_what_a_kernel_cannot_take_is_refused_with_the_reason(module):
       dispatch.sums(x, name, platform)
 
 
+# From JAX 0.12 on; Mosaic GPU, which it points to, is for Hopper and newer.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_the_triton_kernel_lowers_for_cuda():
   for dtype in pallas_gpu.DTYPES:
     x = jnp.ones([1000, 777], dtype)
