@@ -165,14 +165,20 @@ def load(
 def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
   """(name, tensor) pairs of a file, each as soon as it is decoded.
 
-  For a file that is larger than memory; ArchiveError as from `load`.
+  For a file that is larger than memory: tensors that together are larger than
+  the largest are not in memory at once, except for those that the caller keeps.
+  ArchiveError as from `load`.
   """
   with container.Reader(path) as reader:
     _, entries, chunks = _read_index(reader)
     decoder = packing.Decoder(reader, entries, lambda e: (0, e.matrix[0]))
     for _, complete in decoder.run(chunks):
-      for entry, array in complete:
-        yield entry.name, array
+      while complete:  # A tensor that is given away is not kept here.
+        yield _named(*complete.pop(0))
+
+
+def _named(entry: Entry, array: np.ndarray) -> tuple[str, np.ndarray]:
+  return entry.name, array
 
 
 def inspect(path: str | os.PathLike) -> Report:
@@ -186,6 +192,7 @@ def inspect(path: str | os.PathLike) -> Report:
         bits / bits.sum() if bits.any() else np.full(bits.size, 1 / bits.size)
       )
       own[[part.tensor for part in parts]] += size * share
+    ends = np.round(np.cumsum(own))  # Whole bytes that sum to the payload.
     tensors = tuple(
       TensorReport(
         name=entry.name,
@@ -196,9 +203,9 @@ def inspect(path: str | os.PathLike) -> Report:
         alpha=entry.alpha,
         coder=entry.coder,
         bits=entry.bits,
-        bytes=round(size),
+        bytes=int(size),
       )
-      for entry, size in zip(entries, own.tolist(), strict=True)
+      for entry, size in zip(entries, np.diff(ends, prepend=0.0), strict=True)
     )
     parameters = sum(math.prod(entry.shape) for entry in entries)
     return Report(reader.path, reader.size, parameters, tensors)

@@ -50,6 +50,10 @@ class Entry(NamedTuple):
     return math.prod(self.shape)
 
   @property
+  def nbytes(self) -> int:
+    return self.size * self.dtype.itemsize
+
+  @property
   def matrix(self) -> tuple[int, int]:
     """Rows and columns as the chunks see them."""
     return matrix_shape(self.shape)

@@ -147,14 +147,36 @@ class Decoder:
         if entry.size == 0 and rows is not None
       ],
     )
-    for parts in in_order(self._decode, self._allocating(tasks)):
-      complete = []
-      for i in (part.tensor for part in parts if self._wanted(part)):
-        missing[i] -= 1
-        if not missing[i]:
-          entry = self._entries[i]
-          complete.append((entry, self._arrays.pop(i).reshape(entry.shape)))
-      yield parts, complete
+    for batch in self._batches(tasks):
+      for parts in in_order(self._decode, self._allocating(batch)):
+        complete = []
+        for i in (part.tensor for part in parts if self._wanted(part)):
+          missing[i] -= 1
+          if not missing[i]:
+            entry = self._entries[i]
+            complete.append((entry, self._arrays.pop(i).reshape(entry.shape)))
+        yield parts, complete
+
+  def _batches(self, tasks) -> Iterator[list]:
+    """Tasks that may be ahead of each other, all tensors of them in memory.
+
+    Those of a batch are no larger together than the largest one, or than what
+    the workers need to be busy.
+    """
+    tensors: set[int] = set()
+    room = max((entry.nbytes for entry in self._entries), default=0)
+    room = max(room, 4 * index.CHUNK * _workers())
+    batch = []
+    for parts, chunk in tasks:
+      new = {part.tensor for part in parts if self._wanted(part)} - tensors
+      if batch and new:
+        held = sum(self._entries[i].nbytes for i in tensors | new)
+        if held > room:
+          yield batch
+          batch, tensors = [], set()
+      tensors |= new
+      batch.append((parts, chunk))
+    yield batch
 
   def _allocating(self, tasks) -> Iterator:
     """The tasks; each tensor gets its array with its first one."""

@@ -94,7 +94,9 @@ def write(
       file.write(len(header).to_bytes(8, "little") + header)
       for name, tensor in tensors:
         file.seek(8 + len(header) + starts[name])
-        file.write(np.ascontiguousarray(tensor).tobytes())
+        octets = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+        file.write(octets.data)
+        del tensor, octets  # Before the next one is made.
       file.truncate(8 + len(header) + offset)
       file.flush()
       os.fsync(file.fileno())
