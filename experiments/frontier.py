@@ -15,42 +15,21 @@ import itertools
 import json
 import pathlib
 import re
-import shutil
 from typing import Any
 
 import ml_collections
 
-import backslash_jax as bs
-from experiments import (
-  data,
-  distributed,
-  evaluate,
-  frontier_report,
-  learner,
-  main,
-  settings,
-  sharding,
-  train,
-)
-
-TRAINED = "trained.safetensors"
+from experiments import cells, evaluate, frontier_report, main, settings
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """One training and its evaluation.
-
-  `training` is the directory of the first cell with the same training: cells
-  that differ only in how their model is coded share it.
-  """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell(cells.Cell):
+  """A cell of the grid."""
 
   method: str
   point: str
   seed: int
   learning_rate: float
-  config: ml_collections.ConfigDict
-  directory: pathlib.Path
-  training: pathlib.Path
 
 
 def run(
@@ -73,13 +52,13 @@ def run(
     raise settings.UserError(
       "config.grid is missing: --config must be one of configs/frontier_*.py"
     )
-  cells = plan(config, workdir)
+  planned = plan(config, workdir)
   settings.prepare_directory(workdir)
   rows: list[dict[str, Any]] = []
   scores: dict[str, evaluate.Score] = {}
-  for number, cell in enumerate(cells, start=1):
-    print(f"cell {number} of {len(cells)}", flush=True)
-    evaluation = finish(cell, scores)
+  for number, cell in enumerate(planned, start=1):
+    print(f"cell {number} of {len(planned)}", flush=True)
+    evaluation = cells.finish(cell, scores)
     rows += frontier_report.rows(cell, evaluation)
     if not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
@@ -107,7 +86,7 @@ def plan(
     )
   base = copy.deepcopy(config).unlock()
   del base.grid
-  cells: list[Cell] = []
+  planned: list[Cell] = []
   trainings: dict[str, pathlib.Path] = {}
   for seed in grid.seeds[:1] if grid.tune else grid.seeds:
     # The baseline first, since all others are compared with it.
@@ -125,52 +104,18 @@ def plan(
         directory = workdir / "cells" / label
         key = json.dumps(settings.decisive(own), sort_keys=True)
         training = trainings.setdefault(key, directory)
-        cells.append(Cell(name, point, seed, rate, own, directory, training))
-  return cells
-
-
-def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
-  """The evaluation of a cell, trained if it is not yet.
-
-  The exact parameters are kept in place of the checkpoints, a third of their
-  size, so that other steps can be evaluated later.
-
-  Args:
-    cell: of `plan`.
-    scores: what was compiled for other cells and serves this one too, or gets
-      what was compiled for this one.
-  """
-  config, trained = cell.config, cell.training / TRAINED
-  name = cell.directory.name
-  settings.prepare_directory(cell.training)
-  settings.prepare_directory(cell.directory)
-  kind = json.dumps(
-    [f.to_dict() for f in (config.model, config.data, config.mesh)]
-  )
-  mesh = sharding.make_mesh(config)
-  is_trained = trained.exists()
-  if is_trained:
-    settings.check_same(config, cell.training)
-  if not is_trained or kind not in scores:
-    forward, params = _build(config)
-    scores.setdefault(kind, evaluate.make_score(config, forward, mesh))
-    if not is_trained:
-      params = train.train(
-        config, cell.training, name, forward, params, scores[kind], mesh
-      )
-      _save(trained, distributed.gather(params))
-  shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
-  # Read back, so that the evaluation is of what is kept.
-  params = _load(trained)
-  return evaluate.evaluate(config, cell.directory, name, params, scores[kind])
-
-
-def _build(config):
-  """The model and its initial parameters."""
-  try:
-    return learner.build(config, data.load_task(config.data))
-  except (ValueError, OSError) as error:
-    raise settings.UserError(str(error)) from error
+        planned.append(
+          Cell(
+            config=own,
+            directory=directory,
+            training=training,
+            method=name,
+            point=point,
+            seed=seed,
+            learning_rate=rate,
+          )
+        )
+  return planned
 
 
 def _cell_config(base, name, method, point):
@@ -191,24 +136,6 @@ def _cell_config(base, name, method, point):
       f"in config.grid.methods.{name}, point {point}: {text}"
     ) from error
   return own
-
-
-def _save(path, params):
-  try:
-    bs.save(path, params, select=())
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot write {path}: {error.strerror or error}"
-    ) from error
-
-
-def _load(path):
-  try:
-    return bs.load(path)
-  except bs.ArchiveError as error:
-    raise settings.UserError(
-      f"{error}; delete {path.parent} to train it again"
-    ) from error
 
 
 def _write_tuning(tuned, workdir):

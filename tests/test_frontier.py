@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from configs import frontier_bytes, frontier_modules, frontier_sst2
-from experiments import frontier, frontier_report, settings, train
+from experiments import cells, frontier, frontier_report, settings, train
 
 CONFIGS = (frontier_bytes, frontier_modules, frontier_sst2)
 
@@ -63,7 +63,7 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
   # Two seeds of one method are one program to compile.
   methods = {name: METHODS[name] for name in ("normal", "rdo")}
   config = _config(seeds=(0, 1), methods=methods)
-  finish, trainings, original = frontier.finish, [], train.train
+  finish, trainings, original = cells.finish, [], train.train
 
   def counted(config, directory, *args):
     trainings.append(directory.name)
@@ -75,14 +75,14 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     return finish(cell, scores)
 
   monkeypatch.setattr(train, "train", counted)
-  monkeypatch.setattr(frontier, "finish", stopped)
+  monkeypatch.setattr(cells, "finish", stopped)
   with pytest.raises(KeyboardInterrupt):
     frontier.run(config, tmp_path)
   with (tmp_path / "frontier.csv").open() as file:
     partial = list(csv.DictReader(file))
   assert [r["method"] for r in partial] == ["normal", "rdo"]
 
-  monkeypatch.setattr(frontier, "finish", finish)
+  monkeypatch.setattr(cells, "finish", finish)
   rows = frontier.run(config, tmp_path)
   # Two ways to code one model are one training.
   assert trainings == ["normal-only-seed0", "normal-only-seed1"]
