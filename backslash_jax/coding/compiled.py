@@ -47,10 +47,11 @@ def look_up(symbols, codes, lengths, limits, row_class, column_class):
 def _look_up(
   symbols, codes, lengths, limits, row_class, column_class, entries, excess
 ):
-  reach = (codes.shape[1] - 3) // 2
-  count, place, total = 0, 0, 0.0
+  width, columns = codes.shape[1], symbols.shape[1]
+  codes, lengths = codes.ravel(), lengths.ravel()
+  count, total = 0, 0.0
   for i in range(symbols.shape[0]):
-    for j in range(symbols.shape[1]):
+    for j in range(columns):
       own = row_class[i] + column_class[j]
       y = np.int64(symbols[i, j])
       limit = limits[own]
@@ -59,9 +60,10 @@ def _look_up(
           excess[count] = y - limit if y > 0 else y + limit
         count += 1
         y = limit + 1
-      entries[place] = codes[own, y + reach + 1]
-      total += lengths[own, y + reach + 1]
-      place += 1
+      # Unsigned, it is not taken for one from the end.
+      place = np.uint64(own * width + (width - 1) // 2 + y)
+      entries[i * columns + j] = codes[place]
+      total += lengths[place]
   return count, total
 
 
@@ -74,10 +76,12 @@ def _encode(states, entries, words, position):
     frequency = entries[i] >> _SIXTEEN
     start = entries[i] & _LOW
     x = states[lane]
-    if x >= np.uint32(frequency << limit):
-      position -= 1
-      words[position] = x & _LOW
-      x = x >> _SIXTEEN
+    # No branch, since none could be predicted: a word that is not full is
+    # overwritten by the next.
+    full = np.uint32(x >= np.uint32(frequency << limit))
+    words[position - 1] = x & _LOW
+    position -= np.int64(full)
+    x = x >> np.uint32(full << np.uint32(4))
     quotient = x // frequency
     states[lane] = np.uint32(
       (quotient << _SHIFT) + (x - quotient * frequency) + start

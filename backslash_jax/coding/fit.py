@@ -45,11 +45,12 @@ def gaussian(symbols: np.ndarray) -> tuple[Gaussian, float]:
   stride = -(-symbols.size // _SAMPLE)
   shift = _shift(matrix[::stride])
   sizes = magnitudes(matrix, shift)
-  histograms = _histograms(sizes[::stride], 0)
+  keys = np.minimum(sizes[::stride], frequencies.LARGEST + 1).astype(np.intp)
+  histograms = _histograms(keys, 0)
   model, _ = _search(histograms, None, (4, 2))
   side = 0.0
   if min(matrix.shape) > 1:
-    model, histograms, side = _fit_classes(model, sizes, stride)
+    model, histograms, side = _fit_classes(model, means(sizes), keys, stride)
   model, bits = _search(histograms, model, (2, 1))
   bits = bits * stride + side + shift * symbols.size
   return model._replace(shift=shift), bits
@@ -59,7 +60,7 @@ def code_lengths(symbols: np.ndarray, model: Gaussian) -> np.ndarray:
   """Bits of each symbol of a tensor under the model, as float64."""
   columns = symbols.shape[-1] if symbols.ndim > 1 else 1
   sizes = magnitudes(symbols.reshape(-1, columns), model.shift)
-  rows, columns = classes(sizes, model)
+  rows, columns = classes(means(sizes), model)
   total = rows[:, None] + columns
   low, high = int(total.min()), int(total.max())
   table = np.stack(
@@ -110,23 +111,28 @@ def magnitudes(symbols: np.ndarray, shift: int) -> np.ndarray:
   return np.abs((wide + (1 << (shift - 1))) >> shift)
 
 
+def means(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Of each row and of each column of a matrix, float64."""
+  rows, columns = sizes.shape
+  return (
+    sizes.sum(1, dtype=np.float64) / columns,
+    sizes.sum(0, dtype=np.float64) / rows,
+  )
+
+
 def classes(
-  sizes: np.ndarray, model: Gaussian
+  means: tuple[np.ndarray, np.ndarray], model: Gaussian
 ) -> tuple[np.ndarray, np.ndarray]:
   """Row and column classes of a matrix of magnitudes, by its means.
 
   Each class is the one whose expected mean is nearest, in ratio, to the mean of
   its row or column, given the other classes.
   """
-  rows, columns = sizes.shape
-  row_class = np.zeros(rows, np.int64)
-  column_class = np.zeros(columns, np.int64)
+  row_class, column_class = (np.zeros(side.size, np.int64) for side in means)
   if model.rows is not None:
-    means = sizes.sum(1, dtype=np.float64) / columns
-    row_class = _nearest(means, model, column_class, model.rows)
+    row_class = _nearest(means[0], model, column_class, model.rows)
   if model.columns is not None:
-    means = sizes.sum(0, dtype=np.float64) / rows
-    column_class = _nearest(means, model, row_class, model.columns)
+    column_class = _nearest(means[1], model, row_class, model.columns)
   return row_class, column_class
 
 
@@ -153,15 +159,14 @@ def _nearest(means, model: Gaussian, other: np.ndarray, grid: int):
   return np.clip(found, -reach, reach)
 
 
-def _fit_classes(plain: Gaussian, sizes: np.ndarray, stride: int):
+def _fit_classes(plain: Gaussian, means, keys: np.ndarray, stride: int):
   """No, row, column or both classes: the model, histograms and side bits."""
-  best, lowest = (plain, _histograms(sizes[::stride], 0), 0.0), np.inf
+  best, lowest = (plain, [], 0.0), np.inf
   for rows, columns in ((None, None), (_ANY, None), (None, _ANY), (_ANY, _ANY)):
     model = plain._replace(rows=rows, columns=columns)
-    row_class, column_class = classes(sizes, model)
-    histograms = _histograms(
-      sizes[::stride], row_class[::stride, None] + column_class
-    )
+    row_class, column_class = classes(means, model)
+    total = row_class[::stride, None] + column_class
+    histograms = _histograms(keys, total)
     side = 0.0
     if rows is not None:
       alpha, bits = _fit_alpha(row_class)
@@ -175,13 +180,12 @@ def _fit_classes(plain: Gaussian, sizes: np.ndarray, stride: int):
   return best
 
 
-def _histograms(sizes: np.ndarray, total) -> list[tuple[int, np.ndarray]]:
+def _histograms(keys: np.ndarray, total) -> list[tuple[int, np.ndarray]]:
   """(class, counts by magnitude) for each class that occurs."""
-  keys = np.minimum(sizes, frequencies.LARGEST + 1).astype(np.intp)
   low, high = int(np.min(total)), int(np.max(total))
   width = int(keys.max()) + 1
-  keys += (total - low) * width
-  table = np.bincount(keys.ravel(), minlength=(high - low + 1) * width)
+  places = keys + (total - low) * width
+  table = np.bincount(places.ravel(), minlength=(high - low + 1) * width)
   rows = enumerate(table.reshape(-1, width), low)
   return [(c, counts) for c, counts in rows if counts.any()]
 

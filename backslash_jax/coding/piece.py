@@ -71,7 +71,8 @@ def _prepare_gaussian(symbols: np.ndarray, model: Gaussian) -> Coded:
     symbols = (wide >> model.shift).astype(np.int32)
   classes = [np.zeros(n, np.int64) for n in symbols.shape]
   if model.rows is not None or model.columns is not None:
-    classes = fitting.classes(fitting.magnitudes(symbols, 0), model)
+    sizes = fitting.magnitudes(symbols, 0)
+    classes = fitting.classes(fitting.means(sizes), model)
     for grid, side in zip((model.rows, model.columns), classes, strict=True):
       if grid is not None:
         plain = Gaussian(models.CLASS_NU, grid)
