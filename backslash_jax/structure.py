@@ -1,18 +1,20 @@
 """Weights that are removed while training runs, and stay removed.
 
-Both transformations stand last in the chain, after the learning rate: they see
-the step that is about to be made, and replace it where a weight is removed. The
-moments of optimizers before them are left alone. A removed weight does not come
-back, so that what its moments hold is never used.
+`gradual_pruning` and `keep_zeros` stand last in the chain, after the learning
+rate: they see the step that is about to be made, and replace it where a weight
+is removed. They cannot see the moments of the optimizers before them, which
+`clear_moments`, around the chain, sets to zero where a weight is removed.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import quantize, rounding
+from backslash_jax import groups as grouping
+from backslash_jax import magnitude, quantize, rounding
 
 
 class PruningState(NamedTuple):
@@ -33,9 +35,12 @@ def gradual_pruning(
   *,
   begin: int = 0,
   every: int = 10,
+  scope: str = "tensor",
+  block: int | None = None,
+  groups: Sequence[grouping.Group] | None = None,
   mask: rounding.Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Removes the smallest weights of each tensor, ever more of them.
+  r"""Removes the smallest weights, by default of each tensor, ever more.
 
   The fraction removed rises from 0 at the update `begin` to `sparsity` at the
   update `end`, fast at first,
@@ -47,12 +52,13 @@ def gradual_pruning(
   >>> tx = optax.chain(optax.adamw(1e-3), structure.gradual_pruning(0.8, 1000))
 
   Args:
-    sparsity: fraction of each tensor's elements to remove, in [0, 1).
+    sparsity: fraction of the weights to remove, in [0, 1).
     end: update after which nothing more is removed.
     begin: update before which nothing is.
     every: updates from one choice of weights to the next.
-    mask: tree of bool, or a callable that makes one of params: the leaves to
-      prune; None means `bs.matrices`.
+    scope, block, groups, mask: which weights are compared, see
+      `magnitude.kept`: those of a tensor, of the model, n of m consecutive
+      ones, or whole units of groups.
 
   Returns:
     A transformation, last in a chain. Its update needs params.
@@ -70,6 +76,7 @@ def gradual_pruning(
     )
   if every < 1:
     raise ValueError(f"every must be at least 1, found {every!r}")
+  magnitude.check(scope, block, groups)
 
   def init(params):
     kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
@@ -83,15 +90,12 @@ def gradual_pruning(
     chooses = (state.count - begin) % every == 0
     chooses &= (begin <= state.count) & (state.count <= end)
     chooses |= state.count == end
-    selected = rounding.selected_leaves(params, mask)
 
     def choose():
-      return jax.tree.map(
-        lambda kept, x, m: kept & _largest(x, fraction) if m else kept,
-        state.kept,
-        params,
-        selected,
+      largest = magnitude.kept(
+        params, fraction, scope=scope, block=block, groups=groups, mask=mask
       )
+      return jax.tree.map(jnp.logical_and, state.kept, largest)
 
     kept = jax.lax.cond(chooses, choose, lambda: state.kept)
     updates = jax.tree.map(
@@ -154,13 +158,44 @@ def keep_zeros(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _largest(x: jax.Array, fraction: jax.Array) -> jax.Array:
-  """Where x is larger than its smallest elements, this fraction of them."""
-  size = jnp.abs(x)
-  count = jnp.floor(fraction * x.size).astype(jnp.int32)
-  ordered = jnp.sort(size, axis=None)
-  threshold = jnp.where(count > 0, ordered[jnp.maximum(count - 1, 0)], -1.0)
-  return size > threshold
+def clear_moments(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Forgets the moments of weights that a chain sets to zero.
+
+  Without it the momentum of a removed weight is what the first steps would
+  be made of, should the weight be let go again.
+
+  >>> import optax
+  >>> from backslash_jax import structure
+  >>> tx = structure.clear_moments(
+  ...   optax.chain(optax.adam(1e-3), structure.gradual_pruning(0.8, 1000))
+  ... )
+
+  Args:
+    tx: the chain, which ends with what removes weights.
+
+  Returns:
+    A transformation with the state of tx. Where a step ends at exactly zero,
+    what the state holds of the weight in floating numbers is set to zero
+    (`optax.tree.map_params` tells which arrays those are).
+    Its update needs params.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def update(updates, state, params=None, **extra_args):
+    _check_params("clear_moments", params)
+    updates, state = tx.update(updates, state, params, **extra_args)
+    gone = jax.tree.map(lambda x, u: x + u == 0, params, updates)
+
+    def forget(s, gone):
+      if not jnp.issubdtype(jnp.result_type(s), jnp.inexact):
+        return s  # The masks of pruning.
+      return jnp.where(gone, jnp.zeros_like(s), s)
+
+    return updates, optax.tree.map_params(tx.init, forget, state, gone)
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _check_params(name: str, params: Any) -> None:
