@@ -17,6 +17,7 @@ from experiments import (
   distributed,
   evaluate,
   learner,
+  resume,
   settings,
   sharding,
   train,
@@ -51,15 +52,15 @@ def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
   """
   config, trained = cell.config, cell.training / TRAINED
   name = cell.directory.name
-  settings.prepare_directory(cell.training)
-  settings.prepare_directory(cell.directory)
+  resume.prepare_directory(cell.training)
+  resume.prepare_directory(cell.directory)
   kind = json.dumps(
     [f.to_dict() for f in (config.model, config.data, config.mesh)]
   )
   mesh = sharding.make_mesh(config)
   is_trained = trained.exists()
   if is_trained:
-    settings.check_same(config, cell.training)
+    resume.check_same(config, cell.training)
   if not is_trained or kind not in scores:
     forward, params = _build(config)
     scores.setdefault(kind, evaluate.make_score(config, forward, mesh))

@@ -19,7 +19,14 @@ from typing import Any
 
 import ml_collections
 
-from experiments import cells, evaluate, frontier_report, main, settings
+from experiments import (
+  cells,
+  evaluate,
+  frontier_report,
+  main,
+  resume,
+  settings,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ def run(
       "config.grid is missing: --config must be one of configs/frontier_*.py"
     )
   planned = plan(config, workdir)
-  settings.prepare_directory(workdir)
+  resume.prepare_directory(workdir)
   rows: list[dict[str, Any]] = []
   scores: dict[str, evaluate.Score] = {}
   for number, cell in enumerate(planned, start=1):
@@ -102,7 +109,7 @@ def plan(
         if grid.tune:
           label += f"-rate{rate:g}"
         directory = workdir / "cells" / label
-        key = json.dumps(settings.decisive(own), sort_keys=True)
+        key = json.dumps(resume.decisive(own), sort_keys=True)
         training = trainings.setdefault(key, directory)
         planned.append(
           Cell(

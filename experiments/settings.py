@@ -1,8 +1,7 @@
-"""The configuration: its checks, its arms, and what a run was begun with."""
+"""The configuration: its checks and its arms."""
 
 import copy
 import difflib
-import json
 import math
 import pathlib
 import re
@@ -10,6 +9,7 @@ import runpy
 
 import jax
 import ml_collections
+from flax import traverse_util
 
 from backslash_jax.coding import coders
 
@@ -105,22 +105,6 @@ _WANTED = {
   "evaluate.tolerance": _NOT_NEGATIVE,
   "evaluate.coder": _one_of(*coders.NAMES),
 }
-
-# What may change between the start of a run and its resumption: it decides
-# what is written down, not what is learned.
-_FREE = (
-  "log_every",
-  "eval_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "data.dir",
-  "data.eval_batch_size",
-  "evaluate",
-  "arms",
-  "baseline",
-  "mesh",
-  "distributed",
-)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -221,73 +205,18 @@ def arms(
   return result
 
 
-def prepare_directory(directory: pathlib.Path) -> None:
-  """Creates directory; raises UserError unless files can be written in it."""
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / f".probe_{jax.process_index()}"
-    probe.write_text("x")
-    probe.unlink()
-  except OSError as error:
-    raise UserError(
-      f"cannot write in the workdir {directory}: {error.strerror or error}"
-    ) from error
-
-
-def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
-  """Writes config to directory/config.json."""
-  text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-  (directory / "config.json").write_text(text + "\n")
-
-
-def decisive(config: ml_collections.ConfigDict) -> dict[str, object]:
-  """The fields, as "a.b", that decide what a training learns."""
-  flat = _flat(json.loads(json.dumps(config.to_dict())))
-  return {f: v for f, v in flat.items() if not _is_free(f)}
-
-
-def check_same(
-  config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> None:
-  """Raises UserError where the run in directory was begun with other fields."""
-  path = directory / "config.json"
-  try:
-    before = _flat(json.loads(path.read_text()))
-  except FileNotFoundError:
-    raise UserError(
-      f"{path} is missing, so the checkpoints beside it cannot be trusted to"
-      f" belong to this configuration. Use another --workdir or delete"
-      f" {directory} to start over"
-    ) from None
-  except (ValueError, OSError) as error:
-    raise UserError(f"cannot read {path}: {error}") from error
-  before = {f: v for f, v in before.items() if not _is_free(f)}
-  now = decisive(config)
-  different = [
-    f"  config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
-    for field in sorted(before.keys() | now.keys())
-    if before.get(field) != now.get(field)
-  ]
-  if different:
-    raise UserError(
-      f"{directory} holds a run of another configuration:\n"
-      + "\n".join(different)
-      + "\nSet these fields back to go on with it, name another --workdir, or"
-      f" delete {directory} to start over"
-    )
-
-
 def explain_flags(argv: list[str], error: Exception) -> str:
   """What is wrong with the command line: unknown fields, with near matches."""
   paths = [a.removeprefix("--config=") for a in argv if "--config=" in a]
   # What follows a colon is the argument of get_config.
   path = paths[-1].partition(":")[0] if paths else None
   try:
-    known = list(_flat(runpy.run_path(str(path))["get_config"]().to_dict()))
+    config = runpy.run_path(str(path))["get_config"]()
   except OSError as load_error:
     return f"--config={path}: {load_error.strerror}"
   except Exception as load_error:
     return f"--config={path} does not load: {load_error!r}"
+  known = traverse_util.flatten_dict(config.to_dict(), sep=".")
   for argument in argv:
     field = argument.split("=")[0].removeprefix("--config.")
     if argument.startswith("--config.") and field not in known:
@@ -301,18 +230,3 @@ def _get(config, field):
   for name in field.split("."):
     config = config[name]
   return config
-
-
-def _is_free(field):
-  return any(field == f or field.startswith(f + ".") for f in _FREE)
-
-
-def _flat(tree, prefix=""):
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

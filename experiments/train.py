@@ -21,6 +21,7 @@ from experiments import (
   metrics,
   optimizer,
   report,
+  resume,
   settings,
   sharding,
 )
@@ -46,11 +47,11 @@ def train_and_evaluate(
   """
   distributed.initialize(config)
   arms = settings.arms(config, workdir)
-  settings.prepare_directory(workdir)
+  resume.prepare_directory(workdir)
   mesh = sharding.make_mesh(config)
   runs, tasks = {}, []
   for name, (arm, directory) in arms.items():
-    settings.prepare_directory(directory)
+    resume.prepare_directory(directory)
     task, forward, params = _load(arm)
     score = evaluate.make_score(arm, forward, mesh)
     params = train(arm, directory, name, forward, params, score, mesh)
@@ -100,7 +101,7 @@ def train(
       state = checkpoints.restore(start, state, batches)
     writer = progress = metrics.Nowhere()
     if distributed.is_main():
-      settings.save(config, directory)
+      resume.save_config(config, directory)
       writer = enter(metrics.Writer(directory, start))
       progress = enter(metrics.Progress(name, start, total, config.log_every))
     signals = enter(interrupt.received())
@@ -198,7 +199,7 @@ def _start(config, directory, checkpoints):
   """The step to resume after; 0 is the beginning."""
   step = checkpoints.latest_step
   if step is not None:
-    settings.check_same(config, directory)
+    resume.check_same(config, directory)
     return step
   records = metrics.read(directory / "metrics.jsonl")
   # The first may have been under way; before the second it was complete.

@@ -1,0 +1,91 @@
+"""What a run was begun with: written in its directory, checked when resumed."""
+
+import json
+import pathlib
+
+import jax
+import ml_collections
+from flax import traverse_util
+
+from experiments import settings
+
+# What may change between the start of a run and its resumption: it decides
+# what is written down, not what is learned.
+_FREE = (
+  "log_every",
+  "eval_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "data.dir",
+  "data.eval_batch_size",
+  "evaluate",
+  "arms",
+  "baseline",
+  "mesh",
+  "distributed",
+)
+
+
+def prepare_directory(directory: pathlib.Path) -> None:
+  """Creates directory; raises UserError unless files can be written in it."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".probe_{jax.process_index()}"
+    probe.write_text("x")
+    probe.unlink()
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot write in the workdir {directory}: {error.strerror or error}"
+    ) from error
+
+
+def save_config(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Writes config to directory/config.json."""
+  text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+  (directory / "config.json").write_text(text + "\n")
+
+
+def decisive(config: ml_collections.ConfigDict) -> dict[str, object]:
+  """The fields, as "a.b", that decide what a training learns."""
+  return _decisive(json.loads(json.dumps(config.to_dict())))
+
+
+def check_same(
+  config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> None:
+  """Raises UserError where the run in directory was begun with other fields."""
+  path = directory / "config.json"
+  try:
+    before = _decisive(json.loads(path.read_text()))
+  except FileNotFoundError:
+    raise settings.UserError(
+      f"{path} is missing, so the checkpoints beside it cannot be trusted to"
+      f" belong to this configuration. Use another --workdir or delete"
+      f" {directory} to start over"
+    ) from None
+  except (ValueError, AttributeError, OSError) as error:
+    raise settings.UserError(f"cannot read {path}: {error}") from error
+  now = decisive(config)
+  different = [
+    f"  config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
+    for field in sorted(before.keys() | now.keys())
+    if before.get(field) != now.get(field)
+  ]
+  if different:
+    raise settings.UserError(
+      f"{directory} holds a run of another configuration:\n"
+      + "\n".join(different)
+      + "\nSet these fields back to go on with it, name another --workdir, or"
+      f" delete {directory} to start over"
+    )
+
+
+def _decisive(fields):
+  flat = traverse_util.flatten_dict(fields, sep=".")
+  return {
+    name: value
+    for name, value in flat.items()
+    if not any(name == f or name.startswith(f + ".") for f in _FREE)
+  }
