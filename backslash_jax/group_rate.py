@@ -80,7 +80,7 @@ def group_rate(
     it ends is exactly zero. Its update needs params.
 
   Raises:
-    ValueError: for an argument out of its range; in init, see `groups.bind`.
+    ValueError: for an argument out of its range; in update, see `groups.bind`.
   """
   if rate not in rates.RATES:
     raise ValueError(
@@ -116,7 +116,7 @@ def group_rate(
     return result, nu
 
   def init(params):
-    grouping.bind(groups, params)
+    del params  # Whether the groups fit them is seen by the first update.
     return GroupRateState(jnp.zeros([], jnp.int32), jnp.ones([]), jnp.zeros([]))
 
   def update(updates, state, params=None, **extra_args):

@@ -127,13 +127,14 @@ def save(
   directory = pathlib.Path(path).expanduser()
   if directory.exists() and not directory.is_dir():
     raise WeightsError(f"{directory}: a file, wanted a directory to write to")
+  values = config_json.write(config)
   directory.mkdir(parents=True, exist_ok=True)
   (directory / "config.json").unlink(missing_ok=True)
   state = nnx.state(model, nnx.Param)
   params: Any = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
   tensors = convert.tensors(TABLES[type(config)], config, params)
   files.write_tensors(directory, tensors, shard_bytes=shard_bytes)
-  files.write_json(directory / "config.json", config_json.write(config))
+  files.write_json(directory / "config.json", values)
 
 
 def _floating(dtype: DTypeLike) -> str:

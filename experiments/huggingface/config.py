@@ -284,6 +284,15 @@ _WRITE: dict[
 def write(config: ModelConfig) -> dict[str, Any]:
   """The contents of config.json, as transformers 4 and 5 read them."""
   kind, write_fields, causal, name = _WRITE[type(config)]
+  head_dim = config.head_dim or config.width // config.heads
+  has_head_dim = "head_dim" in (fields := write_fields(config))
+  if config.layer_sizes or (
+    not has_head_dim and head_dim * config.heads != config.width
+  ):
+    raise WeightsError(
+      f"a simplified {kind} has layers or heads of sizes that its config.json"
+      " cannot name; write it with bs.save, or export it"
+    )
   values: dict[str, Any] = {"architectures": [causal], "model_type": kind}
   if config.num_labels is not None:
     labels = [f"LABEL_{i}" for i in range(config.num_labels)]
@@ -294,7 +303,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     values[field] = getattr(config, field)
   # transformers 4 calls it torch_dtype and 5 reads that too.
   values["torch_dtype"] = config.param_dtype
-  return values | write_fields(config)
+  return values | fields
 
 
 def num_labels(values: dict[str, Any]) -> int | None:

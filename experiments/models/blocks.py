@@ -72,6 +72,7 @@ def attention(
     config.heads,
     config.dtype,
     rngs,
+    head_dim=config.head_dim,
     param_dtype=config.param_dtype,
     kernel_init=_NORMAL,
     **options,
@@ -148,7 +149,7 @@ class Blocks(nnx.Module):
       return
     # Attributes, not a list: paths of parameters are then strings throughout.
     for i in range(config.depth):
-      setattr(self, f"layer_{i}", block(config, rngs))
+      setattr(self, f"layer_{i}", block(config.layer(i), rngs))
 
   def __call__(self, x_BxTxW: jax.Array, *masks: jax.Array) -> jax.Array:
     if self.scan:

@@ -1,6 +1,35 @@
-"""What the configurations of the pretrained architectures have in common."""
+"""What the configurations of the models have in common."""
 
 import dataclasses
+from typing import Any, Self
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSize:
+  """What one block has, where blocks differ: after simplification."""
+
+  heads: int
+  mlp: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallConfig:
+  """Sizes of a small model over bytes."""
+
+  vocab_size: int
+  depth: int
+  width: int
+  heads: int
+  mlp: int
+  dtype: str
+  head_dim: int | None = None  # Features per head; None means width / heads.
+  layer_sizes: tuple[LayerSize, ...] | None = None  # None: the above for all.
+
+  def layer(self, index: int) -> LayerSize:
+    """The sizes of one block."""
+    if self.layer_sizes is None:
+      return LayerSize(self.heads, self.mlp)
+    return self.layer_sizes[index]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +49,8 @@ class ModelConfig:
   max_positions: int  # The longest sequence.
   epsilon: float  # Of the normalizations.
   num_labels: int | None = None
+  head_dim: int | None = None  # Features per head; None means width / heads.
+  layer_sizes: tuple[LayerSize, ...] | None = None  # None: the above for all.
   # Only carried, for the directory that a model is written back to.
   pad_token_id: int | None = None
   bos_token_id: int | None = None
@@ -36,6 +67,28 @@ class ModelConfig:
           f"{type(self).__module__}: {field} is {getattr(self, field)}, "
           "wanted a positive number"
         )
+    if self.layer_sizes is None:
+      return
+    if self.scan:
+      raise ValueError(
+        f"{type(self).__module__}: scan is set and layer_sizes too, but stacked"
+        " blocks share one size"
+      )
+    if len(self.layer_sizes) != self.depth:
+      raise ValueError(
+        f"{type(self).__module__}: {len(self.layer_sizes)} layer_sizes, wanted"
+        f" one for each of {self.depth} blocks"
+      )
+
+  def layer(self, index: int) -> Self:
+    """The config of one block: heads and mlp are its own."""
+    if self.layer_sizes is None:
+      return self
+    size = self.layer_sizes[index]
+    own: dict[str, Any] = {"heads": size.heads, "mlp": size.mlp}
+    if (kv_heads := getattr(self, "kv_heads", None)) is not None:
+      own["kv_heads"] = size.heads * kv_heads // self.heads
+    return dataclasses.replace(self, layer_sizes=None, **own)
 
   def check_length(self, length: int) -> None:
     """Raises ValueError for sequences that have no positions."""

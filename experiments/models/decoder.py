@@ -6,19 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models import config as model_config
 from experiments.models import layers
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(model_config.SmallConfig):
   """Sizes of the decoder."""
-
-  vocab_size: int
-  depth: int
-  width: int
-  heads: int
-  mlp: int
-  dtype: str
 
 
 class Decoder(nnx.Module):
@@ -29,6 +23,7 @@ class Decoder(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
     self.embed = nnx.Embed(
       config.vocab_size,
       config.width,
@@ -38,9 +33,7 @@ class Decoder(nnx.Module):
       dtype=config.dtype,
       rngs=rngs,
     )
-    self.decoder = layers.Stack(
-      config.depth, config.width, config.heads, config.mlp, config.dtype, rngs
-    )
+    self.decoder = layers.Stack(config, rngs)
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Logits, float32 [B, L, V]; those at t see the tokens up to t.

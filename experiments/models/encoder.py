@@ -6,20 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models import config as model_config
 from experiments.models import layers
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(model_config.SmallConfig):
   """Sizes of the encoder."""
 
-  vocab_size: int
   num_classes: int
-  depth: int
-  width: int
-  heads: int
-  mlp: int
-  dtype: str
   # The stem: a convolution over `kernel` embedded bytes, and the maximum over
   # each `stride` of its positions. What the blocks see is `stride` times
   # shorter, and a word gives the same features wherever in it it begins.
@@ -32,7 +27,7 @@ class Encoder(nnx.Module):
   """Bytes -> convolution -> blocks -> maximum over positions -> logits."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    self.stride = config.stride
+    self.config = config
     self.embed = nnx.Embed(
       config.vocab_size,
       config.byte_width,
@@ -48,9 +43,7 @@ class Encoder(nnx.Module):
       dtype=config.dtype,
       rngs=rngs,
     )
-    self.encoder = layers.Stack(
-      config.depth, config.width, config.heads, config.mlp, config.dtype, rngs
-    )
+    self.encoder = layers.Stack(config, rngs)
     self.head = nnx.Linear(
       config.width,
       config.num_classes,
@@ -67,13 +60,14 @@ class Encoder(nnx.Module):
       mask_BxL: bool, True at real tokens; the others change nothing.
     """
     batch, length = tokens_BxL.shape
-    if length % self.stride:
+    stride = self.config.stride
+    if length % stride:
       raise ValueError(
         f"sequences of {length} tokens do not divide by the stem's stride "
-        f"{self.stride}: pad them to a multiple"
+        f"{stride}: pad them to a multiple"
       )
     x_BxLxE = jnp.where(mask_BxL[..., None], self.embed(tokens_BxL), 0)
-    shape_BxTxS = (batch, length // self.stride, self.stride)
+    shape_BxTxS = (batch, length // stride, stride)
     mask_BxTxS = mask_BxL.reshape(shape_BxTxS)
     x_BxTxW = _max(self.stem(x_BxLxE).reshape(*shape_BxTxS, -1), mask_BxTxS)
     mask_BxT = mask_BxTxS.any(axis=2)

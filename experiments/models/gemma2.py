@@ -77,7 +77,6 @@ class Block(nnx.Module):
       config,
       rngs,
       kv_heads=config.kv_heads,
-      head_dim=config.head_dim,
       positions=config.positions,
       query_scale=config.query_scale,
       softcap=config.attention_softcap,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from experiments.models import config as model_config
 from experiments.models import rotary
 
 _LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
@@ -178,16 +179,17 @@ class Block(nnx.Module):
 
   def __init__(
     self,
-    width: int,
-    heads: int,
-    hidden: int,
-    dtype: DTypeLike,
+    config: model_config.SmallConfig,
+    size: model_config.LayerSize,
     rngs: nnx.Rngs,
   ):
+    width, dtype = config.width, config.dtype
     self.attention_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
-    self.attention = Attention(width, heads, dtype, rngs)
+    self.attention = Attention(
+      width, size.heads, dtype, rngs, head_dim=config.head_dim
+    )
     self.mlp_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
-    self.mlp = Mlp(width, hidden, dtype, rngs)
+    self.mlp = Mlp(width, size.mlp, dtype, rngs)
 
   def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
     x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
@@ -197,20 +199,12 @@ class Block(nnx.Module):
 class Stack(nnx.Module):
   """Blocks layer_0, layer_1, ... and a last normalization."""
 
-  def __init__(
-    self,
-    depth: int,
-    width: int,
-    heads: int,
-    hidden: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
-    self.depth = depth
+  def __init__(self, config: model_config.SmallConfig, rngs: nnx.Rngs):
+    self.depth = config.depth
     # Attributes, not a list: paths of parameters are then strings throughout.
-    for i in range(depth):
-      setattr(self, f"layer_{i}", Block(width, heads, hidden, dtype, rngs))
-    self.norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
+    for i in range(config.depth):
+      setattr(self, f"layer_{i}", Block(config, config.layer(i), rngs))
+    self.norm = nnx.RMSNorm(config.width, dtype=config.dtype, rngs=rngs)
 
   def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
     for i in range(self.depth):

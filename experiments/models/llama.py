@@ -80,7 +80,6 @@ class Block(nnx.Module):
       config,
       rngs,
       kv_heads=config.kv_heads,
-      head_dim=config.head_dim,
       positions=config.positions,
     )
     self.mlp_norm = blocks.rms_norm(config, rngs)
