@@ -8,7 +8,8 @@ import ml_collections
 import optax
 
 import backslash_jax as bs
-from backslash_jax import control, proximal, structure
+from backslash_jax import control, group_rate, proximal, structure
+from experiments import groups
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -65,7 +66,37 @@ def create(
         every=prune.every,
       )
     )
+  if "structure" in config:
+    return _structured(config, chain)
   return optax.chain(*chain)
+
+
+def _structured(config, chain):
+  """The chain with the rate and the pruning of whole units at its end."""
+  own = config.structure
+  units = groups.declare(config.model, own.groups)
+  if own.lmbda > 0:
+    weight = optax.linear_schedule(0.0, own.lmbda, max(own.warmup_steps, 1))
+    chain.append(
+      group_rate.group_rate(
+        weight,
+        units,
+        schedule(config),
+        shape=own.shape,
+        step=config.rate.step,
+      )
+    )
+  if own.sparsity > 0:
+    chain.append(
+      structure.gradual_pruning(
+        own.sparsity,
+        own.end_step,
+        begin=own.begin_step,
+        every=config.prune.every,
+        groups=units,
+      )
+    )
+  return structure.clear_moments(optax.chain(*chain))
 
 
 def rate_metrics(
@@ -95,7 +126,8 @@ def rate_metrics(
     nu, bits = jax.lax.cond(
       is_logged | (step == config.total_steps), measure, lambda: unknown
     )
-    return {"nu": jnp.mean(nu), "bits": bits, "lmbda": jnp.zeros([])}
+    values = {"nu": jnp.mean(nu), "bits": bits, "lmbda": jnp.zeros([])}
+    return values | _group_metrics(opt_state)
   values = {
     "nu": jnp.mean(optax.tree.get(opt_state, "shape")),
     "bits": optax.tree.get(opt_state, "bits"),
@@ -104,7 +136,14 @@ def rate_metrics(
   if config.rate.target is not None:
     unmet = optax.tree.get(opt_state, "unmet")
     values["unmet"] = unmet.astype(jnp.float32)
-  return values
+  return values | _group_metrics(opt_state)
+
+
+def _group_metrics(opt_state):
+  """Of a rate of whole units: its nu, and the fraction that is zero."""
+  names = ("group_shape", "group_zeros")
+  found = {name: optax.tree.get(opt_state, name) for name in names}
+  return {name: value for name, value in found.items() if value is not None}
 
 
 def _controller(rate):

@@ -1,0 +1,49 @@
+"""The quickstart's classifier, trained to lose whole neurons, heads and rows.
+
+python -m experiments.bench.edge train --workdir=runs/edge
+trains every arm with three seeds, and `experiments.bench.edge` measures what
+is left of them. One seed alone:
+
+python -m experiments.main --config=configs/edge.py --workdir=runs/edge/0
+Hardware: two CPU cores. A training takes 80 seconds.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import quickstart
+
+
+def add_structure(config: ml_collections.ConfigDict) -> None:
+  """Adds the fields of the rate and the pruning of whole units."""
+  config.structure = structure = ml_collections.ConfigDict()
+  structure.groups = ("mlp", "heads", "rows")  # See experiments/groups.py.
+  structure.lmbda = 0.0  # Weight of the rate; see group_rate.group_rate.
+  structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.
+  structure.shape = config_dict.placeholder(float)  # None estimates nu.
+  structure.sparsity = 0.0  # Of the groups' parameters, removed gradually.
+  structure.begin_step = 0
+  structure.end_step = 700
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = quickstart.get_config()
+  add_structure(config)
+  # One coded step for all, so that what differs is the training.
+  config.evaluate.steps = (2.0**-4,)
+  config.arms = ml_collections.ConfigDict()
+  config.arms.normal = ml_collections.ConfigDict()
+  config.arms.l1 = ml_collections.ConfigDict(
+    {"rate": {"lmbda": 4.0, "shape": 1.0}, "round_step": 2.0**-4}
+  )
+  config.arms.backslash = ml_collections.ConfigDict(
+    {"rate": {"lmbda": 4.0}, "round_step": 2.0**-4}
+  )
+  config.arms.structured = ml_collections.ConfigDict(
+    {
+      "rate": {"lmbda": 4.0},
+      "round_step": 2.0**-4,
+      "structure": {"lmbda": 2e4, "warmup_steps": 200},
+    }
+  )
+  return config
