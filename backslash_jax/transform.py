@@ -88,7 +88,8 @@ def backslash(
     mask: the leaves that are priced: a tree of bool, or a callable that makes
       one of params, as in `optax.masked`. None prices every floating leaf.
     update_every: nu and alpha are estimated every so many updates.
-    measure_every: bits are measured every so many updates.
+    measure_every: bits are measured every so many updates; so are nu and alpha
+      where nobody pays for them, with a fixed shape of rate "dggr".
     implementation: of the moments, see `moments`.
     sharding: how params are sharded under automatic mesh axes, a tree of
       NamedSharding or a callable that makes one of params: the moments are then
@@ -119,6 +120,8 @@ def backslash(
     controller = lmbda
   else:
     controller = control.scheduled(lmbda)
+  is_paid = shape is None or rate != "dggr"
+  estimate_every = update_every if is_paid else measure_every
 
   def estimate(params):
     """nu and the scale of the price, of params with a floating leaf."""
@@ -172,7 +175,7 @@ def backslash(
     if not leaves:
       return updates, state._replace(count=count)
     nu, alpha = _every(
-      update_every,
+      estimate_every,
       state.count,
       lambda: estimate(params),
       (state.shape, state.scale),
@@ -191,9 +194,9 @@ def backslash(
     signals = control.Signals(state.count, measure_every, bits, *norms)
     lmbda_, control_state = controller.update(signals, state.control)
 
-    # Bits are never negative, which the compiler does not know: it measures
+    # Neither is ever negative, which the compiler does not know: it measures
     # before it updates, and needs no copy of params that are given away.
-    weights = jnp.where(bits < 0, 0.0, lmbda_)
+    weights = jnp.where((bits < 0) | jnp.any(nu < 0), 0.0, lmbda_)
     weights = iter(jnp.broadcast_to(weights, alpha.shape))
     rate_gradients = iter(rate_gradients)
 

@@ -14,12 +14,14 @@ from backslash_jax.moments import (
   pallas_tpu,
   reference,
   tree_moments,
+  xla_cpu,
 )
 from experiments.bench import shapes
 
 # Off the accelerator the kernels run in Pallas' interpreter.
 SUMS = {
   "xla": reference.sums,
+  "xla_cpu": xla_cpu.sums,
   "pallas_tpu": functools.partial(pallas_tpu.sums, interpret=True),
   "pallas_gpu": functools.partial(pallas_gpu.sums, interpret=True),
 }
@@ -165,7 +167,7 @@ def test_a_hundred_million_elements_keep_float32_accuracy(shape):
 
 
 def test_an_unknown_implementation_is_refused_with_the_known_ones():
-  with pytest.raises(NotImplementedError, match="there are xla, pallas_tpu"):
+  with pytest.raises(NotImplementedError, match="there are xla, xla_cpu"):
     bs.moments(jnp.ones([8, 8]), implementation="cuda")
 
 
@@ -192,13 +194,29 @@ def test_the_triton_kernel_lowers_for_cuda():
     assert "backslash_moments" in program
 
 
-def test_only_large_tensors_on_a_tpu_get_the_kernel():
-  def kernels(shape, platform):
+def test_only_large_tensors_get_what_is_made_for_the_platform():
+  def calls(shape, platform, primitive):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     f = functools.partial(dispatch.sums, implementation=None, platform=platform)
-    return str(jax.make_jaxpr(f)(x)).count("pallas_call[")
+    return str(jax.make_jaxpr(f)(x)).count(primitive)
 
-  assert kernels((512, 1024), "tpu") == 1
-  assert kernels((768,), "tpu") == 0
-  assert kernels((512, 1024), "gpu") == 0
-  assert kernels((512, 1024), "cpu") == 0
+  assert calls((512, 1024), "tpu", "pallas_call[") == 1
+  assert calls((512, 1024), "cpu", "dynamic_slice[") == xla_cpu.ROWS
+  for platform in ("tpu", "gpu", "cpu"):
+    assert calls((768,), platform, "pallas_call[") == 0
+    assert calls((768,), platform, "dynamic_slice[") == 0
+  assert calls((512, 1024), "gpu", "pallas_call[") == 0
+
+
+def test_a_program_for_another_platform_has_none_of_this_one():
+  x = jnp.ones([512, 1024])
+  sums = jax.jit(lambda x: dispatch.sums(x, None, "cpu"))
+  for platform, loops in (("cpu", 1), ("cuda", 0)):
+    program = sums.trace(x).lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.while") == loops
+
+
+def test_what_may_be_split_is_left_to_the_compiler():
+  # Eight devices, and nothing says where the tensor lies.
+  program = jax.jit(tree_moments).lower(jnp.ones([512, 1024])).as_text()
+  assert "stablehlo.while" not in program

@@ -70,6 +70,39 @@ def test_the_paper_s_formula():
   np.testing.assert_allclose(got, gradient, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+  ("arguments", "period"),
+  [
+    ({"update_every": 3}, 3),
+    ({"update_every": 2, "shape": 1.0}, 4),  # Nobody pays for the estimate.
+    ({"shape": 1.0, "rate": "bits"}, 1),  # Alpha is paid for.
+  ],
+)
+def test_nu_is_estimated_as_often_as_it_is_needed(arguments, period):
+  tx = bs.backslash(1.0, measure_every=4, **arguments)
+  x = PARAMS["out"][0]
+  state, update, found = tx.init(x), jax.jit(tx.update), []
+  for i in range(5):
+    _, state = update(x, state, jnp.sign(x) * jnp.abs(x) ** (1 + i))
+    found.append(float(optax.tree.get(state, "shape")))
+  changes = [0] + [i for i in range(1, 5) if found[i] != found[i - 1]]
+  assert changes == list(range(0, 5, period))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"shape": 1.0}])
+def test_an_update_in_place_copies_no_parameters(arguments):
+  tx = optax.chain(bs.backslash(1.0, **arguments), optax.sgd(0.1))
+
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  x = jax.ShapeDtypeStruct((4096, 8192), jnp.float32)
+  step = jax.jit(step, donate_argnums=(0, 1))
+  compiled = step.lower(x, jax.eval_shape(tx.init, x), x).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.size
+
+
 def test_a_mask_is_not_priced_and_does_not_count():
   tx = bs.backslash(1.0, shape=1.0, mask=bs.matrices)
   updates, _ = _update(tx, PARAMS)

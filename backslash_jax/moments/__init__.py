@@ -34,9 +34,10 @@ def moments(x: jax.Array, *, implementation: str | None = None) -> Moments:
 
   Args:
     x: floating array of any shape and any floating dtype.
-    implementation: "xla", "pallas_tpu" or "pallas_gpu". None takes XLA, except
-      for tensors of a MiB or more on a TPU, where the compiler's own estimate
-      prefers the kernel.
+    implementation: "xla", "xla_cpu", "pallas_tpu" or "pallas_gpu". None takes
+      "xla", except for tensors of a MiB or more where one device is all there
+      is: "xla_cpu", which is measured to be faster, on a CPU, and "pallas_tpu",
+      which the compiler's own estimate prefers, on a TPU.
 
   Raises:
     TypeError: if x is not floating.
@@ -66,7 +67,8 @@ def tree_moments(
       a callable that makes such a tree of params. None: explicit mesh axes are
       in the types of the arrays; under automatic ones XLA reduces, and the
       compiler partitions the reduction.
-    implementation: as in `moments`.
+    implementation: as in `moments`; for a leaf that is known to be split, what
+      holds there for the tensor holds for each shard.
 
   Returns:
     Moments of float32 [T] arrays, replicated.

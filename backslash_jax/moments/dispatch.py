@@ -5,13 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from backslash_jax.moments import pallas_gpu, pallas_tpu, reference
+from backslash_jax.moments import pallas_gpu, pallas_tpu, reference, xla_cpu
 
 IMPLEMENTATIONS = {
   "xla": reference,
+  "xla_cpu": xla_cpu,
   "pallas_tpu": pallas_tpu,
   "pallas_gpu": pallas_gpu,
 }
+# What `implementation=None` takes where it is not XLA's own reduction.
+_FASTEST = {"cpu": xla_cpu, "tpu": pallas_tpu}
 # Reading fewer bytes than this takes no longer than starting a kernel; XLA
 # fuses what is small with its neighbours.
 MIN_KERNEL_BYTES = 2**20
@@ -33,12 +36,12 @@ def sums(
   """
   if implementation is None:
     small = x.size * x.dtype.itemsize < MIN_KERNEL_BYTES
-    if platform != "tpu" or small or pallas_tpu.limitation(x):
+    module = _FASTEST.get(platform, reference)
+    if small or module is reference or module.limitation(x):
       return reference.sums(x)
-    # The program may still be for the host of the TPU.
-    return jax.lax.platform_dependent(
-      x, tpu=lambda x: _apply(x, pallas_tpu.sums), default=reference.sums
-    )
+    # The program may still be for another platform, such as the TPU's host.
+    fastest = {platform: lambda x: _apply(x, module.sums)}
+    return jax.lax.platform_dependent(x, **fastest, default=reference.sums)
   if implementation not in IMPLEMENTATIONS:
     raise NotImplementedError(
       f"moments has no implementation {implementation!r}; there are"
