@@ -28,8 +28,8 @@ MODELS = "table4_bert", "table4_gpt2", "table4_llama3", "table4_gemma2"
 ARMS = "normal", "backslash"
 # The cells of the sweep and their lambdas, by recipe.
 SWEEPS: dict[str, dict[str, int]] = {
-  recipe: {"sweep/normal": 0} | {f"sweep/{arm}{v}": v for v in sweep.LAMBDAS}
-  for recipe, arm in (("released", "lambda"), ("algorithm1", "coupled"))
+  recipe: {"sweep/normal": 0} | {f"sweep/{name}{v}": v for v in lambdas}
+  for name, (recipe, lambdas) in sweep.LAMBDAS.items()
 }
 _SMOOTHED = 5  # Records that a loss is averaged over.
 

@@ -108,11 +108,7 @@ SPECS = {
   ),
   "sweep": Spec(
     "The weight of the rate (BERT, IMDB)",
-    (
-      *numbers.SWEEP,
-      "sweep/lambda2000",
-      *(f"sweep/coupled{value}" for value in sweep.LAMBDAS),
-    ),
+    tuple(f"sweep/{arm}" for arm in sweep.ARMS),
     numbers.SWEEP,
     (
       *_BITS,

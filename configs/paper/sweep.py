@@ -23,11 +23,16 @@ import ml_collections
 
 from configs.paper import common
 
-LAMBDAS = (1, 10, 100, 1000, 2000)
-ARMS: dict[str, dict[str, Any]] = {"normal": {}}
-for value in LAMBDAS:
-  ARMS[f"lambda{value}"] = common.recipe("released", float(value))
-  ARMS[f"coupled{value}"] = common.recipe("algorithm1", float(value))
+# The recipe of an arm and its lambdas, by the arm's name.
+LAMBDAS: dict[str, tuple[str, tuple[int, ...]]] = {
+  "lambda": ("released", (1, 10, 100, 1000, 2000)),
+  "coupled": ("algorithm1", (1, 10, 100, 1000)),
+}
+ARMS: dict[str, dict[str, Any]] = {"normal": {}} | {
+  f"{name}{lmbda}": common.recipe(recipe, float(lmbda))
+  for name, (recipe, lambdas) in LAMBDAS.items()
+  for lmbda in lambdas
+}
 
 
 def get_config(argument: str = "small") -> ml_collections.ConfigDict:
