@@ -38,8 +38,9 @@ def entropy(x: jax.Array, step: float | jax.Array) -> jax.Array:
     return jnp.zeros([], jnp.float32)
   x = _sample(x).astype(jnp.float32)
   level = jnp.round(jnp.abs(x) / step)
-  edges = jnp.expand_dims(jnp.asarray(_EDGES, x.dtype), range(1, x.ndim + 1))
-  reached = jnp.sum(level[None] >= edges, axis=range(1, x.ndim + 1))
+  reached = jax.lax.platform_dependent(
+    level, cpu=_reached_in_turn, default=_reached
+  )
   count = reached - jnp.append(reached[1:], 0)
   # Both signs, but for zero; the last bin has no end, and hardly an element.
   width = np.append(np.diff(_EDGES), _EDGES[-1]) * np.where(_EDGES == 0, 1, 2)
@@ -72,6 +73,24 @@ def bits_per_parameter(
     return jnp.zeros([], jnp.float32)
   bits = sharded.add_up(leaves, shardings, lambda x: x.size * entropy(x, step))
   return bits / total
+
+
+def _reached(level):
+  """How many of the levels are in each bin or beyond, int32."""
+  edges = jnp.expand_dims(
+    jnp.asarray(_EDGES, level.dtype), range(1, level.ndim + 1)
+  )
+  return jnp.sum(level[None] >= edges, axis=range(1, level.ndim + 1))
+
+
+def _reached_in_turn(level):
+  """The same, edge by edge: XLA on CPU does it ten times as fast."""
+
+  def reached(edge):
+    # float32 counts exactly what a sample has, and XLA vectorizes its sum.
+    return jnp.sum((level >= edge).astype(jnp.float32)).astype(jnp.int32)
+
+  return jax.lax.map(reached, jnp.asarray(_EDGES, level.dtype))
 
 
 def _sample(x):
