@@ -5,6 +5,7 @@ python -m experiments.bench.step --config=configs/quickstart.py
 On one batch of the config's own data, on all devices of this process.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +42,13 @@ def make_step(
   mesh = sharding.make_mesh(config)
   placed = sharding.parameters(params, mesh)
   tx = optimizer.create(config, placed)
-  params = jax.device_put(params, placed)
-  state = [{"params": params, "opt_state": jax.jit(tx.init)(params)}]
+  shapes = jax.eval_shape(tx.init, params)
+  shardings = {
+    "params": placed,
+    "opt_state": sharding.like(shapes, params, placed, mesh),
+  }
+  state = [{"params": params, "opt_state": tx.init(params)}]
+  state = jax.device_put(state, [shardings])
   batch = next(
     iter(
       data.train_dataset(
@@ -54,10 +60,12 @@ def make_step(
   step = jax.jit(
     learner.make_step(config, forward, tx, measure_rate=measure_rate),
     donate_argnums=0,
+    out_shardings=(shardings, None, None),
   )
+  number = itertools.count(1)
 
   def run():
-    state[0], values, flags = step(state[0], batch, 1)
+    state[0], values, flags = step(state[0], batch, next(number))
     return values, flags
 
   return run
