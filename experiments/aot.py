@@ -5,9 +5,11 @@ python -m experiments.aot --config=configs/quickstart.py --topology=v5e:2x2
 Needs libtpu (pip install 'backslash-jax[tpu]') and no TPU. Prints what one chip
 holds, computes and communicates in a step, with the rate term and without: the
 numbers are the compiler's, nothing is run. The body of a loop counts once, also
-where the layers are scanned.
+where the layers are scanned. --vocabulary=N takes the place of the tokenizer's
+vocabulary, and --save=NAME keeps the numbers in experiments/bench/results.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -23,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from experiments import data, hlo, learner, optimizer, settings, sharding
+from experiments.bench import timing
 
 # Generation -> what libtpu calls a slice of it, GiB of memory per chip. Source:
 # Google Cloud's pages on the TPU versions.
@@ -88,7 +91,11 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def compile_step(
-  config: ml_collections.ConfigDict, mesh: Mesh, *, rate: bool
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  rate: bool,
+  vocabulary: int | None = None,
 ) -> Program:
   """Compiles the training step for a mesh.
 
@@ -97,6 +104,7 @@ def compile_step(
     mesh: from `sharding.make_mesh`.
     rate: whether with the rate term and what it measures; False trains with
       lmbda 0.
+    vocabulary: tokens that the model knows; None: the tokenizer's.
 
   Raises:
     UserError: the mesh does not divide the model, or a chip's memory does not
@@ -109,6 +117,8 @@ def compile_step(
     config.rate.lmbda = 1.0
   try:
     task = data.load_task(config.data)
+    if vocabulary is not None:
+      task = dataclasses.replace(task, vocab_size=vocabulary)
     forward, params = learner.build_abstract(config, task)
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
@@ -240,6 +250,10 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment, a file of configs/.", lock_config=True
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The TPU slice.")
+_VOCABULARY = flags.DEFINE_integer(
+  "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
+)
+_SAVE = flags.DEFINE_string("save", None, "Name to keep the numbers by.")
 
 
 def _main(argv):
@@ -251,12 +265,20 @@ def _main(argv):
     if not config:
       raise settings.UserError("--config=FILE is needed")
     mesh = sharding.make_mesh(config, topology_devices(name))
-    off, on = (compile_step(config, mesh, rate=r) for r in (False, True))
+    off, on = (
+      compile_step(config, mesh, rate=r, vocabulary=_VOCABULARY.value)
+      for r in (False, True)
+    )
   except settings.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
   axes = ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
   memory = CHIPS[name.split(":")[0]][1] * 2**30
+  if _SAVE.value:
+    results = {"off": off._asdict(), "on": on._asdict()}
+    results |= {"topology": name, "memory": memory}
+    command = " ".join(["python -m experiments.aot", *sys.argv[1:]])
+    timing.write(f"aot_{_SAVE.value}", command, results)
   print(f"{name}: {mesh.size} chips, mesh {axes}")
   print(table(name, off, on, memory))
 
