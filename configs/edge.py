@@ -17,7 +17,7 @@ from configs import quickstart
 def add_structure(config: ml_collections.ConfigDict) -> None:
   """Adds the fields of the rate and the pruning of whole units."""
   config.structure = structure = ml_collections.ConfigDict()
-  structure.groups = ("mlp", "heads", "rows")  # See experiments/groups.py.
+  structure.groups = ("mlp", "heads", "features")  # See experiments/groups.py.
   structure.lmbda = 0.0  # Weight of the rate; see group_rate.group_rate.
   structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.
   structure.shape = config_dict.placeholder(float)  # None estimates nu.

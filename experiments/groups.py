@@ -3,21 +3,23 @@
 Every model names its layers alike, so one declaration serves all of them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from backslash_jax.groups import Group, Slice
 
-NAMES = ("mlp", "heads", "rows")
+NAMES = ("mlp", "heads", "rows", "features")
 
 
-def declare(model: Any, names: tuple[str, ...] = NAMES) -> tuple[Group, ...]:
+def declare(model: Any, names: Sequence[str]) -> tuple[Group, ...]:
   """The groups of a model, for `group_rate`, pruning and simplification.
 
   Args:
     model: its ModelConfig, or `config.model` of an experiment.
     names: "mlp", the hidden units of the feed-forward layers; "heads", a head
       of keys and values with the heads of queries that share it; "rows", those
-      of the embedding of tokens.
+      of the embedding of tokens; "features", its columns, where the encoder of
+      bytes has a convolution after it.
 
   Raises:
     ValueError: an unknown name.
@@ -40,9 +42,11 @@ def declare(model: Any, names: tuple[str, ...] = NAMES) -> tuple[Group, ...]:
     Slice(r"(.*)attention/out/kernel$", -2, shared * size),
   )
   rows = (Slice(r"(?:embed|word)/embedding$", -2),)
+  features = (Slice(r"embed/embedding$", -1), Slice(r"stem/kernel$", -2))
   known = {
     "mlp": Group("mlp", mlp, stacked),
     "heads": Group("heads", heads, stacked),
     "rows": Group("rows", rows),
+    "features": Group("features", features),
   }
   return tuple(known[name] for name in names)

@@ -172,20 +172,18 @@ def blocks(
   normalize = functools.partial(norm, g, config)
   for i, layer in enumerate(layers):
     mask = masks[i % len(masks)]
-    attend = functools.partial(
-      attention, g, config, layer["attention"], mask=mask, cos_sin=cos_sin
-    )
-    feed = functools.partial(mlp, g, config, layer["mlp"])
-    if isinstance(config, bert.ModelConfig):
-      x = normalize(layer["attention_norm"], g.add("Add", x, attend(x)))
-      x = normalize(layer["mlp_norm"], g.add("Add", x, feed(x)))
-      continue
-    y = attend(normalize(layer["attention_norm"], x))
-    if "attention_out_norm" in layer:
-      y = normalize(layer["attention_out_norm"], y)
-    x = g.add("Add", x, y)
-    y = feed(normalize(layer["mlp_norm"], x))
-    if "mlp_out_norm" in layer:
-      y = normalize(layer["mlp_out_norm"], y)
-    x = g.add("Add", x, y)
+    attend = functools.partial(attention, g, config, mask=mask, cos_sin=cos_sin)
+    feed = functools.partial(mlp, g, config)
+    for name, function in (("attention", attend), ("mlp", feed)):
+      if name not in layer:  # Simplification left it out.
+        continue
+      own = layer[f"{name}_norm"]
+      if isinstance(config, bert.ModelConfig):
+        y = function(layer[name], x)
+        x = normalize(own, g.add("Add", x, y))
+        continue
+      y = function(layer[name], normalize(own, x))
+      if f"{name}_out_norm" in layer:
+        y = normalize(layer[f"{name}_out_norm"], y)
+      x = g.add("Add", x, y)
   return x

@@ -2,8 +2,9 @@
 
 A unit that adds nothing leaves: a hidden unit or a head whose way out is zero,
 or whose way in is, so that what it adds is constant and goes into the bias
-that follows. Rows of an embedding that are zero become one. What cannot leave
-exactly stays, and the report says why.
+that follows. Rows of an embedding that are zero become one, and features
+between the embedding of bytes and its convolution leave as hidden units do.
+What cannot leave exactly stays, and the report says why.
 """
 
 import dataclasses
@@ -17,8 +18,10 @@ from flax import nnx, traverse_util
 
 from backslash_jax import groups as grouping
 from experiments import groups
+from experiments.models import bert, decoder, encoder, sizes
 from experiments.models import config as model_config
-from experiments.models import decoder, encoder, sizes
+
+_ENCODERS = bert.ModelConfig, encoder.ModelConfig
 
 Config = model_config.ModelConfig | model_config.SmallConfig
 Leaves = dict[str, np.ndarray]
@@ -29,8 +32,8 @@ class Line:
   """What became of the units of one layer.
 
   Attributes:
-    group: "mlp", "heads" or "rows".
-    layer: path of the layer; "" for rows.
+    group: "mlp", "heads", "rows" or "features".
+    layer: path of the layer; "" for rows and features.
     before, after: numbers of units.
     note: why units that are zero were kept; or "".
   """
@@ -84,7 +87,8 @@ def simplify(config: Config, params: Any) -> Simplified:
   """Takes out of a model what is exactly zero in it.
 
   Call it with what `bs.load` returns: weights that are coded as zero are zero
-  there. No layer loses its last unit.
+  there. A layer that loses its last unit is left out of the small models,
+  whose layers add nothing then; elsewhere it keeps one.
 
   Args:
     config: of the model.
@@ -94,32 +98,40 @@ def simplify(config: Config, params: Any) -> Simplified:
     ValueError: the parameters are not those of the model.
   """
   params = jax.tree.map(np.asarray, params)
-  leaves = traverse_util.flatten_dict(params, sep="/")
+  leaves = flatten(params)
   _check(config, leaves)
-  units = grouping.bind(groups.declare(config), params)
+  units = grouping.bind(groups.declare(config, _present(config)), params)
   activation = _activation(config)
   lines, counts = [], {}
+  changes: dict[str, Any] = {}
   token_ids = None
+  least = 0 if isinstance(config, model_config.SmallConfig) else 1
   for u in units:
     if u.name == "rows":
       line, token_ids = _merge_rows(config, u, leaves)
     else:
-      line, counts[u.name, u.key[0]] = _take_out(u, leaves, activation)
+      line, counts[u.name, u.key[0]] = _take_out(u, leaves, activation, least)
     lines += line
-  vocab_size = config.vocab_size
   if token_ids is not None:
-    vocab_size = int(token_ids.max()) + 1
-  new = dataclasses.replace(
-    _resized(config, counts, units), vocab_size=vocab_size
-  )
+    changes["vocab_size"] = int(token_ids.max()) + 1
+  if isinstance(config, encoder.ModelConfig):
+    lines.append(_take_features(config, leaves))
+    changes["byte_width"] = lines[-1].after
+  new = dataclasses.replace(_resized(config, counts), **changes)
   params = traverse_util.unflatten_dict(leaves, sep="/")
   return Simplified(new, params, token_ids, tuple(lines))
+
+
+def flatten(params: Any) -> Leaves:
+  """The parameters by path, such as "encoder/layer_0/mlp/up/kernel"."""
+  flat: Any = traverse_util.flatten_dict(params, sep="/")
+  return flat
 
 
 def _check(config, leaves):
   """Raises ValueError where leaves are not the parameters of the config."""
   state = nnx.state(nnx.eval_shape(lambda: build(config)), nnx.Param)
-  wanted = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
+  wanted = flatten(nnx.to_pure_dict(state))
   wrong = [
     f"{name}: found {found}, wanted {want}"
     for name in sorted(wanted.keys() | leaves.keys())
@@ -130,9 +142,17 @@ def _check(config, leaves):
     raise ValueError("parameters of another model:\n" + "\n".join(wrong))
 
 
+def _present(config):
+  """The groups that the model has units of."""
+  layers = [config.layer(i) for i in range(config.depth)]
+  names = ["heads"] * any(x.heads for x in layers)
+  return [*names, *["mlp"] * any(x.mlp for x in layers), "rows"]
+
+
 def _activation(config):
   """Of the hidden units; the model knows it."""
-  model: Any = nnx.eval_shape(lambda: build(config))
+  whole = dataclasses.replace(config, layer_sizes=None)
+  model: Any = nnx.eval_shape(lambda: build(whole))
   blocks = getattr(model, "encoder", None) or model.decoder
   block = blocks.layers if getattr(config, "scan", False) else blocks.layer_0
   return block.mlp.activation
@@ -186,7 +206,7 @@ def _dead(u, views, activation):
   return silent | is_constant, constant
 
 
-def _take_out(u, leaves, activation):
+def _take_out(u, leaves, activation, least):
   """Shrinks the leaves of the units of one layer, or of stacked layers."""
   views = _views(u, leaves)
   dead, constant = _dead(u, views, activation)
@@ -199,9 +219,9 @@ def _take_out(u, leaves, activation):
     stuck = dead & constant.any(axis=2)
     dead &= ~stuck
     notes = ["a constant, and no bias to add it to" * any(s) for s in stuck]
-  wanted = np.maximum((~dead).sum(axis=1), 1)
+  wanted = np.maximum((~dead).sum(axis=1), least)
   kept = int(wanted.max())
-  for i in np.flatnonzero((~dead).sum(axis=1) == 0):
+  for i in np.flatnonzero((~dead).sum(axis=1) < least):
     notes[i] = "all are zero, and a layer keeps one"
   for i in np.flatnonzero(wanted < kept):
     notes[i] = (
@@ -220,6 +240,11 @@ def _take_out(u, leaves, activation):
   for part in u.parts:
     leaves[part.path] = _select(leaves[part.path], part, u, stay)
   name = u.key[0].strip("/")
+  if kept == 0:
+    notes = ["the whole layer is left out"]
+    for path in [part.path for part in u.parts]:
+      del leaves[path]
+    del leaves[f"{name}/{out_name.partition('/')[0]}_norm/scale"]
   lines = [
     Line(u.name, name if layers == 1 else f"{name}/{i}", n, kept, notes[i])
     for i in range(layers)
@@ -261,6 +286,18 @@ def _merge_rows(config, u, leaves):
   return [Line("rows", "", before, int(stays.sum()))], token_ids
 
 
+def _take_features(config, leaves):
+  """Shrinks what lies between the embedding of bytes and its convolution."""
+  embedding, kernel = leaves["embed/embedding"], leaves["stem/kernel"]
+  before = embedding.shape[1]
+  alive = embedding.any(axis=0) & kernel.any(axis=(0, 2))
+  note = "" if alive.any() else "all are zero, and a layer keeps one"
+  alive[0] |= not alive.any()
+  leaves["embed/embedding"] = embedding[:, alive]
+  leaves["stem/kernel"] = kernel[:, alive]
+  return Line("features", "", before, int(alive.sum()), note)
+
+
 def _is_tied(config):
   """Whether the embedding of tokens is the output layer too."""
   if isinstance(config, model_config.SmallConfig):
@@ -268,19 +305,26 @@ def _is_tied(config):
   return config.num_labels is None and getattr(config, "tied", True)
 
 
-def _resized(config, counts, units):
+def _resized(config, counts):
   """The config with the heads and hidden units that are left."""
-  prefixes = [u.key[0] for u in units if u.name == "mlp"]
+  stack = "encoder" if isinstance(config, _ENCODERS) else "decoder"
+  is_stacked = getattr(config, "scan", False)
+  prefixes = [
+    f"{stack}/layers/" if is_stacked else f"{stack}/layer_{i}/"
+    for i in range(config.depth)
+  ]
   shared = config.heads // (getattr(config, "kv_heads", None) or config.heads)
   layers = tuple(
-    model_config.LayerSize(counts["heads", p] * shared, counts["mlp", p])
+    model_config.LayerSize(
+      counts.get(("heads", p), 0) * shared, counts.get(("mlp", p), 0)
+    )
     for p in prefixes
   )
   changes: dict[str, Any] = {
     "head_dim": config.head_dim or config.width // config.heads,
     "layer_sizes": None,
   }
-  if len(set(layers)) == 1:
+  if len(set(layers)) == 1 and layers[0].heads and layers[0].mlp:
     changes |= {"heads": layers[0].heads, "mlp": layers[0].mlp}
     if hasattr(config, "kv_heads"):
       changes["kv_heads"] = layers[0].heads // shared

@@ -148,15 +148,37 @@ def test_stacked_layers_shrink_to_one_size_and_say_so(equal):
 
 
 def test_no_layer_is_emptied():
-  cfg = CONFIGS["encoder"]
+  cfg = CONFIGS["bert"]
   params = jax.tree.map(np.zeros_like, params_of(cfg))
   small = simplify.simplify(cfg, params)
   assert {x.after for x in small.report} == {1}
   assert sum("keeps one" in x.note for x in small.report) == 4
   assert small.config.heads == small.config.mlp == small.config.vocab_size == 1
-  np.testing.assert_array_equal(
-    outputs(small.config, small.params, small.token_ids), np.zeros((3, 3))
+
+
+def test_layers_of_the_small_models_that_add_nothing_are_left_out():
+  cfg = CONFIGS["encoder"]
+  params = zeroed(
+    params_of(cfg),
+    {
+      "attention/value/kernel": (0, slice(None)),
+      "layer_1/mlp/down/kernel": (0, slice(None)),
+      "embed/embedding": (1, [0, 5]),
+      "stem/kernel": (1, [5, 6]),
+    },
   )
+  small = simplify.simplify(cfg, params)
+  assert small.config.layer_sizes == (
+    config.LayerSize(0, 10),
+    config.LayerSize(0, 0),
+  )
+  assert small.config.byte_width == 5
+  assert sum("left out" in x.note for x in small.report) == 3
+  np.testing.assert_allclose(
+    outputs(small.config, small.params), outputs(cfg, params), atol=2e-6
+  )
+  again = simplify.simplify(small.config, small.params)
+  assert count(again.params) == count(small.params)
 
 
 def test_a_constant_with_no_bias_to_go_to_is_kept_and_reported():
@@ -176,7 +198,7 @@ def test_a_constant_with_no_bias_to_go_to_is_kept_and_reported():
     "a/mlp/up/bias": np.array([1, 0, 2], np.float32),
     "a/mlp/down/kernel": np.ones((3, 2), np.float32),
   }
-  (line,), kept = simplify._take_out(units, leaves, jax.nn.gelu)
+  (line,), kept = simplify._take_out(units, leaves, jax.nn.gelu, 1)
   assert kept == line.after == 2
   assert "no bias" in line.note
 

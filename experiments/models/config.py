@@ -6,7 +6,10 @@ from typing import Any, Self
 
 @dataclasses.dataclass(frozen=True)
 class LayerSize:
-  """What one block has, where blocks differ: after simplification."""
+  """What one block has, where blocks differ: after simplification.
+
+  The small models' blocks may have none of one or both: it is left out.
+  """
 
   heads: int
   mlp: int

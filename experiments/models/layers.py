@@ -184,16 +184,22 @@ class Block(nnx.Module):
     rngs: nnx.Rngs,
   ):
     width, dtype = config.width, config.dtype
-    self.attention_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
-    self.attention = Attention(
-      width, size.heads, dtype, rngs, head_dim=config.head_dim
-    )
-    self.mlp_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
-    self.mlp = Mlp(width, size.mlp, dtype, rngs)
+    self.size = size
+    if size.heads:
+      self.attention_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
+      self.attention = Attention(
+        width, size.heads, dtype, rngs, head_dim=config.head_dim
+      )
+    if size.mlp:
+      self.mlp_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
+      self.mlp = Mlp(width, size.mlp, dtype, rngs)
 
   def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
-    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
-    return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW))
+    if self.size.heads:
+      x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+    if self.size.mlp:
+      x_BxTxW += self.mlp(self.mlp_norm(x_BxTxW))
+    return x_BxTxW
 
 
 class Stack(nnx.Module):
