@@ -123,7 +123,8 @@ def run(planned: Sequence[Cell], names: Collection[str]) -> None:
   for seed in dict.fromkeys(cell.seed for cell in planned):
     cells_of_seed = {c.name: c for c in planned if c.seed == seed}
     for name in names:
-      wanted.setdefault(cells_of_seed[name].record, cells_of_seed[name])
+      if name in cells_of_seed:  # A profile may be without some.
+        wanted.setdefault(cells_of_seed[name].record, cells_of_seed[name])
   missing = [cell for cell in wanted.values() if read(cell) is None]
   scores: dict[str, Any] = {}
   for number, cell in enumerate(missing, start=1):
