@@ -51,9 +51,9 @@ GENERATED = ("squad", "wmt19")
 
 # By kind of small model: its parameters, about.
 SIZES = {"minilm": 22.7e6, "scratch": 0.34e6, "bytes": 0.1e6}
-# How far, times nu, the released recipe moves a weight at the paper's lambda of
-# 1000; chosen on one seed, see docs/reproduction.md.
-REACH = 0.25
+# What a step of the released recipe moves a weight by at the paper's lambda of
+# 1000, over nu and the learning rate; see docs/reproduction.md.
+MOVED = 0.7
 PAPER_SIZE = 110e6  # Of BERT: Algorithm 1 keeps lambda / N.
 RATE_STEPS = 0.6  # Of all steps, in the released recipe.
 
@@ -143,8 +143,10 @@ def _rate(config, arm, kind):
     scale = SIZES[kind] / PAPER_SIZE if kind else 1.0
     rate = {"lmbda": lmbda * scale}
   else:
-    # lambda / N times the steps is what a weight is moved by.
-    scale = REACH / 1000 * SIZES[kind] / steps if kind else 1.0
+    scale = 1.0
+    if kind:
+      # Or else the rate would outrun the optimizer.
+      scale = MOVED / 1000 * config.optimizer.learning_rate * SIZES[kind]
     rate = {
       "lmbda": lmbda * scale,
       "placement": "unscaled",
@@ -177,10 +179,10 @@ def _minilm(config):
   config.data.batch_size = 16
   config.data.eval_batch_size = 64
   config.data.max_eval = 256
-  config.total_steps = 80
+  config.total_steps = 120
   config.log_every = 5
-  config.optimizer.learning_rate = 2e-4
-  config.optimizer.warmup_steps = 10
+  config.optimizer.learning_rate = 5e-4
+  config.optimizer.warmup_steps = 12
   config.evaluate.steps = tuple(2.0**-k for k in (3, 3.5, 4, 5, 8))
   config.evaluate.pruning_rates = PRUNED
 
@@ -209,7 +211,7 @@ def _bytes(config):
   config.total_steps = 240
   config.log_every = 10
   _two_blocks(config)
-  config.optimizer.learning_rate = 3e-3
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 24
   config.optimizer.weight_decay = 0.01
 
