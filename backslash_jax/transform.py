@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import control, ggd, meter
+from backslash_jax import code_length, control, ggd, meter
 from backslash_jax import rate as rates
 from backslash_jax.moments import (
   Sharding,
@@ -17,6 +17,7 @@ from backslash_jax.moments import (
 )
 
 SCOPES = ("model", "tensor")
+RATES = (*rates.RATES, "code_length")
 
 
 class BackslashState(NamedTuple):
@@ -78,12 +79,14 @@ def backslash(
       `target_rate` or `gradient_balance`.
     rate: "dggr", the above, or "bits", the code length in bits per parameter
       under each tensor's own scale: lmbda is then in nats of loss for one
-      bit per parameter, and does not change when a tensor is rescaled.
+      bit per parameter, and does not change when a tensor is rescaled. Or
+      "code_length", the same of the quantized weights: exact, and smooth at
+      zero, for two look-ups per weight, see `code_length`.
     shape: None estimates nu; a number fixes it: 0.5, 1 and 2 are the paper's
       L0.5, L1 and L2.
     scope: "model", one nu for all parameters (paper), or "tensor", one each.
     epsilon: added to every magnitude; None means step / 2, the half width of
-      the zero bin.
+      the zero bin. "code_length" has none.
     step: quantization step of the coded file, for epsilon and state.bits.
     mask: the leaves that are priced: a tree of bool, or a callable that makes
       one of params, as in `optax.masked`. None prices every floating leaf.
@@ -115,6 +118,8 @@ def backslash(
     update_every=update_every,
     measure_every=measure_every,
   )
+  if rate == "code_length":
+    epsilon = code_length.EPSILON * step  # Of the scale alone.
   epsilon = step / 2 if epsilon is None else epsilon
   if isinstance(lmbda, control.Controller):
     controller = lmbda
@@ -141,6 +146,12 @@ def backslash(
     """grad R of each leaf, float32."""
     paid = nu if shape is None else shape
     total = max(sum(x.size for x in leaves), 1)
+    if rate == "code_length":
+      shapes = jnp.broadcast_to(jnp.float32(paid), alpha.shape)
+      return [
+        code_length.gradient(x, s, a, step) / total
+        for x, s, a in zip(leaves, shapes, alpha, strict=True)
+      ]
     coefficients = rates.coefficient(rate, paid, alpha) / total
     coefficients = jnp.broadcast_to(coefficients, alpha.shape)
     # A static shape stays a Python number, which needs no power.
@@ -255,7 +266,7 @@ def _check(lmbda, rate, shape, scope, epsilon, step, **periods):
     "a non-negative finite number, a schedule or a controller",
     lambda v: callable(v) or isinstance(v, control.Controller) or within(0)(v),
   )
-  check("rate", rate, f"one of {rates.RATES}", rates.RATES.__contains__)
+  check("rate", rate, f"one of {RATES}", RATES.__contains__)
   check("scope", scope, f"one of {SCOPES}", SCOPES.__contains__)
   check("step", step, "positive and finite", lambda v: within(0)(v) and v > 0)
   check(
@@ -267,8 +278,8 @@ def _check(lmbda, rate, shape, scope, epsilon, step, **periods):
   check(
     "epsilon",
     epsilon,
-    "None or non-negative and finite",
-    lambda v: v is None or within(0)(v),
+    "None or non-negative and finite, and None for code_length",
+    lambda v: v is None or (rate != "code_length" and within(0)(v)),
   )
   for name, period in periods.items():
     check(

@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
   rate.lmbda = 0.0
   rate.balance = config_dict.placeholder(float)  # See bs.gradient_balance.
   rate.target = config_dict.placeholder(float)  # Bits; see bs.target_rate.
-  rate.rate = "dggr"  # Or "bits".
+  rate.rate = "dggr"  # Or "bits", "code_length".
   rate.shape = config_dict.placeholder(float)  # None estimates nu.
   rate.scope = "model"  # Or "tensor": one nu each.
   rate.epsilon = config_dict.placeholder(float)  # None: step / 2.

@@ -19,6 +19,7 @@ RATES: dict[str, dict[str, Any]] = {
   "dggr": {},  # One nu for all parameters: the paper.
   "dggr_tensor": {"rate.scope": "tensor"},
   "bits": {"rate.rate": "bits", "rate.scope": "tensor"},
+  "code_length": {"rate.rate": "code_length", "rate.scope": "tensor"},
 }
 
 
@@ -40,7 +41,7 @@ SMALL = (
 )
 PROFILES: dict[str, dict[str, Any]] = {
   "small": {
-    "balances": (2.0,),
+    "balances": (0.5, 2.0),
     "decays": (1.0,),
     "sparsities": (0.5, 0.8),
     "mus": (0.1,),

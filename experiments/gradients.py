@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from backslash_jax import ggd, rate
+from backslash_jax import code_length, ggd, rate
 
 matplotlib.use("Agg")
 
@@ -45,26 +45,13 @@ def main():
 
 def pulls(x: jax.Array) -> dict[str, jax.Array]:
   """Gradient of each rate at weights of x steps, before scaling, as x."""
-  alpha = _alpha()
   return {
     "L0.5": 0.5 * rate.direction(x, 0.5, _EPSILON),
     "L1": rate.direction(x, 1.0, _EPSILON),
     "L2": 2.0 * rate.direction(x, 2.0, _EPSILON),
     f"dggr and bits, nu {_NU}": _NU * rate.direction(x, _NU, _EPSILON),
-    "exact code length": code_length_gradient(x, _NU, alpha),
+    "code_length": code_length.gradient(x, _NU, _alpha(), 1.0),
   }
-
-
-def code_length_gradient(x: jax.Array, nu: float, alpha: float) -> jax.Array:
-  """d/dx of -log2(F(x + 1/2) - F(x - 1/2)), in bits per step, shape of x.
-
-  F is the generalized Gaussian's distribution function: the code length of the
-  integer x, continued between the integers. It is 0 at 0 and bounded.
-  """
-  above, below = x + 0.5, x - 0.5
-  density = jnp.exp(ggd.log_prob(jnp.stack([above, below]), nu, alpha))
-  mass = ggd.cdf(above, nu, alpha) - ggd.cdf(below, nu, alpha)
-  return (density[1] - density[0]) / (mass * jnp.log(2.0))
 
 
 def _alpha() -> float:
@@ -79,7 +66,7 @@ def _draw_pulls(axis):
   weights = jnp.exp(ggd.log_prob(x, _NU, _alpha()))
   for name, pull in pulls(x).items():
     scale = jnp.sqrt(jnp.sum(weights * pull**2) / jnp.sum(weights))
-    style = "--" if name.startswith("exact") else "-"
+    style = "--" if name == "code_length" else "-"
     axis.plot(x, pull / scale, style, label=name)
   axis.set_xlabel("size of the weight, in quantization steps")
   axis.set_ylabel("pull towards zero, relative")

@@ -69,7 +69,7 @@ _WANTED = {
     "None or bits in (0, 32)",
     lambda v: v is None or 0 < v < 32,
   ),
-  "rate.rate": _one_of("dggr", "bits"),
+  "rate.rate": _one_of("dggr", "bits", "code_length"),
   "rate.shape": ("None or in [0.1, 8]", lambda v: v is None or 0.1 <= v <= 8),
   "rate.scope": _one_of("model", "tensor"),
   "rate.epsilon": (
