@@ -117,11 +117,11 @@ def _fill(folder, trained, model, int8):
       model, folder / "model.stablehlo"
     ),
   }
-  accuracy = {"model.onnx": score(config, folder / "model.onnx")}
+  accuracy = {"model.onnx": score(config, folder / "model.onnx", "validation")}
   if int8:
     path = folder / "model.int8.onnx"
     export.write_int8(folder / "model.onnx", path)
-    accuracy[path.name] = score(config, path)
+    accuracy[path.name] = score(config, path, "validation")
     lost = 100 * (accuracy["model.onnx"] - accuracy[path.name])
     if lost > INT8_TOLERANCE:
       raise export.ExportError(
@@ -173,12 +173,14 @@ def save_archive(
   return bs.save(path, tree, step=coded, select=list(coded))
 
 
-def score(config: ml_collections.ConfigDict, path: pathlib.Path) -> float:
-  """Validation accuracy of an ONNX file, in [0, 1]."""
+def score(
+  config: ml_collections.ConfigDict, path: pathlib.Path, split: str
+) -> float:
+  """Accuracy of an ONNX file on a split, in [0, 1]."""
   run = export.onnx_runner(path)
   hits = weight = 0.0
   size = config.data.eval_batch_size
-  for batch in data.eval_batches(config.data, "validation", size):
+  for batch in data.eval_batches(config.data, split, size):
     logits = run(batch["tokens"], batch["mask"])
     right = np.argmax(logits, axis=-1) == batch["targets"]
     hits += float(np.sum(right * batch["weights"]))

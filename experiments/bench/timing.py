@@ -3,7 +3,7 @@
 import datetime
 import json
 import pathlib
-import platform
+import platform as host
 import statistics
 import time
 from collections.abc import Callable
@@ -78,24 +78,30 @@ def compare(times: Times, baseline: str) -> dict[str, Any]:
   return result
 
 
+def machine() -> dict[str, Any]:
+  """Where something was measured."""
+  device = jax.devices()[0]
+  return {
+    "platform": device.platform,
+    "device": device.device_kind,
+    "devices": jax.device_count(),
+    "host": _processor(),
+    "jax": jax.__version__,
+  }
+
+
 def write(name: str, command: str, results: Any) -> None:
   """Writes results/NAME_PLATFORM.json, with the machine, and prints it."""
-  device = jax.devices()[0]
   document = {
     "command": command,
     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    "machine": {
-      "platform": device.platform,
-      "device": device.device_kind,
-      "devices": jax.device_count(),
-      "host": _processor(),
-      "jax": jax.__version__,
-    },
+    "machine": machine(),
     "results": results,
   }
   RESULTS.mkdir(exist_ok=True)
   text = json.dumps(document, indent=2)
-  (RESULTS / f"{name}_{device.platform}.json").write_text(text + "\n")
+  platform = document["machine"]["platform"]
+  (RESULTS / f"{name}_{platform}.json").write_text(text + "\n")
   print(text)
 
 
@@ -106,4 +112,4 @@ def _processor():
     models = [x.split(":")[1].strip() for x in lines if "model name" in x]
     return f"{len(models)} x {models[0]}"
   except (OSError, IndexError):
-    return platform.processor() or platform.machine()
+    return host.processor() or host.machine()

@@ -1,0 +1,206 @@
+"""The tables and figures of docs/edge.md, from experiments/results/edge.
+
+python -m experiments.bench.edge_report
+
+Writes models.md, pruning.md and pruning.png beside the results, and puts them
+into docs/edge.md.
+"""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable
+
+import matplotlib
+
+from experiments import include, report
+from experiments.bench import edge
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+
+DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
+KINDS = {"weights": "single weights", "units": "whole units"}
+
+
+def spread(values: Iterable[float], show: Callable[[float], str]) -> str:
+  """The mean over the seeds, and behind ± their standard deviation."""
+  values = list(values)
+  mean = show(statistics.fmean(values))
+  if len(values) < 2:
+    return mean
+  return f"{mean} ± {show(statistics.stdev(values))}"
+
+
+def _points(accuracy):
+  return f"{100 * accuracy:.1f}"
+
+
+def _count(value):
+  return f"{value:,.0f}"
+
+
+def _milliseconds(seconds):
+  return f"{1000 * seconds:.3f}"
+
+
+def size_table(rows: list[dict]) -> report.Table:
+  """Accuracy and bytes of every model, over the seeds."""
+  body = []
+  for name, own in _by_name(rows).items():
+    cells = [name, spread((r["accuracy"] for r in own), _points)]
+    for field in ("parameters", "flops", "archive", "onnx", "onnx_xz"):
+      has = all(field in r for r in own)
+      cells.append(spread((r[field] for r in own), _count) if has else "-")
+    cells.append(
+      spread((r["fp16"] / r["archive"] for r in own), "{:.1f}".format)
+      if "fp16" in own[0]
+      else "-"
+    )
+    body.append(cells)
+  header = ["model", "accuracy, %", "parameters", "operations"]
+  header += ["coded, bytes", "ONNX, bytes", "ONNX, xz", "fp16 / coded"]
+  return report.Table("size", header, body)
+
+
+def speed_table(rows: list[dict]) -> report.Table:
+  """Milliseconds per call and throughput, over the seeds."""
+  keys = list(rows[0]["latency"])
+  body = []
+  for name, own in _by_name(rows).items():
+    cells = [name]
+    for key in keys:
+      medians = [r["latency"][key]["median"] for r in own]
+      cells.append(spread(medians, _milliseconds))
+    for key in keys:
+      if key.startswith("batch 32"):
+        rate = [32 / r["latency"][key]["median"] for r in own]
+        cells.append(spread(rate, _count))
+    memory = [r["peak_memory"] / 2**20 for r in own]
+    cells.append(spread(memory, "{:.1f}".format))
+    body.append(cells)
+  header = ["model", *(f"{key}, ms" for key in keys)]
+  header += [
+    f"examples / s, {key.partition(', ')[2]}"
+    for key in keys
+    if key.startswith("batch 32")
+  ]
+  return report.Table("speed", [*header, "peak memory, MiB"], body)
+
+
+def ratio_table(rows: list[dict]) -> report.Table:
+  """What a structured rate changes, seed by seed, against the others."""
+  body = []
+  by_name = _by_name(rows)
+  structured = by_name["structured"]
+  for other in ("normal", edge.PRUNED):
+    pairs = list(zip(structured, by_name[other], strict=True))
+    cells = [f"structured against {other}"]
+    cells.append(
+      spread((a["accuracy"] - b["accuracy"] for a, b in pairs), _points)
+    )
+    for key in rows[0]["latency"]:
+      ratios = [
+        b["latency"][key]["median"] / a["latency"][key]["median"]
+        for a, b in pairs
+      ]
+      cells.append(spread(ratios, "{:.2f}".format))
+    body.append(cells)
+  keys = [f"times faster, {key}" for key in rows[0]["latency"]]
+  return report.Table("ratios", ["", "points of accuracy", *keys], body)
+
+
+def units_table(rows: list[dict]) -> report.Table:
+  """How many units every layer of the structured model has left, by seed."""
+  own = _by_name(rows)["structured"]
+  body = []
+  for i, line in enumerate(own[0]["units"]):
+    left = [str(r["units"][i]["after"]) for r in own]
+    name = f"{line['group']} {line['layer']}".strip()
+    body.append([name, str(line["before"]), ", ".join(left)])
+  return report.Table("units", ["units", "before", "left, by seed"], body)
+
+
+def pruning_tables(rows: list[dict]) -> list[report.Table]:
+  """Test accuracy at every rate, for single weights and for whole units."""
+  tables = []
+  for kind, title in KINDS.items():
+    rates = sorted({r["rate"] for r in rows})
+    body = []
+    for arm in dict.fromkeys(r["arm"] for r in rows):
+      cells = [arm]
+      for rate in rates:
+        found = [
+          r["accuracy"]
+          for r in rows
+          if (r["arm"], r["kind"], r["rate"]) == (arm, kind, rate)
+        ]
+        cells.append(spread(found, _points))
+      body.append(cells)
+    header = ["training", *(f"{rate:.0%}" for rate in rates)]
+    tables.append(report.Table(f"{title} removed", header, body))
+  return tables
+
+
+def draw_pruning(rows: list[dict], path: pathlib.Path) -> None:
+  """Test accuracy against the pruning rate, with bars over the seeds."""
+  figure, axes = pyplot.subplots(
+    1, 2, figsize=(10, 4), sharey=True, layout="constrained"
+  )
+  for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):
+    for i, arm in enumerate(dict.fromkeys(r["arm"] for r in rows)):
+      own = [r for r in rows if r["arm"] == arm and r["kind"] == kind]
+      rates = sorted({r["rate"] for r in own})
+      by_rate = [[r["accuracy"] for r in own if r["rate"] == x] for x in rates]
+      axis.errorbar(
+        [100 * x for x in rates],
+        [100 * statistics.fmean(v) for v in by_rate],
+        yerr=[100 * statistics.stdev(v) if v[1:] else 0 for v in by_rate],
+        color=f"C{i}",
+        marker=".",
+        capsize=2,
+        label=arm,
+      )
+    axis.set_xlabel(f"{title} removed, %")
+  axes[0].set_ylabel("test accuracy, %")
+  axes[0].legend()
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+
+
+def _by_name(rows):
+  """Rows of one model together, in the order of the seeds."""
+  names = dict.fromkeys(r["name"] for r in rows)
+  return {
+    name: sorted(
+      (r for r in rows if r["name"] == name), key=lambda r: r["seed"]
+    )
+    for name in names
+  }
+
+
+def _read(name):
+  document = json.loads((edge.RESULTS / f"{name}.json").read_text())
+  return document["results"]["rows"]
+
+
+def _main():
+  models, pruning = _read("models"), _read("pruning")
+  tables = {
+    "size": size_table(models),
+    "speed": speed_table(models),
+    "ratios": ratio_table(models),
+    "units": units_table(models),
+  }
+  weights, units = pruning_tables(pruning)
+  tables |= {"weights": weights, "pruned_units": units}
+  for name, table in tables.items():
+    (edge.RESULTS / f"{name}.md").write_text(report.markdown(table))
+  draw_pruning(pruning, DOCS / "edge_pruning.png")
+  document = DOCS / "edge.md"
+  document.write_text(include.included(document.read_text(), edge.RESULTS))
+
+
+if __name__ == "__main__":
+  _main()

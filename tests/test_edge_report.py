@@ -1,0 +1,68 @@
+"""The tables of docs/edge.md, from results that are easy to check."""
+
+from experiments.bench import edge, edge_report
+
+
+def _model(name, seed, accuracy, seconds):
+  keys = [f"batch {b}, {c}" for b in (1, 32) for c in ("1 thread", "all cores")]
+  return {
+    "name": name,
+    "seed": seed,
+    "accuracy": accuracy,
+    "parameters": 100,
+    "fp16": 200,
+    "flops": 1000.0,
+    "archive": 50,
+    "onnx": 400,
+    "onnx_xz": 300,
+    "peak_memory": 2**20,
+    "latency": {key: {"median": seconds} for key in keys},
+    "units": [{"group": "mlp", "layer": "a", "before": 8, "after": 4 + seed}],
+  }
+
+
+ROWS = [
+  _model(name, seed, accuracy + 0.01 * seed, seconds)
+  for seed in (1, 0)
+  for name, accuracy, seconds in (
+    ("normal", 0.7, 0.002),
+    ("structured", 0.69, 0.001),
+    (edge.PRUNED, 0.5, 0.001),
+  )
+]
+
+
+def test_models_have_a_row_each_with_their_spread_over_seeds():
+  table = edge_report.size_table(ROWS)
+  assert [row[0] for row in table.rows] == ["normal", "structured", edge.PRUNED]
+  assert table.rows[0][1] == "70.5 ± 0.7"
+  assert table.rows[0][-1] == "4.0 ± 0.0"
+  speed = edge_report.speed_table(ROWS)
+  assert speed.rows[0][1] == "2.000 ± 0.000"
+  assert speed.rows[1][speed.header.index("examples / s, all cores")] == (
+    "32,000 ± 0"
+  )
+  assert len({len(row) for row in [speed.header, *speed.rows]}) == 1
+
+
+def test_ratios_compare_the_same_seeds():
+  against_normal, against_pruned = edge_report.ratio_table(ROWS).rows
+  assert against_normal[1:3] == ["-1.0 ± 0.0", "2.00 ± 0.00"]
+  assert against_pruned[1:3] == ["19.0 ± 0.0", "1.00 ± 0.00"]
+  assert edge_report.units_table(ROWS).rows == [["mlp a", "8", "4, 5"]]
+
+
+def test_pruning_has_a_table_for_weights_and_one_for_units(tmp_path):
+  rows = [
+    {"arm": arm, "seed": seed, "kind": kind, "rate": rate, "accuracy": value}
+    for arm in ("normal", "l1")
+    for seed in (0, 1)
+    for kind, value in (("weights", 0.7), ("units", 0.6))
+    for rate in (0.0, 0.8)
+  ]
+  weights, units = edge_report.pruning_tables(rows)
+  assert weights.header == ["training", "0%", "80%"]
+  assert weights.rows[1] == ["l1", "70.0 ± 0.0", "70.0 ± 0.0"]
+  assert units.rows[0][1] == "60.0 ± 0.0"
+  edge_report.draw_pruning(rows, tmp_path / "figure.png")
+  assert (tmp_path / "figure.png").stat().st_size > 1000
