@@ -141,7 +141,7 @@ def test_equal_cells_of_two_tables_are_one():
     == planned["sweep/lambda1000"].directory
   )
   small = {c.name: c for c in paper.plan("small", PLACES, [0])}
-  assert small["table6/dggr"].record == small["sweep/lambda1000"].record
+  assert small["table6/normal"].record == small["sweep/normal"].record
 
 
 def test_one_arm_can_be_asked_for_alone():

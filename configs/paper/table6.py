@@ -21,7 +21,7 @@ import ml_collections
 
 from configs.paper import common
 
-LMBDA = 1000.0
+LMBDA = 300.0
 ARMS = {
   "normal": {},
   "dggr": common.recipe("released", LMBDA),
