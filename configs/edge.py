@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.total_steps = 400
   config.eval_every = 400
   config.checkpoint_every = 400
-  config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in (8, 9, 10, 11, 12))
+  config.evaluate.steps = (2.0**-4, 2.0**-5, 2.0**-5.5)
   config.evaluate.pruning_rates = ()
   config.arms = ml_collections.ConfigDict()
   config.arms.normal = ml_collections.ConfigDict()
@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     {
       "rate": {"lmbda": 4.0},
       "round_step": 2.0**-4,
-      "structure": {"lmbda": 1.6e4, "warmup_steps": 100},
+      "structure": {"lmbda": 2.5e4, "warmup_steps": 100},
     }
   )
   return config

@@ -24,6 +24,7 @@ from experiments import (
   data,
   evaluate,
   export,
+  functional,
   models,
   settings,
   simplify,
@@ -158,7 +159,7 @@ def save_archive(
   exactly, and so is the table of tokens, as "token_ids".
   """
   steps = {t.name: t.step for t in bs.inspect(source).tensors if t.step}
-  leaves = simplify.flatten(model.params)
+  leaves = functional.flatten(model.params)
   coded = {
     name: step
     for name, step in steps.items()

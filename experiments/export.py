@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from experiments import simplify
+from experiments import functional, simplify
 
 TOLERANCE = 1e-4  # Of a logit, or of its size where it is larger than 1.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -69,7 +69,7 @@ def write_stablehlo(model: simplify.Simplified, path: pathlib.Path) -> float:
   Raises:
     ExportError: an output differs, as for `write_onnx`.
   """
-  forward, ids = simplify.forward(model.config), model.token_ids
+  forward, ids = functional.forward(model.config), model.token_ids
 
   def function(tokens, mask):
     # Indexing would check each token on its way.
@@ -130,7 +130,7 @@ def check(path: pathlib.Path, run: Run, model: simplify.Simplified) -> float:
   Raises:
     ExportError: an output differs by more than TOLERANCE, or is not finite.
   """
-  forward = jax.jit(simplify.forward(model.config))
+  forward = jax.jit(functional.forward(model.config))
   largest = 0.0
   for tokens, mask in _batches(model):
     ids = tokens if model.token_ids is None else model.token_ids[tokens]

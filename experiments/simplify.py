@@ -9,7 +9,6 @@ What cannot leave exactly stays, and the report says why.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,14 +16,11 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from backslash_jax import groups as grouping
-from experiments import groups
-from experiments.models import bert, decoder, encoder, sizes
+from experiments import functional, groups
+from experiments.models import bert, decoder, encoder
 from experiments.models import config as model_config
 
 _ENCODERS = bert.ModelConfig, encoder.ModelConfig
-
-Config = model_config.ModelConfig | model_config.SmallConfig
-Leaves = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +60,7 @@ class Simplified:
   report: tuple[Line, ...]
 
 
-def build(config: Config, *, seed: int = 0) -> nnx.Module:
-  """A model of a config, with fresh parameters."""
-  makes: dict[type, Callable[..., nnx.Module]] = {
-    **sizes.MODELS,
-    encoder.ModelConfig: encoder.Encoder,
-    decoder.ModelConfig: decoder.Decoder,
-  }
-  return makes[type(config)](config, rngs=nnx.Rngs(seed))
-
-
-def forward(config: Config) -> Callable[..., jax.Array]:
-  """The model of a config as (params, tokens, mask) -> float32 logits."""
-  model = nnx.eval_shape(lambda: build(config))
-  graphdef, _, rest = nnx.split(model, nnx.Param, ...)
-  return lambda params, tokens, mask: nnx.merge(graphdef, params, rest)(
-    tokens, mask
-  )
-
-
-def simplify(config: Config, params: Any) -> Simplified:
+def simplify(config: functional.Config, params: Any) -> Simplified:
   """Takes out of a model what is exactly zero in it.
 
   Call it with what `bs.load` returns: weights that are coded as zero are zero
@@ -98,7 +75,7 @@ def simplify(config: Config, params: Any) -> Simplified:
     ValueError: the parameters are not those of the model.
   """
   params = jax.tree.map(np.asarray, params)
-  leaves = flatten(params)
+  leaves = functional.flatten(params)
   _check(config, leaves)
   units = grouping.bind(groups.declare(config, _present(config)), params)
   activation = _activation(config)
@@ -122,16 +99,10 @@ def simplify(config: Config, params: Any) -> Simplified:
   return Simplified(new, params, token_ids, tuple(lines))
 
 
-def flatten(params: Any) -> Leaves:
-  """The parameters by path, such as "encoder/layer_0/mlp/up/kernel"."""
-  flat: Any = traverse_util.flatten_dict(params, sep="/")
-  return flat
-
-
 def _check(config, leaves):
   """Raises ValueError where leaves are not the parameters of the config."""
-  state = nnx.state(nnx.eval_shape(lambda: build(config)), nnx.Param)
-  wanted = flatten(nnx.to_pure_dict(state))
+  state = nnx.state(nnx.eval_shape(lambda: functional.build(config)), nnx.Param)
+  wanted = functional.flatten(nnx.to_pure_dict(state))
   wrong = [
     f"{name}: found {found}, wanted {want}"
     for name in sorted(wanted.keys() | leaves.keys())
@@ -152,7 +123,7 @@ def _present(config):
 def _activation(config):
   """Of the hidden units; the model knows it."""
   whole = dataclasses.replace(config, layer_sizes=None)
-  model: Any = nnx.eval_shape(lambda: build(whole))
+  model: Any = nnx.eval_shape(lambda: functional.build(whole))
   blocks = getattr(model, "encoder", None) or model.decoder
   block = blocks.layers if getattr(config, "scan", False) else blocks.layer_0
   return block.mlp.activation

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import backslash_jax as bs
-from experiments import deploy, evaluate, export, resume, settings, simplify
+from experiments import (
+  deploy,
+  evaluate,
+  export,
+  functional,
+  resume,
+  settings,
+  simplify,
+)
 from tests import tiny
 from tests.test_simplify import CONFIGS, params_of, zeroed
 
@@ -61,7 +69,7 @@ def test_the_documented_script_predicts_what_the_model_does(
   for i, text in enumerate(texts):
     row = list(text.encode())[:128]
     tokens[i, : len(row)], mask[i, : len(row)] = row, True
-  forward = jax.jit(simplify.forward(trained.model_config))
+  forward = jax.jit(functional.forward(trained.model_config))
   wanted = np.argmax(forward(params, tokens, mask), axis=-1)
   labels = [trained.task.class_names[i] for i in wanted]
   assert scope["predict"](texts) == labels
@@ -99,7 +107,7 @@ def test_stablehlo_computes_the_same_at_another_length(workdir, deployed):
   exported = jax.export.deserialize(bytearray(data))
   tokens = np.arange(80, dtype=np.int32).reshape(2, 40)
   mask = np.ones((2, 40), bool)
-  forward = jax.jit(simplify.forward(trained.model_config))
+  forward = jax.jit(functional.forward(trained.model_config))
   np.testing.assert_allclose(
     exported.call(tokens, mask),
     forward(bs.load(trained.file), tokens, mask),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import simplify
+from experiments import functional, simplify
 from tests.test_simplify import CONFIGS, params_of, zeroed
 
 onnx = pytest.importorskip("onnx", reason="the extra `deploy` has onnx")
@@ -51,7 +51,7 @@ def test_outputs_are_the_models_for_any_batch_and_length(name):
     cfg, params, token_ids = small.config, small.params, small.token_ids
   model = onnx_models.convert(cfg, params, token_ids)
   onnx.checker.check_model(model, full_check=True)
-  forward = jax.jit(simplify.forward(cfg))
+  forward = jax.jit(functional.forward(cfg))
   for size, length in ((1, 16), (3, 8)):
     tokens, mask = batch(size, length)
     ids = tokens if token_ids is None else token_ids[tokens]

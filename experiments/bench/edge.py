@@ -33,6 +33,7 @@ from experiments import (
   deploy,
   evaluate,
   export,
+  functional,
   groups,
   settings,
   sharding,
@@ -85,7 +86,7 @@ def prune(
       units = groups.declare(config.model, config.structure.groups)
       trained = deploy.read(cell.directory)
       if score is None:
-        forward = simplify.forward(trained.model_config)
+        forward = functional.forward(trained.model_config)
         score = evaluate.make_score(config, forward, sharding.make_mesh(config))
       params = bs.load(cell.directory / cells.TRAINED)
       for kind, options in (
@@ -117,7 +118,7 @@ def _measure(trainings, seed, repeats):
   trained = {n: deploy.read(trainings[n].directory) for n in MEASURED}
   whole = trained["normal"].model_config
   score = evaluate.make_score(
-    config, simplify.forward(whole), sharding.make_mesh(config)
+    config, functional.forward(whole), sharding.make_mesh(config)
   )
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -201,7 +202,7 @@ def flops(model: simplify.Simplified, length: int = 128) -> float:
   """Floating point operations for one sequence, as XLA counts them."""
   shape = jax.ShapeDtypeStruct((1, length), np.int32)
   mask = jax.ShapeDtypeStruct((1, length), np.bool_)
-  forward = jax.jit(simplify.forward(model.config))
+  forward = jax.jit(functional.forward(model.config))
   analysis: Any = forward.lower(model.params, shape, mask).cost_analysis()
   return analysis["flops"]
 
