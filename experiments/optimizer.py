@@ -9,7 +9,7 @@ import optax
 
 import backslash_jax as bs
 from backslash_jax import control, group_rate, proximal, structure
-from experiments import groups
+from experiments import groups, settings
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -74,7 +74,10 @@ def create(
 def _structured(config, chain):
   """The chain with the rate and the pruning of whole units at its end."""
   own = config.structure
-  units = groups.declare(config.model, own.groups)
+  try:
+    units = groups.declare(config.model, own.groups)
+  except ValueError as error:
+    raise settings.UserError(f"config.structure.groups: {error}") from error
   if own.lmbda > 0:
     weight = optax.linear_schedule(0.0, own.lmbda, max(own.warmup_steps, 1))
     chain.append(
