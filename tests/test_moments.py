@@ -194,6 +194,12 @@ def test_the_triton_kernel_lowers_for_cuda():
     assert "backslash_moments" in program
 
 
+def test_a_loop_takes_what_its_index_reaches():
+  x = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+  with pytest.raises(NotImplementedError, match="fewer than 2\\^31 elements"):
+    dispatch.sums(x, "xla_cpu", "cpu")
+
+
 def test_only_large_tensors_get_what_is_made_for_the_platform():
   def calls(shape, platform, primitive):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
