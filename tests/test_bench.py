@@ -7,8 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from experiments.bench import growth, moments, optimizer, shapes, timing
+import backslash_jax as bs
+from experiments.bench import (
+  eager,
+  growth,
+  moments,
+  optimizer,
+  scaling,
+  shapes,
+  timing,
+)
 
 
 def test_bert_base_has_its_110_million_parameters():
@@ -69,3 +79,36 @@ def test_a_shard_costs_a_device_the_same_however_many_there_are():
   one, eight = growth.per_device(1), growth.per_device(8)
   assert one["bytes all-reduced"] == eight["bytes all-reduced"] == 12
   assert eight["bytes"] <= 1.01 * one["bytes"]
+
+
+def test_the_eager_update_is_the_paper_s():
+  torch = pytest.importorskip("torch", reason="only the benchmark needs torch")
+  params = optimizer.tensors({"a": (40, 300), "b": (7,)}, seed=0)
+  tx = bs.backslash(3.0)
+  wanted, _ = tx.update(
+    jax.tree.map(jnp.zeros_like, params), tx.init(params), params
+  )
+  tensors = [torch.from_numpy(np.array(x)) for x in params.values()]
+  for r, u in zip(
+    eager.rate_gradients(tensors, 3.0), wanted.values(), strict=True
+  ):
+    np.testing.assert_allclose(r.numpy(), u, rtol=1e-4)
+
+
+def test_the_eager_update_inverts_the_moments_of_known_shapes():
+  # E|x| and E x^2 of a Laplace distribution and of a Gaussian one.
+  np.testing.assert_allclose(eager.shape_parameter(5.0, 10.0, 5), 1, rtol=1e-6)
+  gaussian = math.sqrt(2 / math.pi) * 9
+  np.testing.assert_allclose(
+    eager.shape_parameter(gaussian, 9.0, 9), 2, rtol=1e-6
+  )
+
+
+def test_the_document_holds_what_was_measured():
+  text = scaling.DOCS.read_text()
+  assert scaling.with_tables(text, scaling.tables(timing.RESULTS)) == text
+
+
+def test_a_table_without_its_place_in_the_document_is_named():
+  with pytest.raises(ValueError, match="wanted <!-- new -->"):
+    scaling.with_tables("<!-- new --> never ends", {"new": "| a |"})

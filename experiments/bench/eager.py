@@ -8,6 +8,7 @@ chain(backslash, adamw) in one compiled program. The latter also measures the
 bits in every 16th update. Both with the threads that they choose themselves.
 """
 
+import importlib
 import math
 import sys
 from collections.abc import Callable
@@ -37,10 +38,8 @@ def shape_parameter(abs_sum: float, square_sum: float, count: int) -> float:
 
 def rate_gradients(params: list[Any], lmbda: float) -> list[Any]:
   """lmbda nu / N sign(x) (|x| + eps)^(nu - 1) of torch tensors, anew."""
-  from torch import linalg
-
-  abs_sum = sum(float(linalg.vector_norm(x, 1)) for x in params)
-  square_sum = sum(float(linalg.vector_norm(x)) ** 2 for x in params)
+  abs_sum = sum(float(x.norm(1)) for x in params)
+  square_sum = sum(float(x.norm()) ** 2 for x in params)
   count = sum(x.numel() for x in params)
   nu = shape_parameter(abs_sum, square_sum, count)
   c = lmbda * nu / count
@@ -53,8 +52,7 @@ def make_step(
   params: dict[str, np.ndarray], grads: dict[str, np.ndarray], lmbda: float
 ) -> Callable[[], None]:
   """A call of which does one update in place, from its own copy of params."""
-  import torch
-
+  torch: Any = importlib.import_module("torch")
   tensors = [
     torch.from_numpy(x.copy()).requires_grad_() for x in params.values()
   ]
@@ -73,8 +71,7 @@ def make_step(
 
 def _main(argv):
   del argv
-  import torch
-
+  torch: Any = importlib.import_module("torch")
   params = optimizer.tensors(shapes.bert_base(), 0)
   grads = optimizer.tensors(shapes.bert_base(), 1)
   tx = optax.chain(bs.backslash(1.0), optax.adamw(_RATE))

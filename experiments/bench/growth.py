@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -30,16 +29,14 @@ _ROWS = 1024
 
 def updates(sizes: list[int]) -> dict[str, Callable[[], Any]]:
   """Size -> an update of the rate term alone on one tensor of that size."""
-  tx = bs.backslash(1.0)
+  placed = {"x": NamedSharding(_mesh(1), PartitionSpec())}
+  tx = bs.backslash(1.0, sharding=placed)
   update = jax.jit(tx.update, donate_argnums=0)
   result: dict[str, Callable[[], Any]] = {}
   for size in sizes:
     shape = (_ROWS, size // _ROWS)
-    params = {
-      "x": jnp.asarray(
-        np.resize(np.array([0.1, -0.03, 0.01], np.float32), shape)
-      )
-    }
+    row = 0.02 * jax.random.laplace(jax.random.key(0), shape[1:])
+    params = jax.device_put({"x": jnp.broadcast_to(row, shape)}, placed)
     grads = [jax.tree.map(jnp.zeros_like, params)]
     state = [tx.init(params)]
 
@@ -54,10 +51,7 @@ def updates(sizes: list[int]) -> dict[str, Callable[[], Any]]:
 
 def per_device(devices: int) -> dict[str, float]:
   """What the compiled update of one shard per device costs a device."""
-  mesh = jax.make_mesh(
-    (devices,), ("fsdp",), (AxisType.Auto,), devices=jax.devices()[:devices]
-  )
-  placed = {"x": NamedSharding(mesh, PartitionSpec("fsdp"))}
+  placed = {"x": NamedSharding(_mesh(devices), PartitionSpec("fsdp"))}
   shape = jax.ShapeDtypeStruct((devices * _ROWS, _ROWS), jnp.float32)
   params = {"x": shape.update(sharding=placed["x"])}
   tx = bs.backslash(1.0, sharding=placed)
@@ -71,6 +65,12 @@ def per_device(devices: int) -> dict[str, float]:
     "collectives": len(collectives),
     "bytes all-reduced": sum(c.bytes for c in collectives),
   }
+
+
+def _mesh(devices):
+  return jax.make_mesh(
+    (devices,), ("fsdp",), (AxisType.Auto,), devices=jax.devices()[:devices]
+  )
 
 
 def _main(argv):

@@ -2,9 +2,11 @@
 
 python -m experiments.bench.step --config=configs/quickstart.py
 
-On one batch of the config's own data, on all devices of this process.
+On one batch of the config's own data, on all devices of this process. With
+--vocabulary=N the model knows so many tokens, whatever the tokenizer.
 """
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app
+from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import data, learner, optimizer, sharding
@@ -21,7 +23,9 @@ from experiments.bench import timing
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/quickstart.py", "The experiment, a file of configs/."
 )
-
+_VOCABULARY = flags.DEFINE_integer(
+  "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
+)
 
 # Candidate -> (lmbda, whether the metrics of the rate are computed).
 CANDIDATES = {
@@ -32,12 +36,17 @@ CANDIDATES = {
 
 
 def make_step(
-  config: ml_collections.ConfigDict, lmbda: float, measure_rate: bool
+  config: ml_collections.ConfigDict,
+  lmbda: float,
+  measure_rate: bool,
+  vocabulary: int | None = None,
 ) -> Callable[[], Any]:
   """A call of which does one training step in place, on the same batch."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.rate.lmbda = lmbda
   task = data.load_task(config.data)
+  if vocabulary is not None:
+    task = dataclasses.replace(task, vocab_size=vocabulary)
   forward, params = learner.build(config, task)
   mesh = sharding.make_mesh(config)
   placed = sharding.parameters(params, mesh)
@@ -73,12 +82,14 @@ def make_step(
 
 def _main(argv):
   del argv
+  config = _CONFIG.value
   steps = {
-    name: make_step(_CONFIG.value, *how) for name, how in CANDIDATES.items()
+    name: make_step(config, *how, _VOCABULARY.value)
+    for name, how in CANDIDATES.items()
   }
   times = timing.measure(steps, timing.REPEATS.value)
   timing.write(
-    "step",
+    f"step_{config.model.name}",
     " ".join(["python -m experiments.bench.step", *sys.argv[1:]]),
     timing.compare(times, "plain"),
   )

@@ -1,0 +1,164 @@
+"""The tables of docs/scaling.md, from the results of the other benchmarks.
+
+python -m experiments.bench.scaling
+"""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+from experiments import aot
+from experiments.bench import timing
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
+
+_OPTIMIZERS = {
+  "adamw": "`adamw`",
+  "coupled": "`chain(backslash, adamw)`",
+  "coupled, update_every=16": "the same, `update_every=16`",
+  "decoupled": "`backslash` after Adam",
+  "decoupled, update_every=16": "the same, `update_every=16`",
+  "L1": "`chain(backslash(shape=1.0), adamw)`",
+}
+_EAGER = {
+  "JAX": "`chain(backslash, adamw)`, compiled",
+  "PyTorch, eager": "the same update in eager PyTorch",
+}
+_STEPS = {
+  "plain": "no rate",
+  "rate measured": "lambda 0, the rate measured when it is logged",
+  "rate paid": "the rate paid for",
+}
+
+
+def tables(results: pathlib.Path) -> dict[str, str]:
+  """Name -> the table in Markdown, of the results files in a directory."""
+  found = {
+    path.stem.removesuffix("_cpu"): json.loads(path.read_text())
+    for path in sorted(results.glob("*_cpu.json"))
+  }
+  result = {
+    "optimizer": _ratios(found["optimizer"], _OPTIMIZERS),
+    "eager": _ratios(found["eager"], _EAGER),
+    "step": _ratios(found["step_encoder"], _STEPS),
+    "step of BERT-base": _ratios(found["step_bert"], _STEPS),
+    "growth": _growth(found["growth"]),
+    "devices": _devices(found["growth"]),
+    "moments": _moments(found["moments"]),
+  }
+  for name, document in found.items():
+    if name.startswith("aot_"):
+      result[name.replace("_", " ")] = _compiled(document)
+  return result
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+  """The text with each table between its two marks.
+
+  Raises:
+    ValueError: the text has not both marks of a table, once.
+  """
+  for name, table in tables.items():
+    start, stop = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    marks = f"{re.escape(start)}.*?{re.escape(stop)}"
+    if len(re.findall(marks, text, re.DOTALL)) != 1:
+      raise ValueError(f"{DOCS}: wanted {start} and {stop}, once")
+    new = f"{start}\n\n{table}\n\n{stop}"
+    text = re.sub(marks, lambda _, new=new: new, text, flags=re.DOTALL)
+  return text
+
+
+def _origin(document: dict[str, Any]) -> str:
+  """What measured it, where and when."""
+  machine = document["machine"]
+  return (
+    f"    {document['command']}\n\n{machine['host']}, jax {machine['jax']},"
+    f" {document['date']}."
+  )
+
+
+def _table(document, header, rows) -> str:
+  lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+  lines += ["| " + " | ".join(row) + " |" for row in rows]
+  return _origin(document) + "\n\n" + "\n".join(lines)
+
+
+def _ratios(document, names) -> str:
+  """Candidates as multiples of the baseline, from `timing.compare`."""
+
+  def cells(clock):
+    ratio = clock["ratio"]
+    low, middle, high = (
+      f"{ratio[k]:.3g}" for k in ("quartile_1", "median", "quartile_3")
+    )
+    yield f"{clock['seconds']['median']:.3g}"
+    yield f"{middle} ({low} to {high})"
+    yield f"{clock['ratio_of_means']:.3g}"
+
+  rows = []
+  for key, name in names.items():
+    wall, processor = (
+      list(cells(document["results"][key][c])) for c in ("wall", "processor")
+    )
+    rows.append([name, *wall, processor[1]])
+  header = "", "seconds", "ratio", "of the means", "ratio, processor time"
+  return _table(document, header, rows)
+
+
+def _growth(document) -> str:
+  rows = [
+    [
+      f"{int(size):,}",
+      *(
+        f"{clocks[clock]['ns per parameter']['median']:.2f}"
+        for clock in ("wall", "processor")
+      ),
+    ]
+    for size, clocks in document["results"]["parameters"].items()
+  ]
+  header = "parameters", "ns per parameter", "of processor time"
+  return _table(document, header, rows)
+
+
+def _devices(document) -> str:
+  rows = [
+    [
+      devices,
+      str(cost["bytes all-reduced"]),
+      f"{cost['flops'] / 1e6:.1f}",
+      f"{cost['bytes'] / 1e6:.1f}",
+    ]
+    for devices, cost in document["results"]["devices"].items()
+  ]
+  header = "devices", "bytes all-reduced", "MFLOP", "MB read and written"
+  return _table(document, header, rows)
+
+
+def _moments(document) -> str:
+  names = {"copy": "copy", "xla": "`xla`", "xla_cpu": "`xla_cpu`"}
+  rows = [
+    [
+      tensor,
+      f"{entry['MiB']:.1f}",
+      *(f"{entry[n]['processor']['GB/s']['median']:.1f}" for n in names),
+    ]
+    for tensor, entry in document["results"].items()
+  ]
+  header = "tensor", "MiB", *(f"{name}, GB/s" for name in names.values())
+  return _table(document, header, rows)
+
+
+def _compiled(document) -> str:
+  results = document["results"]
+  off, on = (aot.Program(**results[k]) for k in ("off", "on"))
+  table = aot.table(results["topology"], off, on, results["memory"])
+  return _origin(document) + "\n\n" + table
+
+
+def main():
+  DOCS.write_text(with_tables(DOCS.read_text(), tables(timing.RESULTS)))
+
+
+if __name__ == "__main__":
+  main()
