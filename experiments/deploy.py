@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 import backslash_jax as bs
+from backslash_jax import quantize
 from experiments import (
   data,
   evaluate,
@@ -163,15 +164,19 @@ def save_archive(
   coded = {
     name: step
     for name, step in steps.items()
-    if np.array_equal(
-      leaves[name], (step * np.rint(leaves[name] / step)).astype(np.float32)
-    )
+    if name in leaves and _is_multiple(leaves[name], step)
   }
   tree = dict(model.params)
   if model.token_ids is not None:
     kind = np.min_scalar_type(int(model.token_ids.max()))
     tree["token_ids"] = model.token_ids.astype(kind)
   return bs.save(path, tree, step=coded, select=list(coded))
+
+
+def _is_multiple(x, step):
+  """Whether coding x with this step loses nothing."""
+  levels = quantize.quantize(x, step)
+  return np.array_equal(x, quantize.dequantize(levels, step, x.dtype))
 
 
 def score(

@@ -25,21 +25,22 @@ pytest.importorskip("onnx", reason="the extra `deploy` has onnx")
 pytest.importorskip("onnxruntime", reason="the extra `deploy` has onnxruntime")
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "deploy.md"
-STEP = 2.0**-6
+STEP = 2.0**-5.5  # Not a power of two: multiples are rounded.
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """What a training leaves behind; its model has units that are zero."""
   directory = tmp_path_factory.mktemp("run")
-  config = tiny.config(data__max_eval=200)
+  config = tiny.config(data__max_eval=200, model__depth=2)
   resume.save_config(config, directory)
   (directory / evaluate.SHIPPED).write_bytes(b"")
   trained = deploy.read(directory)
   params = zeroed(
     params_of(trained.model_config),
     {
-      "mlp/down/kernel": (0, [0, 3, 7]),
+      "layer_0/mlp/down/kernel": (0, [0, 3, 7]),
+      "layer_1/mlp/down/kernel": (0, slice(None)),
       "attention/value/kernel": (1, slice(8)),
       "embed/embedding": (0, [0, 1, 2]),
     },
@@ -81,10 +82,11 @@ def test_the_directory_says_what_it_holds(workdir, deployed):
   described = json.loads((deployed / "model.json").read_text())
   names = {p.name for p in deployed.iterdir()}
   assert names == {*described["bytes"], "model.json"}
-  lines = {x["group"]: x for x in described["simplified"]}
-  assert (lines["mlp"]["before"], lines["mlp"]["after"]) == (16, 13)
-  assert (lines["heads"]["before"], lines["heads"]["after"]) == (2, 1)
-  assert lines["rows"]["after"] == 254
+  lines = [
+    (x["group"], x["before"], x["after"]) for x in described["simplified"]
+  ]
+  assert lines.count(("heads", 2, 1)) == 2
+  assert {("mlp", 16, 13), ("mlp", 16, 0), ("rows", 256, 254)} < {*lines}
   assert set(described["largest_difference"]) == {
     "model.onnx",
     "model.stablehlo",
@@ -99,6 +101,9 @@ def test_the_coded_file_holds_the_smaller_model_exactly(workdir, deployed):
   loaded = bs.load(deployed / "model.safetensors")
   np.testing.assert_array_equal(loaded.pop("token_ids"), model.token_ids)
   jax.tree.map(np.testing.assert_array_equal, loaded, model.params)
+  report = bs.inspect(deployed / "model.safetensors")
+  exact = {t.name.rpartition("/")[2] for t in report.tensors if not t.step}
+  assert exact == {"token_ids", "scale"}
 
 
 def test_stablehlo_computes_the_same_at_another_length(workdir, deployed):
