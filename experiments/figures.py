@@ -25,7 +25,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 MODELS = "table4_bert", "table4_gpt2", "table4_llama3", "table4_gemma2"
-ARMS = "normal", "backslash"
+# The lines of Figures 7 and 8; the paper has no panel of the regularizers.
+ARMS = dict.fromkeys(MODELS, ("normal", "backslash")) | {
+  "table6": ("normal", "dggr", "l0p5", "l1", "l2")
+}
 # The cells of the sweep and their lambdas, by recipe.
 SWEEPS: dict[str, dict[str, int]] = {
   recipe: {"sweep/normal": 0} | {f"sweep/{name}{v}": v for v in lambdas}
@@ -148,18 +151,18 @@ def per_model(
   x_label: str,
   log: str = "",
 ) -> list[Panel]:
-  """Test accuracy of the normal and the BackSlash model, a panel per model.
+  """Test accuracy of the normal and the rate-trained models, a panel each.
 
   Args:
-    records: of MODELS and ARMS.
+    records: of ARMS.
     points: x -> accuracy in %, of a record.
     x_label: what x is.
     log: as of Panel.
   """
   panels = []
-  for model in MODELS:
+  for model, arms in ARMS.items():
     series = []
-    for arm in ARMS:
+    for arm in arms:
       found = [points(r) for r in records.get(f"{model}/{arm}", {}).values()]
       if found and found[0]:
         values = {x: [p[x] for p in found] for x in found[0]}
@@ -186,7 +189,7 @@ def quantization(record: Mapping[str, Any]) -> dict[float, float]:
   }
 
 
-_PAIRS = tuple(f"{model}/{arm}" for model in MODELS for arm in ARMS)
+_PAIRS = tuple(f"{m}/{arm}" for m, arms in ARMS.items() for arm in arms)
 _NORMAL = tuple(f"{model}/normal" for model in MODELS)
 _SWEPT = tuple(dict.fromkeys(n for names in SWEEPS.values() for n in names))
 _THREE = "sweep/normal", "sweep/lambda10", "sweep/lambda1000"

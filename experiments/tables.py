@@ -179,10 +179,10 @@ def make(table: str, records: reproduce.Records) -> report.Table:
   rows = []
   for name in spec.names:
     found = measured(records, name)
-    cells = [
-      _cell(column, spec.paper.get(name), found) for column in spec.columns
-    ]
-    rows.append([name, str(len(found)), *cells])
+    stated = spec.paper.get(name)
+    if found or stated:
+      values = [_cell(column, stated, found) for column in spec.columns]
+      rows.append([name, str(len(found)), *values])
   header = ["cell", "seeds", *(column.title for column in spec.columns)]
   return report.Table(spec.title, header, rows)
 

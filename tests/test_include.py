@@ -1,0 +1,28 @@
+"""Documents that include tables."""
+
+import pathlib
+
+import pytest
+
+from experiments import include
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_a_block_gets_the_table_without_its_title(tmp_path):
+  (tmp_path / "table_4.md").write_text("## A title\n\n| a |\n| --- |\n")
+  document = "before\n<!-- begin table_4.md -->\nold\n<!-- end -->\nafter\n"
+  made = include.included(document, tmp_path)
+  assert made == (
+    "before\n<!-- begin table_4.md -->\n\n| a |\n| --- |\n\n"
+    "<!-- end -->\nafter\n"
+  )
+  assert include.included(made, tmp_path) == made
+  with pytest.raises(OSError, match=r"table_5"):
+    include.included(document.replace("4", "5"), tmp_path)
+
+
+def test_the_document_shows_the_committed_results():
+  document = (ROOT / "docs/reproduction.md").read_text()
+  results = ROOT / "experiments/results/paper/small"
+  assert include.included(document, results) == document
