@@ -297,7 +297,7 @@ def test_params_are_needed():
     ({"lmbda": -1.0}, "lmbda must be a non-negative"),
     ({"lmbda": float("nan")}, "lmbda must be a non-negative"),
     ({"lmbda": "1e3"}, "lmbda must be a non-negative"),
-    ({"rate": "l1"}, "rate must be one of ('dggr', 'bits'), found 'l1'"),
+    ({"rate": "l1"}, "rate must be one of ('dggr', 'bits', 'code_length')"),
     ({"scope": "layer"}, "scope must be one of"),
     ({"shape": 0.0}, "shape must be None or in [0.1, 8.0]"),
     ({"step": 0.0}, "step must be positive"),
