@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import distributed, interrupt, metrics, settings, train
+from experiments import data, distributed, interrupt, metrics, settings, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = {
@@ -71,12 +71,12 @@ class Processes:
 
   def wait(self):
     """Their exit codes and outputs."""
-    outputs = [p.communicate(timeout=300)[0] for p in self.processes]
+    outputs = [p.communicate(timeout=900)[0] for p in self.processes]
     return [p.returncode for p in self.processes], outputs
 
   def wait_for_checkpoint(self, step):
     path = self.workdir / "checkpoints" / str(step)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not path.exists():
       running = [p.poll() is None for p in self.processes]
       assert all(running), self.wait()
@@ -136,6 +136,30 @@ def test_a_killed_process_and_a_restart_end_as_one_process_alone(
   said = [x for x in outputs[1].splitlines() if "[Gloo]" not in x]
   assert not [x for x in said if x.strip()], said
   assert "run 40/40" in outputs[0]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_processes_share_the_batch_of_one(processes):
+  config = tiny.config()
+
+  def batches(index, count):
+    return iter(
+      data.train_dataset(
+        config.data,
+        seed=config.seed,
+        batch_size=config.data.batch_size // count,
+        process_index=index,
+        process_count=count,
+      )
+    )
+
+  (alone,) = [batches(0, 1)]
+  parts = [batches(i, processes) for i in range(processes)]
+  for _ in range(3):
+    whole = next(alone)
+    for i, part in enumerate(map(next, parts)):
+      for key, rows in part.items():
+        np.testing.assert_array_equal(rows, whole[key][i::processes])
 
 
 @pytest.mark.slow
