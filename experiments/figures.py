@@ -18,7 +18,7 @@ import numpy as np
 
 import backslash_jax as bs
 from configs.paper import numbers, sweep
-from experiments import paper, reproduce, tables
+from experiments import atomic, reproduce, tables
 
 matplotlib.use("Agg")
 
@@ -248,10 +248,10 @@ def write(
     return
   panels = make(records)
   path = results / f"figure_{figure}"
-  paper.replace(
+  atomic.write(
     path.with_suffix(".png"), lambda file: _draw(file, title, panels)
   )
-  paper.replace(path.with_suffix(".csv"), lambda file: _write_csv(file, panels))
+  atomic.write(path.with_suffix(".csv"), lambda file: _write_csv(file, panels))
 
 
 def _of_sweep(records, of, y_label) -> list[Panel]:

@@ -6,7 +6,6 @@ split; the metric shown is that of the test split.
 """
 
 import csv
-import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments import bjontegaard, plots, report, settings
+from experiments import atomic, bjontegaard, plots, report
 
 Row = dict[str, Any]
 Curves = dict[str, dict[int, bjontegaard.Curve]]  # Of method and seed.
@@ -66,20 +65,15 @@ def write(
   """
   curves = make_curves(rows)
   tables = make_tables(curves, grid, task)
-  try:
-    _replace(directory / "frontier.csv", lambda file: _write_csv(file, rows))
-    _replace(
-      directory / "frontier.md",
-      lambda file: file.write_text(_markdown(tables, grid, task)),
-    )
-    _replace(
-      directory / "frontier.png",
-      lambda file: plots.write_frontier(file, curves, grid.baseline, task),
-    )
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot write in {directory}: {error.strerror or error}"
-    ) from error
+  atomic.write(directory / "frontier.csv", lambda file: _write_csv(file, rows))
+  atomic.write(
+    directory / "frontier.md",
+    lambda file: file.write_text(_markdown(tables, grid, task)),
+  )
+  atomic.write(
+    directory / "frontier.png",
+    lambda file: plots.write_frontier(file, curves, grid.baseline, task),
+  )
 
 
 def make_curves(rows: Iterable[Row]) -> Curves:
@@ -232,10 +226,3 @@ def _write_csv(path, rows):
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def _replace(path, write):
-  """Writes beside path and renames, so that path is always whole."""
-  fresh = path.with_name(path.name + ".tmp")
-  write(fresh)
-  os.replace(fresh, path)

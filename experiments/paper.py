@@ -20,7 +20,7 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax.coding import exp_golomb
-from experiments import bpe, cells, metrics, resume, settings
+from experiments import atomic, bpe, cells, metrics, resume, settings
 
 # In the order in which they run.
 CONFIGS = (
@@ -166,19 +166,6 @@ def quantized(record: Mapping[str, Any], step: float = STEP) -> dict[str, Any]:
   return next(q for q in found if q["step"] == step)
 
 
-def replace(path: pathlib.Path, write) -> None:
-  """Calls write(file) with a file beside path and renames it to path."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    write(fresh)
-    os.replace(fresh, path)
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot write {path}: {error.strerror or error}"
-    ) from error
-
-
 def _config(module, profile, places):
   """The config of a row of a table, with the places of this machine."""
   config = importlib.import_module(f"configs.paper.{module}").get_config(
@@ -228,7 +215,7 @@ def _write(cell: Cell, evaluation: dict[str, Any], seconds: float) -> None:
     "history": _thinned([r for r in history if r["split"] == "train"]),
   }
   text = json.dumps(record, indent=1) + "\n"
-  replace(cell.record, lambda file: file.write_text(text))
+  atomic.write(cell.record, lambda file: file.write_text(text))
 
 
 def _matrices(params) -> np.ndarray:

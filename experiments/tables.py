@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.paper import numbers, sweep
-from experiments import paper, report, reproduce
+from experiments import atomic, paper, report, reproduce
 
 Measured = dict[str, float]
 
@@ -196,10 +196,10 @@ def write(
   lacking = [n for n in names if not records.get(n)]
   note = f"\nNot run: {', '.join(lacking)}.\n" if lacking else ""
   text = report.markdown(made) + note
-  paper.replace(
+  atomic.write(
     results / f"table_{table}.md", lambda file: file.write_text(text)
   )
-  paper.replace(
+  atomic.write(
     results / f"table_{table}.csv",
     lambda file: _write_csv(file, table, records),
   )
