@@ -4,6 +4,7 @@ Every file is run beside the JAX model before it appears under its name, and one
 whose outputs differ never does.
 """
 
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -51,12 +52,14 @@ def write_int8(source: pathlib.Path, path: pathlib.Path) -> None:
   """
   quantization = _optional("onnxruntime.quantization")
   part = path.with_name(path.name + ".part")
+  logging.disable(logging.WARNING)  # It warns of what is not quantized.
   try:
     quantization.quantize_dynamic(
       source, part, weight_type=quantization.QuantType.QInt8
     )
     os.replace(part, path)
   finally:
+    logging.disable(logging.NOTSET)
     part.unlink(missing_ok=True)
 
 

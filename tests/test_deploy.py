@@ -106,6 +106,7 @@ def test_the_coded_file_holds_the_smaller_model_exactly(workdir, deployed):
   assert exact == {"token_ids", "scale"}
 
 
+@pytest.mark.slow
 def test_stablehlo_computes_the_same_at_another_length(workdir, deployed):
   trained = deploy.read(workdir)
   data = (deployed / "model.stablehlo").read_bytes()
@@ -137,6 +138,7 @@ def test_an_export_that_does_not_match_is_never_written(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_int8_is_measured_and_refused_where_it_costs_too_much(
   workdir, tmp_path, monkeypatch
 ):

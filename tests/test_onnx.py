@@ -29,7 +29,16 @@ def batch(size, length):
   return tokens, np.arange(length)[None] < lengths
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "scan"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "encoder",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("bert", "decoder", "gpt2", "llama", "gemma2", "scan")
+    ),
+  ],
+)
 def test_outputs_are_the_models_for_any_batch_and_length(name):
   cfg = CONFIGS.get(name, dataclasses.replace(CONFIGS["gemma2"], scan=True))
   params = params_of(cfg)

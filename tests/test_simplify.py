@@ -85,7 +85,16 @@ def count(params):
   return sum(x.size for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    "bert",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("encoder", "decoder", "gpt2", "llama", "gemma2")
+    ),
+  ],
+)
 def test_the_smaller_model_has_the_same_outputs(name):
   cfg = CONFIGS[name]
   gated = name in ("llama", "gemma2")
@@ -123,6 +132,7 @@ def test_the_smaller_model_has_the_same_outputs(name):
   assert count(again.params) == count(small.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [True, False])
 def test_stacked_layers_shrink_to_one_size_and_say_so(equal):
   cfg = dataclasses.replace(CONFIGS["bert"], scan=True)

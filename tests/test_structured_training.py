@@ -41,6 +41,7 @@ def _params(config):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "structure",
   [{"lmbda": 1e5}, {"sparsity": 0.5, "end_step": 4}],

@@ -75,9 +75,13 @@ def train(
 def prune(
   workdir: pathlib.Path, seeds: tuple[int, ...], names: tuple[str, ...]
 ) -> None:
-  """Accuracy against pruning rate, of single weights and of whole units."""
+  """Accuracy against pruning rate, of single weights and of whole units.
+
+  Goes on where it was stopped; delete the results to begin anew.
+  """
   score = None
-  rows = []
+  rows = _finished("pruning")
+  done = {(r["arm"], r["seed"], r["kind"], r["rate"]) for r in rows}
   for seed in seeds:
     trainings = arms(workdir, seed)
     for name in names:
@@ -94,12 +98,14 @@ def prune(
         ("units", {"groups": units}),
       ):
         for rate in RATES:
+          if (name, seed, kind, rate) in done:
+            continue
           pruned = magnitude.prune(params, rate, **options)
           accuracy = score(pruned, "test")["accuracy"]
           row = {"arm": name, "seed": seed, "kind": kind, "rate": rate}
           rows.append(row | {"accuracy": accuracy})
           print(rows[-1], flush=True)
-  _save("pruning", {"rows": rows})
+          _save("pruning", {"rows": rows})
 
 
 def measure(
@@ -232,6 +238,14 @@ def _peak_memory(path):
   command = [sys.executable, "-m", "experiments.bench.serve", str(path)]
   found = subprocess.run(command, capture_output=True, check=True, text=True)
   return int(found.stdout)
+
+
+def _finished(name):
+  """The rows that are there already."""
+  path = RESULTS / f"{name}.json"
+  if not path.exists():
+    return []
+  return json.loads(path.read_text())["results"]["rows"]
 
 
 def _save(name, results):
