@@ -41,5 +41,6 @@ bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench.optimizer
 	$(BIN)/python -m experiments.bench.step --config=configs/quickstart.py
 	$(BIN)/python -m experiments.bench.growth
+	$(BIN)/python -m experiments.bench.scaling
 	$(BIN)/python -m experiments.bench.coding $(WORKDIR)
 	$(BIN)/python -m experiments.bench.quantizers $(WORKDIR)/normal
