@@ -114,17 +114,13 @@ def plan(profile: str, places: Places, seeds: Sequence[int]) -> list[Cell]:
 def run(planned: Sequence[Cell], names: Collection[str]) -> None:
   """Runs what is missing of the cells of these names, or goes on with it.
 
-  In the order of the names: all of the first seed, then of the next.
-
   Raises:
     UserError: what the user can mend.
   """
   wanted: dict[pathlib.Path, Cell] = {}
-  for seed in dict.fromkeys(cell.seed for cell in planned):
-    cells_of_seed = {c.name: c for c in planned if c.seed == seed}
-    for name in names:
-      if name in cells_of_seed:  # A profile may be without some.
-        wanted.setdefault(cells_of_seed[name].record, cells_of_seed[name])
+  for cell in planned:
+    if cell.name in names:
+      wanted.setdefault(cell.record, cell)
   missing = [cell for cell in wanted.values() if read(cell) is None]
   scores: dict[str, Any] = {}
   for number, cell in enumerate(missing, start=1):
