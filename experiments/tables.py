@@ -247,7 +247,7 @@ def _table_3(records) -> report.Table:
     orders = [[bits[k] for bits in found] for k in paper.ORDERS]
     ours = [spread(bits, 2) for bits in orders]
     rows.append([name, "paper", *(f"{bits:.2f}" for bits in stated)])
-    rows.append([name, f"ours, {len(found)} seeds", *ours])
+    rows.append([name, f"ours, seeds: {len(found)}", *ours])
   header = ["cell", "", *(f"k = {k}" for k in paper.ORDERS)]
   return report.Table("Table 3, exp-Golomb codes of order k", header, rows)
 
