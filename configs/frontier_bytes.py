@@ -5,9 +5,9 @@ python -m experiments.frontier --config=configs/frontier_bytes.py:small \
 ":full" in the place of ":small" is every method and point, with three seeds.
 
 Hardware: two CPU cores. Time, computed from 0.1 s for a training step, 5 s for
-evaluating a coded step and 15 s to compile: small, 30 trainings of 400 steps,
-each coded with 6 steps, (40 + 30 + 15) s each, 41 minutes; full, 462 trainings
-of 1000 steps, each coded with 12, 23 hours. Learning rates are tuned on the
+evaluating a coded step and 15 s to compile: small, 42 trainings of 400 steps,
+each coded with 6 steps, (40 + 30 + 15) s each, 60 minutes; full, 522 trainings
+of 1000 steps, each coded with 12, 25 hours. Learning rates are tuned on the
 validation split by --config.grid.tune=True, with another --workdir.
 """
 

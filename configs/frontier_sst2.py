@@ -9,9 +9,9 @@ download. ":full" is every method and point, with three seeds and four epochs.
 
 Hardware: two CPU cores. Time, computed from 0.8 s for a training step, 20 s for
 coding and evaluating a coded step (872 examples of each split) and 30 s to
-compile: small, 6 trainings of one epoch (216 steps), 8 evaluations of 5 coded
-steps, 6 * 203 + 8 * 100 s, 34 minutes. The full grid is for an accelerator: 456
-trainings of 864 steps. Learning rates are tuned on the validation split by
+compile: small, 10 trainings of one epoch (216 steps), 12 evaluations of 5 coded
+steps, 10 * 203 + 12 * 100 s, 54 minutes. The full grid is for an accelerator:
+516 trainings of 864 steps. Learning rates are tuned on the validation split by
 --config.grid.tune=True, with another --workdir.
 """
 
