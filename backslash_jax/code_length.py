@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from backslash_jax import ggd
 
-# A tensor's scale is taken for no less than what this mean, in steps, gives:
+# Steps that are added to a tensor's mean magnitude before its scale is taken:
 # it bounds what the first weight of an empty tensor costs.
 EPSILON = 1 / 16
 _REACH = 8  # Steps, beyond which the density hardly varies within a bin.
@@ -67,7 +67,6 @@ def gradient(
 def _slope(u, nu, alpha):
   """d/du of the code length of u >= 0 steps, float32 like u."""
   edges = jnp.abs(jnp.stack([u - 0.5, u + 0.5]))
-  # A point of the table at half a step would see the infinite slope at 0.
   density = jnp.exp(ggd.log_prob(edges, nu, alpha))
   mass = _mass(u, nu, alpha)
   slope = (density[0] - density[1]) / jnp.maximum(mass, 1e-30) / math.log(2.0)

@@ -22,3 +22,5 @@ def write(path: pathlib.Path, function: Callable[[pathlib.Path], object]):
     raise settings.UserError(
       f"cannot write {path}: {error.strerror or error}"
     ) from error
+  finally:
+    fresh.unlink(missing_ok=True)

@@ -4,8 +4,8 @@ Every file is run beside the JAX model before it appears under its name, and one
 whose outputs differ never does.
 """
 
+import importlib
 import logging
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from experiments import functional, simplify
+from experiments import atomic, functional, simplify
 
 TOLERANCE = 1e-4  # Of a logit, or of its size where it is larger than 1.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -40,7 +40,7 @@ def write_onnx(model: simplify.Simplified, path: pathlib.Path) -> float:
   data = proto.SerializeToString()
   run = onnx_runner(data)
   difference = check(path, run, model)
-  _write(path, data)
+  atomic.write(path, lambda file: file.write_bytes(data))
   return difference
 
 
@@ -51,16 +51,17 @@ def write_int8(source: pathlib.Path, path: pathlib.Path) -> None:
   before it is used, as `experiments.deploy` does.
   """
   quantization = _optional("onnxruntime.quantization")
-  part = path.with_name(path.name + ".part")
+  kind = quantization.QuantType.QInt8
   logging.disable(logging.WARNING)  # It warns of what is not quantized.
   try:
-    quantization.quantize_dynamic(
-      source, part, weight_type=quantization.QuantType.QInt8
+    atomic.write(
+      path,
+      lambda file: quantization.quantize_dynamic(
+        source, file, weight_type=kind
+      ),
     )
-    os.replace(part, path)
   finally:
     logging.disable(logging.NOTSET)
-    part.unlink(missing_ok=True)
 
 
 def write_stablehlo(model: simplify.Simplified, path: pathlib.Path) -> float:
@@ -94,7 +95,7 @@ def write_stablehlo(model: simplify.Simplified, path: pathlib.Path) -> float:
   difference = check(
     path, lambda tokens, mask: np.asarray(read.call(tokens, mask)), model
   )
-  _write(path, data)
+  atomic.write(path, lambda file: file.write_bytes(data))
   return difference
 
 
@@ -172,23 +173,12 @@ def _batches(
     yield tokens, np.arange(length)[None] < real
 
 
-def _write(path, data):
-  part = path.with_name(path.name + ".part")
-  try:
-    part.write_bytes(data)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
 def _optional(name: str) -> Any:
   """A module of the extra `deploy`."""
-  import importlib
-
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-      f"{error.name} is not installed: pip install 'backslash-jax[deploy]'",
+      f"{error.name} is not installed: pip install -e '.[deploy]'",
       name=error.name,
     ) from error

@@ -50,7 +50,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """A diagram; `log` names the axes, "x" or "y", that are logarithmic."""
+  """A diagram; logarithmic in y if `log` is "y", symmetrically in x if "s"."""
 
   title: str
   x_label: str
@@ -149,7 +149,6 @@ def per_model(
   records: reproduce.Records,
   points: Callable[[Mapping[str, Any]], dict[float, float]],
   x_label: str,
-  log: str = "",
 ) -> list[Panel]:
   """Test accuracy of the normal and the rate-trained models, a panel each.
 
@@ -157,7 +156,6 @@ def per_model(
     records: of ARMS.
     points: x -> accuracy in %, of a record.
     x_label: what x is.
-    log: as of Panel.
   """
   panels = []
   for model, arms in ARMS.items():
@@ -168,7 +166,7 @@ def per_model(
         values = {x: [p[x] for p in found] for x in found[0]}
         series.append(_over_seeds(arm, values))
     if series:
-      panels.append(Panel(model, x_label, "test accuracy, %", series, log))
+      panels.append(Panel(model, x_label, "test accuracy, %", series))
   return panels
 
 

@@ -118,16 +118,18 @@ def make_tables(
       compared = f"{low:.1f} to {high:.1f}"
     differences.append(
       [method, f"{len(good)} of {len(seeds)}"]
-      + [_spread([f.percent for f in good]), compared]
+      + [report.spread([f.percent for f in good], "+.1f"), compared]
       + [
-        _spread([_at_equal_metric(baseline[s], own[s], b) for s in seeds])
+        report.spread(
+          [_at_equal_metric(baseline[s], own[s], b) for s in seeds], "+.1f"
+        )
         for b in grid.bits
       ]
     )
     accuracies.append(
       [method, str(len(own))]
       + [
-        _spread([_percent(c, b) for c in own.values()], sign="")
+        report.spread([_percent(c, b) for c in own.values()], ".1f")
         for b in grid.bits
       ]
     )
@@ -189,16 +191,6 @@ def _at_equal_metric(baseline, own, bits):
 def _percent(curve, bits):
   metric = bjontegaard.metric_at(curve, bits)
   return None if metric is None else 100 * metric
-
-
-def _spread(values, sign="+"):
-  """Mean and standard deviation over the seeds; all of them must have one."""
-  if not values or None in values:
-    return "-"
-  text = f"{statistics.mean(values):{sign}.1f}"
-  if len(values) > 1:
-    text += f" ± {statistics.stdev(values):.1f}"
-  return text
 
 
 _LEGEND = """\

@@ -7,26 +7,16 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
+from experiments import models
 from experiments.models import config as model_config
-from experiments.models import decoder, encoder, sizes
 
 Config = model_config.ModelConfig | model_config.SmallConfig
 Leaves = dict[str, np.ndarray]
 
 
-def build(config: Config, *, seed: int = 0) -> nnx.Module:
-  """A model of a config, with fresh parameters."""
-  makes: dict[type, Callable[..., nnx.Module]] = {
-    **sizes.MODELS,
-    encoder.ModelConfig: encoder.Encoder,
-    decoder.ModelConfig: decoder.Decoder,
-  }
-  return makes[type(config)](config, rngs=nnx.Rngs(seed))
-
-
 def forward(config: Config) -> Callable[..., jax.Array]:
   """The model of a config as (params, tokens, mask) -> float32 logits."""
-  model = nnx.eval_shape(lambda: build(config))
+  model = nnx.eval_shape(lambda: models.from_config(config))
   graphdef, _, rest = nnx.split(model, nnx.Param, ...)
   return lambda params, tokens, mask: nnx.merge(graphdef, params, rest)(
     tokens, mask

@@ -1,4 +1,4 @@
-"""Puts the tables of a results directory into a document.
+"""Puts tables into documents.
 
 python -m experiments.include docs/reproduction.md RESULTS
 
@@ -9,25 +9,60 @@ gets what is in NAME of the results, without its title.
 import pathlib
 import re
 import sys
+from collections.abc import Mapping
 
-_BLOCK = re.compile(
-  r"(?P<begin><!-- begin (?P<name>\S+) -->\n).*?(?P<end><!-- end -->)", re.S
-)
+_BLOCK = re.compile(r"<!-- begin ([^>]+) -->\n.*?<!-- end -->", re.S)
+
+
+def filled(document: str, tables: Mapping[str, str]) -> str:
+  """The text of a document with each table, Markdown by name, in its block.
+
+  Raises:
+    ValueError: a table has no block, or several.
+  """
+  names = _BLOCK.findall(document)
+  for name in tables:
+    if names.count(name) != 1:
+      raise ValueError(
+        f"found {names.count(name)} blocks for a table, wanted one:"
+        f" <!-- begin {name} -->, a new line, <!-- end -->"
+      )
+
+  def fill(match):
+    if match[1] not in tables:
+      return match[0]
+    return f"<!-- begin {match[1]} -->\n\n{tables[match[1]]}\n\n<!-- end -->"
+
+  return _BLOCK.sub(fill, document)
 
 
 def included(document: str, results: pathlib.Path) -> str:
-  """The text of a document with its blocks filled.
+  """The text of a document with all its blocks filled from files in results.
 
   Raises:
     OSError: a file that it names is not in results.
+    ValueError: two blocks have the same name.
   """
 
-  def fill(match):
-    text = (results / match["name"]).read_text()
-    body = "\n".join(x for x in text.splitlines() if not x.startswith("#"))
-    return f"{match['begin']}\n{body.strip()}\n\n{match['end']}"
+  def body(name):
+    lines = (results / name).read_text().splitlines()
+    return "\n".join(x for x in lines if not x.startswith("#")).strip()
 
-  return _BLOCK.sub(fill, document)
+  return filled(
+    document, {name: body(name) for name in _BLOCK.findall(document)}
+  )
+
+
+def update(path: pathlib.Path, tables: Mapping[str, str]) -> None:
+  """Puts tables into the document at path.
+
+  Raises:
+    ValueError: as `filled`.
+  """
+  try:
+    path.write_text(filled(path.read_text(), tables))
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":
@@ -38,3 +73,5 @@ if __name__ == "__main__":
     path.write_text(included(path.read_text(), pathlib.Path(sys.argv[2])))
   except OSError as error:
     sys.exit(f"error: {error.filename}: {error.strerror}")
+  except ValueError as error:
+    sys.exit(f"error: {path}: {error}")

@@ -58,14 +58,7 @@ def create(
   if rate.keep_zeros:
     chain.append(structure.keep_zeros(rate.step, rate.stop_step))
   if prune.sparsity > 0:
-    chain.append(
-      structure.gradual_pruning(
-        prune.sparsity,
-        prune.end_step,
-        begin=prune.begin_step,
-        every=prune.every,
-      )
-    )
+    chain.append(_pruning(prune, prune.every))
   if "structure" in config:
     return _structured(config, chain)
   return optax.chain(*chain)
@@ -90,16 +83,19 @@ def _structured(config, chain):
       )
     )
   if own.sparsity > 0:
-    chain.append(
-      structure.gradual_pruning(
-        own.sparsity,
-        own.end_step,
-        begin=own.begin_step,
-        every=config.prune.every,
-        groups=units,
-      )
-    )
+    chain.append(_pruning(own, config.prune.every, groups=units))
   return structure.clear_moments(optax.chain(*chain))
+
+
+def _pruning(fields, every, **options):
+  """The gradual pruning that `prune` or `structure` describes."""
+  return structure.gradual_pruning(
+    fields.sparsity,
+    fields.end_step,
+    begin=fields.begin_step,
+    every=every,
+    **options,
+  )
 
 
 def rate_metrics(

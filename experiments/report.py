@@ -8,6 +8,8 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import rich.console
@@ -224,6 +226,22 @@ def markdown(table: Table) -> str:
   lines += table.rows
   body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
   return f"## {table.title}\n\n{body}\n"
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+  """The mean over the seeds, and behind ± their standard deviation.
+
+  Args:
+    values: of the seeds; "-" unless there are some and all have one.
+    form: format of the numbers, such as ".1f"; a sign is the mean's alone.
+  """
+  found = [v for v in values if v is not None]
+  if not found or len(found) < len(values):
+    return "-"
+  text = f"{statistics.fmean(found):{form}}"
+  if len(found) > 1:
+    text += f" ± {statistics.stdev(found):{form.lstrip('+')}}"
+  return text
 
 
 def _print(console, table):

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from backslash_jax import groups as grouping
-from experiments import functional, groups
+from experiments import functional, groups, models
 from experiments.models import bert, decoder, encoder
 from experiments.models import config as model_config
 
@@ -101,7 +101,9 @@ def simplify(config: functional.Config, params: Any) -> Simplified:
 
 def _check(config, leaves):
   """Raises ValueError where leaves are not the parameters of the config."""
-  state = nnx.state(nnx.eval_shape(lambda: functional.build(config)), nnx.Param)
+  state = nnx.state(
+    nnx.eval_shape(lambda: models.from_config(config)), nnx.Param
+  )
   wanted = functional.flatten(nnx.to_pure_dict(state))
   wrong = [
     f"{name}: found {found}, wanted {want}"
@@ -123,7 +125,7 @@ def _present(config):
 def _activation(config):
   """Of the hidden units; the model knows it."""
   whole = dataclasses.replace(config, layer_sizes=None)
-  model: Any = nnx.eval_shape(lambda: functional.build(whole))
+  model: Any = nnx.eval_shape(lambda: models.from_config(whole))
   blocks = getattr(model, "encoder", None) or model.decoder
   block = blocks.layers if getattr(config, "scan", False) else blocks.layer_0
   return block.mlp.activation

@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from configs.paper import numbers, sweep
@@ -205,16 +205,6 @@ def write(
   )
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-  """Mean ± standard deviation over the seeds, or "-" without a value."""
-  if not values:
-    return "-"
-  text = f"{statistics.mean(values):.{digits}f}"
-  if len(values) > 1:
-    text += f" ± {statistics.stdev(values):.{digits}f}"
-  return text
-
-
 def _sizes(record, found) -> Measured:
   bits = 8 * found["bytes"] / record["evaluation"]["parameters"]
   return {**found["bits"], "file": bits}
@@ -232,7 +222,7 @@ def _cell(column, stated, found) -> str:
   if column.source == "paper":
     value = getattr(stated, column.key, None)
     return "-" if value is None else f"{value:.{column.digits}f}"
-  text = spread([m[column.key] for m in found], column.digits)
+  text = report.spread([m[column.key] for m in found], f".{column.digits}f")
   if column.key.startswith("coarser_"):
     flag = "shipped_reached" if "shipped" in column.key else "reached"
     if not all(m[flag] for m in found):
@@ -245,7 +235,7 @@ def _table_3(records) -> report.Table:
   for name, stated in numbers.TABLE_3.items():
     found = [r["exp_golomb_orders"] for r in records.get(name, {}).values()]
     orders = [[bits[k] for bits in found] for k in paper.ORDERS]
-    ours = [spread(bits, 2) for bits in orders]
+    ours = [report.spread(bits, ".2f") for bits in orders]
     rows.append([name, "paper", *(f"{bits:.2f}" for bits in stated)])
     rows.append([name, f"ours, seeds: {len(found)}", *ours])
   header = ["cell", "", *(f"k = {k}" for k in paper.ORDERS)]

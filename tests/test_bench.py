@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import backslash_jax as bs
+from experiments import include
 from experiments.bench import (
   eager,
   growth,
@@ -106,9 +107,4 @@ def test_the_eager_update_inverts_the_moments_of_known_shapes():
 
 def test_the_document_holds_what_was_measured():
   text = scaling.DOCS.read_text()
-  assert scaling.with_tables(text, scaling.tables(timing.RESULTS)) == text
-
-
-def test_a_table_without_its_place_in_the_document_is_named():
-  with pytest.raises(ValueError, match="wanted <!-- new -->"):
-    scaling.with_tables("<!-- new --> never ends", {"new": "| a |"})
+  assert include.filled(text, scaling.tables(timing.RESULTS)) == text

@@ -22,6 +22,16 @@ def test_a_block_gets_the_table_without_its_title(tmp_path):
     include.included(document.replace("4", "5"), tmp_path)
 
 
+def test_a_table_without_its_place_in_the_document_is_named(tmp_path):
+  path = tmp_path / "document.md"
+  path.write_text("<!-- begin new -->\n never ends")
+  with pytest.raises(ValueError, match=r"document\.md: .*<!-- begin new -->"):
+    include.update(path, {"new": "| a |"})
+  twice = "<!-- begin a -->\n<!-- end -->\n" * 2
+  with pytest.raises(ValueError, match="found 2 blocks"):
+    include.filled(twice, {"a": "| a |"})
+
+
 def test_the_document_shows_the_committed_results():
   document = (ROOT / "docs/reproduction.md").read_text()
   results = ROOT / "experiments/results/paper/small"

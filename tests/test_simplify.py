@@ -8,7 +8,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from backslash_jax import groups as grouping
-from experiments import functional, groups, simplify, weights
+from experiments import functional, groups, models, simplify, weights
 from experiments.models import (
   bert,
   config,
@@ -53,7 +53,7 @@ SMALLS = CONFIGS["encoder"], CONFIGS["decoder"]
 
 def params_of(cfg, seed=0):
   """Random parameters of a model."""
-  state = nnx.state(nnx.eval_shape(lambda: functional.build(cfg)), nnx.Param)
+  state = nnx.state(nnx.eval_shape(lambda: models.from_config(cfg)), nnx.Param)
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: rng.normal(size=x.shape, scale=0.3).astype(x.dtype),
@@ -225,7 +225,7 @@ def test_parameters_of_another_model_are_refused_by_name():
 def test_sizes_that_transformers_has_no_fields_for_are_not_written(tmp_path):
   for changes in ({"heads": 2, "head_dim": 4}, {"layer_sizes": SIZES * 2}):
     small = dataclasses.replace(CONFIGS["bert"], **changes)
-    model = nnx.eval_shape(lambda small=small: functional.build(small))
+    model = nnx.eval_shape(lambda small=small: models.from_config(small))
     with pytest.raises(weights.WeightsError, match="cannot name"):
       weights.save(model, tmp_path)
   assert not list(tmp_path.iterdir())

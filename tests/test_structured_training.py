@@ -8,7 +8,7 @@ from flax import nnx
 
 from backslash_jax import groups as grouping
 from configs import edge
-from experiments import functional, groups, optimizer, settings
+from experiments import groups, models, optimizer, settings
 from experiments.models import encoder
 
 
@@ -33,7 +33,7 @@ def _params(config):
     dtype="float32",
     byte_width=4,
   )
-  state = nnx.eval_shape(lambda: nnx.state(functional.build(own), nnx.Param))
+  state = nnx.eval_shape(lambda: nnx.state(models.from_config(own), nnx.Param))
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda x: rng.normal(size=x.shape, scale=0.1).astype(np.float32),

@@ -21,9 +21,10 @@ import numpy as np
 from backslash_jax import archive, packing, plain, quantize, selection, tree
 from backslash_jax.coding import coders, exp_golomb, fit, huffman, lanes, piece
 from backslash_jax.index import CHUNK
+from experiments import include
 from experiments.bench import timing
 
-_DOCS = pathlib.Path(__file__).parents[2] / "docs" / "coding.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "coding.md"
 # Steps: one of 127 levels up to each tensor's largest, and one for all.
 _STEPS = {"absmax/127": None, "2^-9": 2**-9, "2^-4": 2**-4, "2^-3": 2**-3}
 _SCALES = {"5 bits": 6.0, "2 bits": 0.65, "1 bit": 0.27}
@@ -51,9 +52,9 @@ def main():
     ["python -m experiments.bench.coding", *map(str, options.models)]
   )
   timing.write("coding", command, results)
-  update_docs("rates", _rates_tables(results["rates"]))
+  include.update(DOCS, {"rates": _rates_tables(results["rates"])})
   if not options.skip_speed:
-    update_docs("speed", _speed_table(results["speed"]))
+    include.update(DOCS, {"speed": _speed_table(results["speed"])})
 
 
 def _models(named: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -313,14 +314,6 @@ def _speed_table(rows: list[dict]) -> str:
     ]
     lines.append(f"| {coder} | " + " | ".join(cells) + " |")
   return "\n".join(lines)
-
-
-def update_docs(name: str, table: str) -> None:
-  """Puts a table between its two marks in docs/coding.md."""
-  start, stop = f"<!-- {name} -->", f"<!-- end of {name} -->"
-  head, _, rest = _DOCS.read_text().partition(start)
-  _, _, tail = rest.partition(stop)
-  _DOCS.write_text(f"{head}{start}\n\n{table}\n\n{stop}{tail}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 python -m experiments.bench.edge_report
 
-Writes models.md, pruning.md and pruning.png beside the results, and puts them
-into docs/edge.md.
+Writes the tables beside the results, puts them into docs/edge.md, and draws
+docs/edge_pruning.png.
 """
 
 import json
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable
 
 import matplotlib
 
@@ -24,40 +23,15 @@ DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 KINDS = {"weights": "single weights", "units": "whole units"}
 
 
-def spread(values: Iterable[float], show: Callable[[float], str]) -> str:
-  """The mean over the seeds, and behind ± their standard deviation."""
-  values = list(values)
-  mean = show(statistics.fmean(values))
-  if len(values) < 2:
-    return mean
-  return f"{mean} ± {show(statistics.stdev(values))}"
-
-
-def _points(accuracy):
-  return f"{100 * accuracy:.1f}"
-
-
-def _count(value):
-  return f"{value:,.0f}"
-
-
-def _milliseconds(seconds):
-  return f"{1000 * seconds:.3f}"
-
-
 def size_table(rows: list[dict]) -> report.Table:
   """Accuracy and bytes of every model, over the seeds."""
   body = []
   for name, own in _by_name(rows).items():
-    cells = [name, spread((r["accuracy"] for r in own), _points)]
+    cells = [name, report.spread([100 * r["accuracy"] for r in own], ".1f")]
     for field in ("parameters", "flops", "archive", "onnx", "onnx_xz"):
-      has = all(field in r for r in own)
-      cells.append(spread((r[field] for r in own), _count) if has else "-")
-    cells.append(
-      spread((r["fp16"] / r["archive"] for r in own), "{:.1f}".format)
-      if "fp16" in own[0]
-      else "-"
-    )
+      cells.append(report.spread([r.get(field) for r in own], ",.0f"))
+    ratios = [r["fp16"] / r["archive"] for r in own if "fp16" in r]
+    cells.append(report.spread(ratios, ".1f"))
     body.append(cells)
   header = ["model", "accuracy, %", "parameters", "operations"]
   header += ["coded, bytes", "ONNX, bytes", "ONNX, xz", "fp16 / coded"]
@@ -71,14 +45,14 @@ def speed_table(rows: list[dict]) -> report.Table:
   for name, own in _by_name(rows).items():
     cells = [name]
     for key in keys:
-      medians = [r["latency"][key]["median"] for r in own]
-      cells.append(spread(medians, _milliseconds))
+      medians = [1000 * r["latency"][key]["median"] for r in own]
+      cells.append(report.spread(medians, ".3f"))
     for key in keys:
       if key.startswith("batch 32"):
         rate = [32 / r["latency"][key]["median"] for r in own]
-        cells.append(spread(rate, _count))
+        cells.append(report.spread(rate, ",.0f"))
     memory = [r["peak_memory"] / 2**20 for r in own]
-    cells.append(spread(memory, "{:.1f}".format))
+    cells.append(report.spread(memory, ".1f"))
     body.append(cells)
   header = ["model", *(f"{key}, ms" for key in keys)]
   header += [
@@ -97,15 +71,14 @@ def ratio_table(rows: list[dict]) -> report.Table:
   for other in ("normal", edge.PRUNED):
     pairs = list(zip(structured, by_name[other], strict=True))
     cells = [f"structured against {other}"]
-    cells.append(
-      spread((a["accuracy"] - b["accuracy"] for a, b in pairs), _points)
-    )
+    gains = [100 * (a["accuracy"] - b["accuracy"]) for a, b in pairs]
+    cells.append(report.spread(gains, ".1f"))
     for key in rows[0]["latency"]:
       ratios = [
         b["latency"][key]["median"] / a["latency"][key]["median"]
         for a, b in pairs
       ]
-      cells.append(spread(ratios, "{:.2f}".format))
+      cells.append(report.spread(ratios, ".2f"))
     body.append(cells)
   keys = [f"times faster, {key}" for key in rows[0]["latency"]]
   return report.Table("ratios", ["", "points of accuracy", *keys], body)
@@ -132,11 +105,11 @@ def pruning_tables(rows: list[dict]) -> list[report.Table]:
       cells = [arm]
       for rate in rates:
         found = [
-          r["accuracy"]
+          100 * r["accuracy"]
           for r in rows
           if (r["arm"], r["kind"], r["rate"]) == (arm, kind, rate)
         ]
-        cells.append(spread(found, _points))
+        cells.append(report.spread(found, ".1f"))
       body.append(cells)
     header = ["training", *(f"{rate:.0%}" for rate in rates)]
     tables.append(report.Table(f"{title} removed", header, body))

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 import backslash_jax as bs
-from experiments import data, evaluate, learner, sharding
+from experiments import data, evaluate, include, learner, sharding
 from experiments.bench import coding, timing
 
 _STEPS = tuple(2.0 ** (-k / 2) for k in range(5, 11))
@@ -44,7 +44,7 @@ def main():
   gains = {str(mu): _gains(curves[0.0], curves[mu]) for mu in _PRICES[1:]}
   command = "python -m experiments.bench.quantizers runs/quickstart/normal"
   timing.write("quantizers", command, {"points": points, "gains": gains})
-  coding.update_docs("quantizers", _table(gains))
+  include.update(coding.DOCS, {"quantizers": _table(gains)})
 
 
 def _point(params, step, mu, score):

@@ -5,10 +5,9 @@ python -m experiments.bench.scaling
 
 import json
 import pathlib
-import re
 from typing import Any
 
-from experiments import aot
+from experiments import aot, include
 from experiments.bench import timing
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
@@ -51,22 +50,6 @@ def tables(results: pathlib.Path) -> dict[str, str]:
     if name.startswith("aot_"):
       result[name.replace("_", " ")] = _compiled(document)
   return result
-
-
-def with_tables(text: str, tables: dict[str, str]) -> str:
-  """The text with each table between its two marks.
-
-  Raises:
-    ValueError: the text has not both marks of a table, once.
-  """
-  for name, table in tables.items():
-    start, stop = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    marks = f"{re.escape(start)}.*?{re.escape(stop)}"
-    if len(re.findall(marks, text, re.DOTALL)) != 1:
-      raise ValueError(f"{DOCS}: wanted {start} and {stop}, once")
-    new = f"{start}\n\n{table}\n\n{stop}"
-    text = re.sub(marks, lambda _, new=new: new, text, flags=re.DOTALL)
-  return text
 
 
 def _origin(document: dict[str, Any]) -> str:
@@ -157,7 +140,7 @@ def _compiled(document) -> str:
 
 
 def main():
-  DOCS.write_text(with_tables(DOCS.read_text(), tables(timing.RESULTS)))
+  include.update(DOCS, tables(timing.RESULTS))
 
 
 if __name__ == "__main__":

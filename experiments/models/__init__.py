@@ -5,12 +5,19 @@
 or pretrained, see `experiments.weights`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
 
 from experiments.data.task import Task
 from experiments.models import decoder, encoder, sizes
+
+MODELS: dict[type, Callable[..., nnx.Module]] = {
+  **sizes.MODELS,
+  encoder.ModelConfig: encoder.Encoder,
+  decoder.ModelConfig: decoder.Decoder,
+}
 
 
 def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
@@ -57,10 +64,15 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
     )
   if config.name in sizes.SIZES:
     return _published(config, task, seed)
-  return _small(config, task, nnx.Rngs(seed))
+  return _small(config, task, seed)
 
 
-def _small(config: Any, task: Task, rngs: nnx.Rngs) -> nnx.Module:
+def from_config(config: Any, *, seed: int = 0) -> nnx.Module:
+  """The model of a ModelConfig of this package, with fresh parameters."""
+  return MODELS[type(config)](config, rngs=nnx.Rngs(seed))
+
+
+def _small(config: Any, task: Task, seed: int) -> nnx.Module:
   """An encoder or a decoder over bytes."""
   fields = {
     "vocab_size": task.vocab_size,
@@ -71,18 +83,16 @@ def _small(config: Any, task: Task, rngs: nnx.Rngs) -> nnx.Module:
     "dtype": config.dtype,
   }
   if config.name == "decoder":
-    return decoder.Decoder(decoder.ModelConfig(**fields), rngs=rngs)
+    return from_config(decoder.ModelConfig(**fields), seed=seed)
   classes = len(task.class_names)
-  return encoder.Encoder(
-    encoder.ModelConfig(num_classes=classes, **fields), rngs=rngs
-  )
+  chosen = encoder.ModelConfig(num_classes=classes, **fields)
+  return from_config(chosen, seed=seed)
 
 
 def _published(config: Any, task: Task, seed: int) -> nnx.Module:
   """A published architecture, with fresh parameters or pretrained ones."""
   if config.weights is None:
-    chosen = sizes.model_config(config, task)
-    return sizes.MODELS[type(chosen)](chosen, rngs=nnx.Rngs(seed))
+    return from_config(sizes.model_config(config, task), seed=seed)
   # Not at the top: it imports this package.
   from experiments import weights
 
