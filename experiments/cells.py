@@ -1,14 +1,19 @@
 """A training and its evaluation in directories of their own, done once.
 
 A plan may have many of them; those that learn the same share one training.
+Several processes may work at one plan: each takes what no other works at.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
+import jax
 import ml_collections
 
 import backslash_jax as bs
@@ -37,6 +42,9 @@ class Cell:
   config: ml_collections.ConfigDict
   directory: pathlib.Path
   training: pathlib.Path
+
+
+AnyCell = TypeVar("AnyCell", bound=Cell)
 
 
 def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
@@ -73,6 +81,39 @@ def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
   # Read back, so that the evaluation is of what is kept.
   params = _load(trained)
   return evaluate.evaluate(config, cell.directory, name, params, scores[kind])
+
+
+def take(planned: Sequence[AnyCell]) -> Iterator[AnyCell]:
+  """Yields every cell, each while no other process works at its training.
+
+  First come those that nobody works at, in their order; then the others, once
+  they are free. A process that is killed frees its cell.
+  """
+  for wait in (False, True):
+    busy = []
+    for cell in planned:
+      with _claim(cell.training, wait=wait) as free:
+        if free:
+          yield cell
+        else:
+          busy.append(cell)
+    planned = busy
+
+
+@contextlib.contextmanager
+def _claim(directory, *, wait):
+  """Holds directory/lock; False where another process does, unless we wait."""
+  if jax.process_count() > 1:  # These work at every cell together.
+    yield True
+    return
+  resume.prepare_directory(directory)
+  with (directory / "lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      yield False
+      return
+    yield True
 
 
 def _build(config):

@@ -61,12 +61,15 @@ def run(
     )
   planned = plan(config, workdir)
   resume.prepare_directory(workdir)
+  found: dict[pathlib.Path, list[dict[str, Any]]] = {}
   rows: list[dict[str, Any]] = []
   scores: dict[str, evaluate.Score] = {}
-  for number, cell in enumerate(planned, start=1):
+  for number, cell in enumerate(cells.take(planned), start=1):
     print(f"cell {number} of {len(planned)}", flush=True)
     evaluation = cells.finish(cell, scores)
-    rows += frontier_report.rows(cell, evaluation)
+    found[cell.directory] = frontier_report.rows(cell, evaluation)
+    done = [c.directory for c in planned if c.directory in found]
+    rows = [row for directory in done for row in found[directory]]
     if not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
   if config.grid.tune:

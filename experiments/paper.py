@@ -123,7 +123,9 @@ def run(planned: Sequence[Cell], names: Collection[str]) -> None:
       wanted.setdefault(cell.record, cell)
   missing = [cell for cell in wanted.values() if read(cell) is None]
   scores: dict[str, Any] = {}
-  for number, cell in enumerate(missing, start=1):
+  for number, cell in enumerate(cells.take(missing), start=1):
+    if read(cell) is not None:
+      continue  # Another process was faster.
     print(
       f"{cell.name}, seed {cell.seed}: cell {number} of {len(missing)}",
       flush=True,

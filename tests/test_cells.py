@@ -1,0 +1,65 @@
+"""Several processes at one plan."""
+
+import fcntl
+import subprocess
+import sys
+import threading
+
+import ml_collections
+
+from experiments import cells
+
+_HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def _plan(directory):
+  return [
+    cells.Cell(
+      config=ml_collections.ConfigDict(),
+      directory=directory / name,
+      training=directory / name[0],
+    )
+    for name in ("a", "b", "ax")
+  ]
+
+
+def test_a_plan_of_one_process_is_taken_in_its_order(tmp_path):
+  planned = _plan(tmp_path)
+  assert list(cells.take(planned)) == planned
+
+
+def test_what_another_process_works_at_comes_last(tmp_path):
+  planned = _plan(tmp_path)
+  taken = cells.take(planned)
+  (tmp_path / "a").mkdir()
+  with (tmp_path / "a/lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert next(taken) == planned[1]
+    rest = []
+    waiting = threading.Thread(target=lambda: rest.extend(taken))
+    waiting.start()
+    waiting.join(timeout=0.2)
+    assert waiting.is_alive()
+    assert not rest
+  waiting.join()
+  # Both of the cells that share a training were the other process's.
+  assert rest == [planned[0], planned[2]]
+
+
+def test_a_killed_process_frees_its_cell(tmp_path):
+  planned = _plan(tmp_path)[:1]
+  (tmp_path / "a").mkdir()
+  command = [sys.executable, "-c", _HOLD, str(tmp_path / "a/lock")]
+  with subprocess.Popen(
+    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+  ) as other:
+    assert other.stdout.readline() == b"held\n"
+    taken = cells.take(planned)
+    other.kill()
+    assert list(taken) == planned
