@@ -48,13 +48,13 @@ def get_config() -> ml_collections.ConfigDict:
   model.scan = False  # Stack the layers' parameters, and scan over them.
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.name = "adamw"
+  optimizer.name = "adamw"  # Or "sgd".
   optimizer.learning_rate = 1e-3  # At the end of the warm-up.
   optimizer.warmup_steps = 50
   optimizer.end_learning_rate = 0.0  # As a fraction of the peak.
   optimizer.weight_decay = 0.0  # On the matrices.
   optimizer.clip_norm = 1.0  # Of the gradient of the task loss.
-  optimizer.b1 = 0.9
+  optimizer.b1 = 0.9  # Of "sgd": its momentum.
   optimizer.b2 = 0.999
 
   # The rate term, see backslash_jax.backslash.

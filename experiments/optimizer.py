@@ -27,7 +27,7 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def create(
   config: ml_collections.ConfigDict, sharding: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """AdamW on the clipped gradient, with the rate term and pruning, if any.
+  """AdamW or SGD on the clipped gradient, with the rate term and pruning, if any.
 
   The clipping comes first, so that it bounds the task's gradient alone. A
   coupled rate goes through Adam's preconditioner together with it, a
@@ -40,7 +40,7 @@ def create(
   optimizer, rate, prune = config.optimizer, config.rate, config.prune
   chain = [
     optax.clip_by_global_norm(optimizer.clip_norm),
-    optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2),
+    _preconditioner(optimizer),
     optax.add_decayed_weights(optimizer.weight_decay, mask=bs.matrices),
     optax.scale_by_learning_rate(schedule(config)),
   ]
@@ -62,6 +62,13 @@ def create(
   if "structure" in config:
     return _structured(config, chain)
   return optax.chain(*chain)
+
+
+def _preconditioner(optimizer):
+  """What makes a step of the gradient, by `optimizer.name`."""
+  if optimizer.name == "sgd":
+    return optax.trace(decay=optimizer.b1)
+  return optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2)
 
 
 def _structured(config, chain):

@@ -55,7 +55,7 @@ _WANTED = {
   "model.width": _COUNT,
   "model.heads": _COUNT,
   "model.mlp": _COUNT,
-  "optimizer.name": _one_of("adamw"),
+  "optimizer.name": _one_of("adamw", "sgd"),
   "optimizer.learning_rate": _POSITIVE,
   "optimizer.warmup_steps": _NATURAL,
   "optimizer.end_learning_rate": ("in [0, 1]", lambda v: 0 <= v <= 1),

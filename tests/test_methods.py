@@ -1,5 +1,7 @@
 """What the fields of a config make of the chain and of the loss."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,26 @@ def _lmbdas(config):
 
 def _zeros(params):
   return params["a"]["kernel"] == 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_sgd_is_algorithm_1_as_it_is_written(momentum):
+  config = _config(
+    optimizer__name="sgd",
+    optimizer__b1=momentum,
+    optimizer__warmup_steps=0,
+    optimizer__clip_norm=1e9,
+    rate__lmbda=448.0,
+    rate__shape=1.0,
+    rate__epsilon=0.0,
+  )
+  _, history = _train(config, steps=2)
+  heavy = 0.0
+  for t, (before, after) in enumerate(itertools.pairwise(history)):
+    x = np.asarray(before["a"]["kernel"])  # Its task's gradient is itself.
+    heavy = momentum * heavy + x + np.sign(x)
+    wanted = x - optimizer.schedule(config)(t) * heavy
+    np.testing.assert_allclose(after["a"]["kernel"], wanted, rtol=1e-5)
 
 
 def test_balance_is_a_fraction_of_the_clipped_gradient():
