@@ -20,11 +20,13 @@ from configs import quickstart
 def add_structure(config: ml_collections.ConfigDict) -> None:
   """Adds the fields of the rate and the pruning of whole units."""
   config.structure = structure = ml_collections.ConfigDict()
-  structure.groups = ("mlp", "heads", "features")  # See experiments/groups.py.
+  # Units that the rate prices, see experiments/groups.py.
+  structure.groups = ("mlp", "heads", "features")
   structure.lmbda = 0.0  # Weight of the rate; see group_rate.group_rate.
   structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.
   structure.shape = config_dict.placeholder(float)  # None estimates nu.
-  structure.sparsity = 0.0  # Of the groups' parameters, removed gradually.
+  structure.pruned = ("mlp", "heads", "features")  # Units that are removed,
+  structure.sparsity = 0.0  # so much of their parameters, gradually.
   structure.begin_step = 0
   structure.end_step = 700
 

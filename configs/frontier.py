@@ -38,16 +38,19 @@ SMALL = (
   "round_l1",
   "round_dggr",
   "round_bits",
+  "bits_target",
 )
 PROFILES: dict[str, dict[str, Any]] = {
   "small": {
-    "balances": (0.5, 2.0),
+    "balances": (0.1, 0.3),
+    "targets": (0.6, 1.2),
     "decays": (1.0,),
     "sparsities": (0.5, 0.8),
     "mus": (0.1,),
   },
   "full": {
-    "balances": (0.3, 1.0, 3.0, 10.0),
+    "balances": (0.03, 0.1, 0.3, 1.0),
+    "targets": (0.5, 1.0, 1.5, 2.0),
     "decays": (0.3, 1.0, 3.0),
     "sparsities": (0.5, 0.7, 0.85),
     "mus": (0.05, 0.1, 0.2),
@@ -65,6 +68,7 @@ def add(
   learning_rates: Mapping[str, float],
   candidates: Sequence[float],
   small: Sequence[str] = SMALL,
+  **values: Sequence[float],
 ) -> None:
   """Gives config its `grid`.
 
@@ -77,6 +81,7 @@ def add(
       of config.
     candidates: the learning rates that tuning compares.
     small: the methods of the small grid.
+    **values: in the place of those of PROFILES.
   """
   if profile not in PROFILES:
     raise ValueError(
@@ -97,9 +102,8 @@ def add(
   grid.tune = False
   grid.learning_rates = tuple(candidates)
   grid.methods = ml_collections.ConfigDict()
-  found = methods(
-    config.total_steps, steps=steps, lambdas=lambdas, **PROFILES[profile]
-  )
+  values = {"steps": steps, "lambdas": lambdas} | PROFILES[profile] | values
+  found = methods(config.total_steps, **values)
   for name in small if profile == "small" else found:
     rate = learning_rates.get(name, config.optimizer.learning_rate)
     points = found[name]["points"]
@@ -117,6 +121,7 @@ def methods(
   total_steps: int,
   *,
   balances: Sequence[float],
+  targets: Sequence[float],
   steps: Sequence[float],
   lambdas: Sequence[float],
   decays: Sequence[float],
@@ -128,6 +133,7 @@ def methods(
   Args:
     total_steps: of a training.
     balances: how hard the rate pulls, `rate.balance`.
+    targets: bits per parameter at `rate.step`, to which lambda is found.
     steps: that the loss is shown, by rounding or noise.
     lambdas: of DGGR as released, which the learning rate does not scale.
     decays: weight decays.
@@ -156,9 +162,8 @@ def methods(
     "l1_proximal": method(
       RATES["l1"] | {"rate.placement": "proximal"}, balance
     ),
-    "round_l1_target": method(
-      RATES["l1"], {"rate.target": (1.0, 1.5, 2.0, 3.0)} | rounded
-    ),
+    "bits_target": method(RATES["bits"], {"rate.target": targets}),
+    "round_l1_target": method(RATES["l1"], {"rate.target": targets} | rounded),
     "prune": method(
       {"prune.end_step": max(1, 7 * total_steps // 10)},
       {"prune.sparsity": sparsities},

@@ -26,17 +26,17 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.model.name = "decoder"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 0.1
-  config.rate.step = 2.0**-4
+  config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
     config.total_steps = 400
-    config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(4, 10))
+    config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(6, 15))
   else:
-    config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(2, 14))
+    config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(4, 16))
   frontier.add(
     config,
     profile,
-    steps=(2.0**-3,) if is_small else (2.0**-4, 2.0**-3),
+    steps=(2.0**-5,) if is_small else (2.0**-5, 2.0**-4),
     lambdas=(40.0,) if is_small else (5.0, 15.0, 50.0, 150.0),
     learning_rates=LEARNING_RATES,
     candidates=(1e-3, 3e-3, 1e-2),

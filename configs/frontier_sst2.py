@@ -50,6 +50,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     lambdas=(300.0, 1000.0, 3000.0),
     learning_rates=LEARNING_RATES,
     candidates=(5e-5, 1e-4, 2e-4),
-    small=("normal", "rdo", "l1", "round_l1"),
+    small=("normal", "rdo", "qat", "l1", "bits", "round_bits"),
+    balances=(1.0, 3.0) if is_small else (0.3, 1.0, 3.0, 10.0),
   )
   return config

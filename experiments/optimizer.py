@@ -74,24 +74,28 @@ def _preconditioner(optimizer):
 def _structured(config, chain):
   """The chain with the rate and the pruning of whole units at its end."""
   own = config.structure
-  try:
-    units = groups.declare(config.model, own.groups)
-  except ValueError as error:
-    raise settings.UserError(f"config.structure.groups: {error}") from error
   if own.lmbda > 0:
     weight = optax.linear_schedule(0.0, own.lmbda, max(own.warmup_steps, 1))
     chain.append(
       group_rate.group_rate(
         weight,
-        units,
+        _units(config, "groups"),
         schedule(config),
         shape=own.shape,
         step=config.rate.step,
       )
     )
   if own.sparsity > 0:
+    units = _units(config, "pruned")
     chain.append(_pruning(own, config.prune.every, groups=units))
   return structure.clear_moments(optax.chain(*chain))
+
+
+def _units(config, field):
+  try:
+    return groups.declare(config.model, config.structure[field])
+  except ValueError as error:
+    raise settings.UserError(f"config.structure.{field}: {error}") from error
 
 
 def _pruning(fields, every, **options):

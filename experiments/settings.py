@@ -106,11 +106,22 @@ _WANTED = {
   "evaluate.coder": _one_of(*coders.NAMES),
 }
 
+# The same, of configs that have a `structure`; see configs/edge.py.
+_STRUCTURE = {
+  "structure.lmbda": _NOT_NEGATIVE,
+  "structure.warmup_steps": _NATURAL,
+  "structure.shape": ("None or in (0, 1]", lambda v: v is None or 0 < v <= 1),
+  "structure.sparsity": _FRACTION,
+  "structure.begin_step": _NATURAL,
+  "structure.end_step": _COUNT,
+}
+
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming every field whose value is not usable."""
   problems = []
-  for field, (wanted, is_good) in _WANTED.items():
+  fields = _WANTED | (_STRUCTURE if "structure" in config else {})
+  for field, (wanted, is_good) in fields.items():
     value = _get(config, field)
     try:
       good = is_good(value)
@@ -155,12 +166,13 @@ def _conflicts(config):
       "config.rate.keep_zeros is True, wanted config.rate.stop_step with it:"
       " the zeros of that step are kept"
     )
-  prune = config.prune
-  if prune.sparsity and prune.begin_step >= prune.end_step:
-    problems.append(
-      f"config.prune.begin_step is {prune.begin_step!r}, wanted less than"
-      f" config.prune.end_step, {prune.end_step!r}"
-    )
+  for name in ("prune", "structure"):
+    part = config.get(name)
+    if part and part.sparsity and part.begin_step >= part.end_step:
+      problems.append(
+        f"config.{name}.begin_step is {part.begin_step!r}, wanted less than"
+        f" config.{name}.end_step, {part.end_step!r}"
+      )
   return problems
 
 

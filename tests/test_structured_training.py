@@ -44,7 +44,11 @@ def _params(config):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "structure",
-  [{"lmbda": 1e5}, {"sparsity": 0.5, "end_step": 4}],
+  [
+    {"lmbda": 1e5},
+    {"sparsity": 0.5, "end_step": 4},
+    {"sparsity": 0.5, "end_step": 4, "pruned": ("mlp",), "groups": ("mlp",)},
+  ],
 )
 def test_units_end_at_zero_and_their_moments_are_cleared(structure):
   config = _config(**structure)
@@ -73,7 +77,20 @@ def test_units_end_at_zero_and_their_moments_are_cleared(structure):
   assert ("group_zeros" in metrics) == ("lmbda" in structure)
 
 
-def test_groups_that_there_are_not_are_an_error_of_the_config():
-  config = _config(groups=("mlp", "depth"))
-  with pytest.raises(settings.UserError, match=r"structure\.groups: .*depth"):
+@pytest.mark.parametrize(
+  ("field", "weight"), [("groups", "lmbda"), ("pruned", "sparsity")]
+)
+def test_groups_that_there_are_not_are_an_error_of_the_config(field, weight):
+  config = _config(**{field: ("mlp", "depth"), weight: 0.5})
+  with pytest.raises(settings.UserError, match=rf"structure\.{field}: .*depth"):
     optimizer.create(config)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("lmbda", -1.0), ("shape", 2.0), ("sparsity", 1.0), ("begin_step", 900)],
+)
+def test_bad_values_are_named(field, value):
+  config = _config(**{"sparsity": 0.5, field: value})
+  with pytest.raises(settings.UserError, match=rf"config\.structure\.{field}"):
+    settings.check(config)
