@@ -57,6 +57,8 @@ def write(
 ) -> None:
   """Writes frontier.csv, frontier.md and frontier.png into directory.
 
+  The tables of frontier.md are also in rates.md and accuracies.md.
+
   Args:
     rows: from `rows`, of all cells so far.
     grid: of the config.
@@ -70,6 +72,11 @@ def write(
     directory / "frontier.md",
     lambda file: file.write_text(_markdown(tables, grid, task)),
   )
+  for name, table in zip(("rates", "accuracies"), tables, strict=True):
+    text = report.markdown(table)
+    atomic.write(
+      directory / f"{name}.md", lambda file, text=text: file.write_text(text)
+    )
   atomic.write(
     directory / "frontier.png",
     lambda file: plots.write_frontier(file, curves, grid.baseline, task),

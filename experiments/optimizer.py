@@ -27,7 +27,7 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def create(
   config: ml_collections.ConfigDict, sharding: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """AdamW or SGD on the clipped gradient, with the rate term and pruning, if any.
+  """AdamW or SGD on the clipped gradient, with rate term and pruning, if any.
 
   The clipping comes first, so that it bounds the task's gradient alone. A
   coupled rate goes through Adam's preconditioner together with it, a

@@ -98,6 +98,8 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
   assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
   text = (tmp_path / "frontier.md").read_text()
   assert all(f"| {name} | " in text for name in methods)
+  for name in ("rates", "accuracies"):
+    assert (tmp_path / f"{name}.md").read_text() in text
 
   monkeypatch.setattr(train, "train", _refuse)
   assert frontier.run(config, tmp_path) == rows
