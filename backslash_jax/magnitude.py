@@ -44,13 +44,14 @@ def kept(
     params: tree of arrays.
     fraction: of the weights to remove, in [0, 1); may be traced.
     scope: "tensor" removes it of each tensor, "model" of all of them together.
+      With groups, it is each layer's units, or all of them together.
     block: removes it of each `block` consecutive weights of a unit's inputs
       (axis -2, for kernels [inputs, outputs]): a fraction of 0.5 and a block
-      of 4 leave 2 of 4. scope has no meaning then, nor with groups.
-    groups: removes whole units, those with the smallest root mean square of
-      all groups together, until the next one would be more than the fraction
-      of the parameters of the groups. Each layer keeps its largest unit. The
-      mask has no meaning then.
+      of 4 leave 2 of 4. scope has no meaning then.
+    groups: removes whole units, those with the smallest root mean square,
+      until the next one would be more than the fraction of the parameters
+      that are compared. Each layer keeps its largest unit. The mask has no
+      meaning then.
     mask: tree of bool, or a callable that makes one of params: the leaves to
       prune; None means `bs.matrices`.
 
@@ -63,7 +64,7 @@ def kept(
   """
   check(scope, block, groups)
   if groups is not None:
-    return _kept_units(params, fraction, grouping.bind(groups, params))
+    return _kept_units(params, fraction, grouping.bind(groups, params), scope)
   selected = rounding.selected_leaves(params, mask)
   if block is not None:
 
@@ -135,10 +136,29 @@ def _largest_of_blocks(path, x, fraction, block):
   return (rank >= count).reshape(x.shape)
 
 
-def _kept_units(params, fraction, units):
+def _kept_units(params, fraction, units, scope):
   """Where the weights of the largest units are, and what is in no group."""
   leaves = grouping.flatten(params)
   sizes = [grouping.magnitudes(u, leaves) for u in units]
+  if scope == "model":
+    thresholds = [_threshold_of_units(sizes, units, fraction)] * len(units)
+  else:
+    thresholds = [_threshold_of_layers(s, fraction) for s in sizes]
+  by_path = {}
+  for u, s, threshold in zip(units, sizes, thresholds, strict=True):
+    stays = (s > threshold) | (s == jnp.max(s, axis=-1, keepdims=True))
+    for part in u.parts:
+      by_path[part.path] = grouping.spread(u, part, stays)
+
+  def leaf(path, x):
+    stays = by_path.get(grouping.path_name(path))
+    return _all(x) if stays is None else jnp.broadcast_to(stays, x.shape)
+
+  return jax.tree.map_with_path(leaf, params)
+
+
+def _threshold_of_units(sizes, units, fraction):
+  """The same of all units; each counts as its parameters."""
   flat = jnp.concatenate([s.ravel() for s in sizes])
   weights = jnp.concatenate(
     [
@@ -149,15 +169,13 @@ def _kept_units(params, fraction, units):
   order = jnp.argsort(flat)
   removed = jnp.cumsum(weights[order])
   goes = removed <= fraction * jnp.sum(weights)
-  threshold = jnp.max(jnp.where(goes, flat[order], -1.0))
-  by_path = {}
-  for u, s in zip(units, sizes, strict=True):
-    stays = (s > threshold) | (s == jnp.max(s, axis=-1, keepdims=True))
-    for part in u.parts:
-      by_path[part.path] = grouping.spread(u, part, stays)
+  return jnp.max(jnp.where(goes, flat[order], -1.0))
 
-  def leaf(path, x):
-    stays = by_path.get(grouping.path_name(path))
-    return _all(x) if stays is None else jnp.broadcast_to(stays, x.shape)
 
-  return jax.tree.map_with_path(leaf, params)
+def _threshold_of_layers(sizes, fraction):
+  """The same of each layer's units, which are the last axis."""
+  # A float32 product may miss a whole number by its last digit.
+  count = jnp.floor(fraction * sizes.shape[-1] + 1e-4).astype(jnp.int32)
+  ordered = jnp.sort(sizes, axis=-1)
+  last = jnp.take(ordered, jnp.maximum(count - 1, 0), axis=-1)
+  return jnp.where(count > 0, last, -1.0)[..., None]

@@ -27,6 +27,7 @@ def add_structure(config: ml_collections.ConfigDict) -> None:
   structure.shape = config_dict.placeholder(float)  # None estimates nu.
   structure.pruned = ("mlp", "heads", "features")  # Units that are removed,
   structure.sparsity = 0.0  # so much of their parameters, gradually.
+  structure.scope = "tensor"  # Of each layer's units; "model": of all units.
   structure.begin_step = 0
   structure.end_step = 700
 

@@ -87,7 +87,9 @@ def _structured(config, chain):
     )
   if own.sparsity > 0:
     units = _units(config, "pruned")
-    chain.append(_pruning(own, config.prune.every, groups=units))
+    chain.append(
+      _pruning(own, config.prune.every, scope=own.scope, groups=units)
+    )
   return structure.clear_moments(optax.chain(*chain))
 
 

@@ -112,6 +112,7 @@ _STRUCTURE = {
   "structure.warmup_steps": _NATURAL,
   "structure.shape": ("None or in (0, 1]", lambda v: v is None or 0 < v <= 1),
   "structure.sparsity": _FRACTION,
+  "structure.scope": _one_of("tensor", "model"),
   "structure.begin_step": _NATURAL,
   "structure.end_step": _COUNT,
 }

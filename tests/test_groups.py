@@ -216,7 +216,9 @@ def test_two_of_four_stay_in_every_block_of_inputs():
 
 def test_units_are_pruned_whole_and_no_layer_is_emptied():
   tree = PARAMS | {"a": jax.tree.map(lambda x: x / 1000, PARAMS["a"])}
-  pruned = jax.device_get(_prune(tree, 0.6, groups=(MLP, ATTENTION)))
+  pruned = jax.device_get(
+    _prune(tree, 0.6, scope="model", groups=(MLP, ATTENTION))
+  )
   leaves = groups.flatten(pruned)
   gone = total = 0
   for u in groups.bind([MLP, ATTENTION], tree):
@@ -233,7 +235,25 @@ def test_units_are_pruned_whole_and_no_layer_is_emptied():
   np.testing.assert_array_equal(pruned["embedding"], tree["embedding"])
 
 
-@pytest.mark.parametrize("options", [{"groups": [MLP]}, {"block": 5}])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.6, 0.99])
+def test_every_layer_loses_its_smallest_units(fraction):
+  pruned = _prune(PARAMS, fraction, groups=(MLP, ATTENTION))
+  whole, left = groups.flatten(PARAMS), groups.flatten(pruned)
+  for u in groups.bind((MLP, ATTENTION), PARAMS):
+    before = np.asarray(groups.magnitudes(u, whole))
+    after = np.asarray(groups.magnitudes(u, left))
+    n = before.shape[-1]
+    count = min(int(fraction * n + 1e-4), n - 1)
+    assert np.all(np.sum(after == 0, axis=-1) == count)
+    wanted = np.where(
+      np.argsort(np.argsort(before, -1), -1) < count, 0.0, before
+    )
+    np.testing.assert_allclose(after, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "options", [{"groups": [MLP], "scope": "model"}, {"block": 5}]
+)
 def test_units_and_blocks_go_on_the_schedule_and_stay_away(options):
   mask = {"mask": jax.tree.map(lambda x: False, PARAMS)}
   if "block" in options:

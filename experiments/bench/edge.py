@@ -95,7 +95,7 @@ def prune(
       params = bs.load(cell.directory / cells.TRAINED)
       for kind, options in (
         ("weights", {"scope": "model"}),
-        ("units", {"groups": units}),
+        ("units", {"groups": units, "scope": "model"}),
       ):
         for rate in RATES:
           if (name, seed, kind, rate) in done:
@@ -171,7 +171,8 @@ def _prune_to(limit, cell, trained, folder):
   units = groups.declare(cell.config.model, cell.config.structure.groups)
 
   def at(rate):
-    return jax.device_get(magnitude.prune(params, rate, groups=units))
+    pruned = magnitude.prune(params, rate, scope="model", groups=units)
+    return jax.device_get(pruned)
 
   low, high = 0.0, 0.999
   for _ in range(8):
