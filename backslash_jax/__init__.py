@@ -8,6 +8,7 @@ from backslash_jax import ggd
 from backslash_jax.archive import ArchiveError, Report, inspect, load, save
 from backslash_jax.control import gradient_balance, target_rate
 from backslash_jax.moments import Moments, moments, shape_parameter
+from backslash_jax.recipe import recommended
 from backslash_jax.rounding import matrices, perturb, round_through
 from backslash_jax.transform import BackslashState, backslash
 
@@ -24,6 +25,7 @@ __all__ = [
   "matrices",
   "moments",
   "perturb",
+  "recommended",
   "round_through",
   "save",
   "shape_parameter",

@@ -152,3 +152,25 @@ def test_impossible_fractions_are_refused(fraction):
     bs.gradient_balance(fraction)
   with pytest.raises(ValueError, match="scope must be one of"):
     bs.gradient_balance(1.0, scope="layer")
+
+
+def test_the_recommended_recipe_is_a_target_for_bits_of_each_matrix():
+  key = jax.random.key(0)
+  params = {"w": jax.random.normal(key, (30, 20)), "b": jnp.ones(20)}
+  grads = jax.tree.map(lambda x: 0.3 * x + 1.0, params)
+  wanted = bs.backslash(
+    bs.target_rate(1.5), rate="bits", scope="tensor", step=STEP,
+    mask=bs.matrices,
+  )  # fmt: skip
+  found = bs.recommended(bits=1.5, step=STEP)
+  states = [tx.init(params) for tx in (wanted, found)]
+  for _ in range(2):
+    one, states[0] = wanted.update(grads, states[0], params)
+    other, states[1] = found.update(grads, states[1], params)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+  np.testing.assert_array_equal(other["b"], grads["b"])
+  assert np.any(other["w"] != grads["w"])
+  with pytest.raises(ValueError, match="bits must be in"):
+    bs.recommended(bits=0.0)
+  with pytest.raises(ValueError, match="scope"):
+    bs.recommended(bits=1.0, scope="layer")
