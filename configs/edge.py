@@ -7,14 +7,15 @@ seed alone:
 
 python -m experiments.main --config=configs/edge.py --workdir=runs/edge/seed0
 
-Hardware: two CPU cores. 400 steps, fewer than the quickstart's 1000, so that
-three seeds of four arms are affordable: 40 seconds each, and compilation.
+Hardware: two CPU cores. 600 steps, fewer than the quickstart's 1000, so that
+three seeds of four arms are affordable.
 """
 
 import ml_collections
 from ml_collections import config_dict
 
 from configs import quickstart
+from experiments import groups
 
 
 def add_structure(config: ml_collections.ConfigDict) -> None:
@@ -25,9 +26,8 @@ def add_structure(config: ml_collections.ConfigDict) -> None:
   structure.lmbda = 0.0  # Weight of the rate; see group_rate.group_rate.
   structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.
   structure.shape = config_dict.placeholder(float)  # None estimates nu.
-  structure.pruned = ("mlp", "heads", "features")  # Units that are removed,
-  structure.sparsity = 0.0  # so much of their parameters, gradually.
-  structure.scope = "tensor"  # Of each layer's units; "model": of all units.
+  # Fraction of each layer's units that is removed gradually.
+  structure.pruned = ml_collections.ConfigDict(dict.fromkeys(groups.NAMES, 0.0))
   structure.begin_step = 0
   structure.end_step = 700
 
@@ -35,24 +35,26 @@ def add_structure(config: ml_collections.ConfigDict) -> None:
 def get_config() -> ml_collections.ConfigDict:
   config = quickstart.get_config()
   add_structure(config)
-  config.total_steps = 400
-  config.eval_every = 400
-  config.checkpoint_every = 400
-  config.evaluate.steps = (2.0**-4, 2.0**-5, 2.0**-5.5)
+  config.total_steps = 600
+  config.eval_every = 600
+  config.checkpoint_every = 600
+  config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(9, 14))
   config.evaluate.pruning_rates = ()
+  recommended = {"rate": "bits", "scope": "tensor", "target": 0.8}
   config.arms = ml_collections.ConfigDict()
   config.arms.normal = ml_collections.ConfigDict()
   config.arms.l1 = ml_collections.ConfigDict(
-    {"rate": {"lmbda": 4.0, "shape": 1.0}, "round_step": 2.0**-4}
+    {"rate": {"shape": 1.0, "balance": 0.1}}
   )
-  config.arms.backslash = ml_collections.ConfigDict(
-    {"rate": {"lmbda": 4.0}, "round_step": 2.0**-4}
-  )
+  config.arms.backslash = ml_collections.ConfigDict({"rate": recommended})
   config.arms.structured = ml_collections.ConfigDict(
     {
-      "rate": {"lmbda": 4.0},
-      "round_step": 2.0**-4,
-      "structure": {"lmbda": 2.5e4, "warmup_steps": 100},
+      "rate": recommended,
+      "structure": {
+        "pruned": {"mlp": 0.9, "heads": 0.75, "features": 0.25},
+        "begin_step": 50,
+        "end_step": 400,
+      },
     }
   )
   return config

@@ -38,6 +38,8 @@ SMALL = (
   "round_l1",
   "round_dggr",
   "round_bits",
+  "l1_target",
+  "dggr_target",
   "bits_target",
 )
 PROFILES: dict[str, dict[str, Any]] = {
@@ -162,7 +164,6 @@ def methods(
     "l1_proximal": method(
       RATES["l1"] | {"rate.placement": "proximal"}, balance
     ),
-    "bits_target": method(RATES["bits"], {"rate.target": targets}),
     "round_l1_target": method(RATES["l1"], {"rate.target": targets} | rounded),
     "prune": method(
       {"prune.end_step": max(1, 7 * total_steps // 10)},
@@ -182,6 +183,7 @@ def methods(
   }
   for name, fields in RATES.items():
     found[name] = method(fields, balance)
+    found[f"{name}_target"] = method(fields, {"rate.target": targets})
     found[f"round_{name}"] = method(fields, balance | rounded)
     found[f"noise_{name}"] = method(fields, balance | noisy)
   return found

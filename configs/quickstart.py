@@ -2,9 +2,9 @@
 
 BackSlash (Wu, Wen & Han, ICML 2025, arXiv 2504.16968) at laptop size: a byte
 level Transformer encoder tells 20 modules of Python's standard library apart
-by 128 bytes of their source. The first training is normal. The second pays for
-the paper's rate, and its loss sees the weights rounded to the step that its
-file is coded with. Both are coded, and the report compares them.
+by 128 bytes of their source. The first training is normal. The second has the
+recommended recipe, `bs.recommended`: it is asked for a file of one bit per
+parameter. Both are coded, and the report compares them.
 
 python -m experiments.main --config=configs/quickstart.py \
   --workdir=runs/quickstart
@@ -23,12 +23,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 500
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 0.1
-  config.rate.step = 2.0**-4
-  # From 2^-1.5 in steps of sqrt(2) to 2^-6.
-  config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(3, 13))
+  config.rate.step = 2.0**-6
+  # From 2^-1.5 in steps of sqrt(2) to 2^-7.
+  config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(3, 15))
   config.evaluate.pruning_rates = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
   config.arms.normal = ml_collections.ConfigDict()
   config.arms.backslash = ml_collections.ConfigDict(
-    {"rate": {"lmbda": 4.0}, "round_step": 2.0**-4}
+    {"rate": {"rate": "bits", "scope": "tensor", "target": 1.0}}
   )
   return config

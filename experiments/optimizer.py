@@ -9,7 +9,7 @@ import optax
 
 import backslash_jax as bs
 from backslash_jax import control, group_rate, proximal, structure
-from experiments import groups, settings
+from experiments import groups
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -58,7 +58,7 @@ def create(
   if rate.keep_zeros:
     chain.append(structure.keep_zeros(rate.step, rate.stop_step))
   if prune.sparsity > 0:
-    chain.append(_pruning(prune, prune.every))
+    chain.append(_pruning(prune, prune.sparsity, prune.every))
   if "structure" in config:
     return _structured(config, chain)
   return optax.chain(*chain)
@@ -79,35 +79,23 @@ def _structured(config, chain):
     chain.append(
       group_rate.group_rate(
         weight,
-        _units(config, "groups"),
+        groups.declare(config.model, own.groups),
         schedule(config),
         shape=own.shape,
         step=config.rate.step,
       )
     )
-  if own.sparsity > 0:
-    units = _units(config, "pruned")
-    chain.append(
-      _pruning(own, config.prune.every, scope=own.scope, groups=units)
-    )
+  for name, fraction in own.pruned.items():
+    if fraction > 0:
+      units = groups.declare(config.model, [name])
+      chain.append(_pruning(own, fraction, config.prune.every, groups=units))
   return structure.clear_moments(optax.chain(*chain))
 
 
-def _units(config, field):
-  try:
-    return groups.declare(config.model, config.structure[field])
-  except ValueError as error:
-    raise settings.UserError(f"config.structure.{field}: {error}") from error
-
-
-def _pruning(fields, every, **options):
-  """The gradual pruning that `prune` or `structure` describes."""
+def _pruning(fields, sparsity, every, **options):
+  """The gradual pruning in the time that `prune` or `structure` says."""
   return structure.gradual_pruning(
-    fields.sparsity,
-    fields.end_step,
-    begin=fields.begin_step,
-    every=every,
-    **options,
+    sparsity, fields.end_step, begin=fields.begin_step, every=every, **options
   )
 
 

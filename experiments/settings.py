@@ -12,6 +12,7 @@ import ml_collections
 from flax import traverse_util
 
 from backslash_jax.coding import coders
+from experiments import groups
 
 
 class UserError(Exception):
@@ -108,13 +109,16 @@ _WANTED = {
 
 # The same, of configs that have a `structure`; see configs/edge.py.
 _STRUCTURE = {
+  "structure.groups": (
+    f"a list of some of {', '.join(groups.NAMES)}",
+    lambda v: set(v) <= set(groups.NAMES),
+  ),
   "structure.lmbda": _NOT_NEGATIVE,
   "structure.warmup_steps": _NATURAL,
   "structure.shape": ("None or in (0, 1]", lambda v: v is None or 0 < v <= 1),
-  "structure.sparsity": _FRACTION,
-  "structure.scope": _one_of("tensor", "model"),
   "structure.begin_step": _NATURAL,
   "structure.end_step": _COUNT,
+  **{f"structure.pruned.{name}": _FRACTION for name in groups.NAMES},
 }
 
 
@@ -169,7 +173,7 @@ def _conflicts(config):
     )
   for name in ("prune", "structure"):
     part = config.get(name)
-    if part and part.sparsity and part.begin_step >= part.end_step:
+    if part and part.begin_step >= part.end_step:
       problems.append(
         f"config.{name}.begin_step is {part.begin_step!r}, wanted less than"
         f" config.{name}.end_step, {part.end_step!r}"

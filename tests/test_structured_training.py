@@ -46,8 +46,8 @@ def _params(config):
   "structure",
   [
     {"lmbda": 1e5},
-    {"sparsity": 0.5, "end_step": 4},
-    {"sparsity": 0.5, "end_step": 4, "pruned": ("mlp",), "groups": ("mlp",)},
+    {"pruned": {"mlp": 0.5}, "end_step": 4},
+    {"pruned": {"heads": 0.5, "features": 0.3}, "end_step": 4},
   ],
 )
 def test_units_end_at_zero_and_their_moments_are_cleared(structure):
@@ -78,19 +78,17 @@ def test_units_end_at_zero_and_their_moments_are_cleared(structure):
 
 
 @pytest.mark.parametrize(
-  ("field", "weight"), [("groups", "lmbda"), ("pruned", "sparsity")]
-)
-def test_groups_that_there_are_not_are_an_error_of_the_config(field, weight):
-  config = _config(**{field: ("mlp", "depth"), weight: 0.5})
-  with pytest.raises(settings.UserError, match=rf"structure\.{field}: .*depth"):
-    optimizer.create(config)
-
-
-@pytest.mark.parametrize(
   ("field", "value"),
-  [("lmbda", -1.0), ("shape", 2.0), ("sparsity", 1.0), ("begin_step", 900)],
+  [
+    ("lmbda", -1.0),
+    ("shape", 2.0),
+    ("groups", ("mlp", "depth")),
+    ("pruned.heads", 1.0),
+    ("begin_step", 900),
+  ],
 )
 def test_bad_values_are_named(field, value):
-  config = _config(**{"sparsity": 0.5, field: value})
+  config = _config()
+  config.update_from_flattened_dict({f"structure.{field}": value})
   with pytest.raises(settings.UserError, match=rf"config\.structure\.{field}"):
     settings.check(config)
