@@ -12,9 +12,9 @@ def recommended(
 ) -> optax.GradientTransformationExtraArgs:
   """Trains towards a file of so many bits per parameter.
 
-  The code length in bits, each tensor under its own scale, weighted by a
-  controller that closes in on the target: of all methods in docs/frontier.md
-  what gave the smallest files at equal accuracy. No weight has to be tuned.
+  The L1 norm of the matrices, weighted by a controller that closes in on the
+  target: of all methods in docs/frontier.md the one that gave the smallest
+  files at equal accuracy. No weight has to be tuned.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))
@@ -23,17 +23,15 @@ def recommended(
     bits: of the matrices, per parameter, in (0, 32): what they take when they
       are quantized with `step`. Biases and scales are in the file exactly.
     step: quantization step of the file, as for `bs.save`: so fine that
-      rounding to it alone costs nothing. Coarser files lose accuracy, and
-      fewer bits at a fine step lose less of it.
+      rounding to it alone costs nothing. Fewer bits at a fine step lose less
+      accuracy than the same file by a coarser step.
     **options: further ones of `bs.backslash`.
 
   Returns:
-    `backslash` with rate "bits", scope "tensor", the target and the matrices.
+    `bs.backslash` with the target, shape 1 and the matrices.
 
   Raises:
     ValueError: for an argument out of its range.
   """
-  chosen = {"rate": "bits", "scope": "tensor", "mask": rounding.matrices}
-  return transform.backslash(
-    control.target_rate(bits), step=step, **chosen | options
-  )
+  chosen = {"shape": 1.0, "mask": rounding.matrices} | options
+  return transform.backslash(control.target_rate(bits), step=step, **chosen)

@@ -40,16 +40,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 600
   config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(9, 14))
   config.evaluate.pruning_rates = ()
-  recommended = {"rate": "bits", "scope": "tensor", "target": 0.8}
+  bits = {"rate": "bits", "scope": "tensor", "target": 0.8}
   config.arms = ml_collections.ConfigDict()
   config.arms.normal = ml_collections.ConfigDict()
   config.arms.l1 = ml_collections.ConfigDict(
     {"rate": {"shape": 1.0, "balance": 0.1}}
   )
-  config.arms.backslash = ml_collections.ConfigDict({"rate": recommended})
+  config.arms.backslash = ml_collections.ConfigDict({"rate": bits})
   config.arms.structured = ml_collections.ConfigDict(
     {
-      "rate": recommended,
+      "rate": bits,
       "structure": {
         "pruned": {"mlp": 0.9, "heads": 0.75, "features": 0.25},
         "begin_step": 50,

@@ -29,6 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluate.pruning_rates = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
   config.arms.normal = ml_collections.ConfigDict()
   config.arms.backslash = ml_collections.ConfigDict(
-    {"rate": {"rate": "bits", "scope": "tensor", "target": 1.0}}
+    {"rate": {"shape": 1.0, "target": 1.0}}
   )
   return config

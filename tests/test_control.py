@@ -154,14 +154,13 @@ def test_impossible_fractions_are_refused(fraction):
     bs.gradient_balance(1.0, scope="layer")
 
 
-def test_the_recommended_recipe_is_a_target_for_bits_of_each_matrix():
+def test_the_recommended_recipe_is_a_target_for_the_l1_norm_of_the_matrices():
   key = jax.random.key(0)
   params = {"w": jax.random.normal(key, (30, 20)), "b": jnp.ones(20)}
   grads = jax.tree.map(lambda x: 0.3 * x + 1.0, params)
   wanted = bs.backslash(
-    bs.target_rate(1.5), rate="bits", scope="tensor", step=STEP,
-    mask=bs.matrices,
-  )  # fmt: skip
+    bs.target_rate(1.5), shape=1.0, step=STEP, mask=bs.matrices
+  )
   found = bs.recommended(bits=1.5, step=STEP)
   states = [tx.init(params) for tx in (wanted, found)]
   for _ in range(2):
