@@ -1,12 +1,13 @@
 """How each rate pulls on a weight, and what it does to nu while training runs.
 
-python -m experiments.gradients GRID OUT.png
+python -m experiments.gradients GRID OUT.png --cells normal-only l1-0p1
 
 GRID is the workdir of a grid of experiments.frontier. The left half draws the
 pull on a weight of so many steps, from the formulas: for a tensor with nu 0.7
 whose root mean square is two steps, each rate scaled to a root mean square pull
 of one, as `bs.gradient_balance` scales it. The right half draws nu against the
-step, as GRID's trainings of one seed logged it.
+step, as GRID's trainings of one seed logged it: of all matrices together, or,
+for rates of scope "tensor", the mean over them.
 """
 
 import argparse
@@ -34,12 +35,13 @@ def main():
   parser.add_argument("grid", type=pathlib.Path)
   parser.add_argument("out", type=pathlib.Path)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--cells", nargs="+", help="by default all")
   options = parser.parse_args()
   figure, (left, right) = pyplot.subplots(
     1, 2, figsize=(12, 4.5), layout="constrained"
   )
   _draw_pulls(left)
-  _draw_nu(right, options.grid, options.seed)
+  _draw_nu(right, options.grid, options.seed, options.cells)
   figure.savefig(options.out, dpi=120)
 
 
@@ -75,21 +77,21 @@ def _draw_pulls(axis):
   axis.legend()
 
 
-def _draw_nu(axis, grid, seed):
+def _draw_nu(axis, grid, seed, cells):
   histories = {}
   for path in sorted(grid.glob(f"cells/*-seed{seed}/metrics.jsonl")):
     records = [json.loads(line) for line in path.read_text().splitlines()]
     train = [r for r in records if r["split"] == "train"]
-    if train:
-      name = path.parent.name.removesuffix(f"-seed{seed}")
+    name = path.parent.name.removesuffix(f"-seed{seed}")
+    if train and (not cells or name in cells):
       histories[name] = np.array([(r["step"], r["nu"]) for r in train])
   if not histories:
-    raise SystemExit(f"{grid} has no cells/*-seed{seed}/metrics.jsonl")
+    raise SystemExit(f"{grid} has no such cells/*-seed{seed}/metrics.jsonl")
   for i, (name, history) in enumerate(histories.items()):
     style = ("-", "--", ":", "-.")[i // 10 % 4]
     axis.plot(*history.T, style, color=f"C{i % 10}", label=name, linewidth=1)
   axis.set_xlabel("step")
-  axis.set_ylabel("nu of all matrices")
+  axis.set_ylabel("nu")
   axis.set_title(f"shape during training, seed {seed}")
   axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
 
