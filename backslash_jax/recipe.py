@@ -8,7 +8,11 @@ from backslash_jax import control, rounding, transform
 
 
 def recommended(
-  bits: float, *, step: float = 2**-6, **options: Any
+  bits: float,
+  *,
+  step: float = 2**-6,
+  mask: rounding.Mask | None = rounding.matrices,
+  **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Trains towards a file of so many bits per parameter.
 
@@ -20,18 +24,21 @@ def recommended(
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))
 
   Args:
-    bits: of the matrices, per parameter, in (0, 32): what they take when they
+    bits: of the priced leaves, per parameter, in (0, 32): what they take when they
       are quantized with `step`. Biases and scales are in the file exactly.
     step: quantization step of the file, as for `bs.save`: so fine that
       rounding to it alone costs nothing. Fewer bits at a fine step lose less
       accuracy than the same file by a coarser step.
+    mask: the leaves that are priced, as in `bs.backslash`; their bits are
+      what is asked for.
     **options: further ones of `bs.backslash`.
 
   Returns:
-    `bs.backslash` with the target, shape 1 and the matrices.
+    `bs.backslash` with the target and shape 1.
 
   Raises:
     ValueError: for an argument out of its range.
   """
-  chosen = {"shape": 1.0, "mask": rounding.matrices} | options
-  return transform.backslash(control.target_rate(bits), step=step, **chosen)
+  return transform.backslash(
+    control.target_rate(bits), shape=1.0, step=step, mask=mask, **options
+  )

@@ -4,10 +4,10 @@ python -m experiments.frontier --config=configs/frontier_modules.py:small \
   --workdir=runs/frontier_modules
 ":full" in the place of ":small" is every method and point, with three seeds.
 
-Hardware: two CPU cores. Time, computed from 0.1 s for a training step, 3 s for
-evaluating a coded step and 15 s to compile: small, 42 trainings of 400 steps,
-each coded with 8 steps, (40 + 24 + 15) s each, 55 minutes; full, 522 trainings
-of 1000 steps, each coded with 12, 22 hours. Learning rates are tuned on the
+Hardware: two CPU cores. Time: small, 54 trainings of 600 steps, each coded with
+9 steps; the first seed took about 50 minutes on one of the cores, the other
+busy, so that two processes need an hour. full, three seeds of every method and
+point and 1000 steps, is for many cores. Learning rates are tuned on the
 validation split by --config.grid.tune=True, with another --workdir.
 """
 

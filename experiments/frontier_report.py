@@ -57,7 +57,7 @@ def write(
 ) -> None:
   """Writes frontier.csv, frontier.md and frontier.png into directory.
 
-  The tables of frontier.md are also in rates.md and accuracies.md.
+  The tables of frontier.md are also in rates.md, accuracies.md and best.md.
 
   Args:
     rows: from `rows`, of all cells so far.
@@ -72,7 +72,7 @@ def write(
     directory / "frontier.md",
     lambda file: file.write_text(_markdown(tables, grid, task)),
   )
-  for name, table in zip(("rates", "accuracies"), tables, strict=True):
+  for name, table in tables.items():
     text = report.markdown(table)
     atomic.write(
       directory / f"{name}.md", lambda file, text=text: file.write_text(text)
@@ -96,36 +96,25 @@ def make_curves(rows: Iterable[Row]) -> Curves:
 
 def make_tables(
   curves: Curves, grid: ml_collections.ConfigDict, task: str
-) -> list[report.Table]:
-  """Rates at equal accuracy, and accuracies at equal rate.
+) -> dict[str, report.Table]:
+  """Rates at equal accuracy, accuracies at equal rate, and the best method's.
 
   Args:
     curves: of `make_curves`; those of the baseline are compared with, seed by
       seed.
-    grid: its fields baseline, bits and floor.
+    grid: its fields baseline, best, bits and floor.
     task: its name.
+
+  Returns:
+    The tables "rates", "accuracies" and, where `best` was run, "best".
   """
   baseline = curves[grid.baseline]
+  floors = {s: grid.floor * curve.metric[-1] for s, curve in baseline.items()}
   differences, accuracies = [], []
   for method, own in curves.items():
     seeds = [s for s in own if s in baseline]
-    found = [
-      bjontegaard.rate_difference(
-        baseline[s], own[s], low=grid.floor * baseline[s].metric[-1]
-      )
-      for s in seeds
-    ]
-    good = [f for f in found if f is not None]
-    compared = "no overlap"
-    if good:
-      low, high = (
-        100 * statistics.mean(x)
-        for x in zip(*[f[1:] for f in good], strict=True)
-      )
-      compared = f"{low:.1f} to {high:.1f}"
     differences.append(
-      [method, f"{len(good)} of {len(seeds)}"]
-      + [report.spread([f.percent for f in good], "+.1f"), compared]
+      [method, *_difference(baseline, own, floors)]
       + [
         report.spread(
           [_at_equal_metric(baseline[s], own[s], b) for s in seeds], "+.1f"
@@ -141,16 +130,47 @@ def make_tables(
       ]
     )
   at = [f"at {b:g} bits" for b in grid.bits]
-  return [
-    report.Table(
+  mean = ["seeds", "mean", "accuracies"]
+  tables = {
+    "rates": report.Table(
       f"{task}: % of rate at equal accuracy, against {grid.baseline}",
-      ["method", "seeds", "mean", "accuracies", *at],
+      ["method", *mean, *at],
       differences,
     ),
-    report.Table(
+    "accuracies": report.Table(
       f"{task}: test accuracy, %", ["method", "seeds", *at], accuracies
     ),
+  }
+  best = curves.get(grid.best)
+  if best:
+    tables["best"] = report.Table(
+      f"{task}: % of rate at equal accuracy, {grid.best} against the others",
+      ["against", *mean],
+      [
+        [method, *_difference(own, best, floors)]
+        for method, own in curves.items()
+        if method != grid.best
+      ],
+    )
+  return tables
+
+
+def _difference(baseline, own, floors):
+  """Seeds compared, mean difference of the rate, accuracies in common."""
+  seeds = [s for s in own if s in baseline and s in floors]
+  found = [
+    bjontegaard.rate_difference(baseline[s], own[s], low=floors[s])
+    for s in seeds
   ]
+  good = [f for f in found if f is not None]
+  compared = "no overlap"
+  if good:
+    low, high = (
+      100 * statistics.mean(x) for x in zip(*[f[1:] for f in good], strict=True)
+    )
+    compared = f"{low:.1f} to {high:.1f}"
+  percents = report.spread([f.percent for f in good], "+.1f")
+  return [f"{len(good)} of {len(seeds)}", percents, compared]
 
 
 def tuned(rows: Iterable[Row], bits: Sequence[float]) -> dict[str, Any]:
@@ -215,7 +235,7 @@ Behind ± is the standard deviation over the seeds.
 def _markdown(tables, grid, task):
   legend = _LEGEND.format(floor=grid.floor, baseline=grid.baseline)
   parts = [f"# The frontier of {task}\n", legend]
-  parts += [report.markdown(table) for table in tables]
+  parts += [report.markdown(table) for table in tables.values()]
   parts.append("![Accuracy against bits per parameter](frontier.png)\n")
   return "\n".join(parts)
 
