@@ -24,8 +24,8 @@ def recommended(
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))
 
   Args:
-    bits: of the priced leaves, per parameter, in (0, 32): what they take when they
-      are quantized with `step`. Biases and scales are in the file exactly.
+    bits: of the priced leaves, per parameter, in (0, 32): what they take when
+      they are quantized with `step`. The others are in the file exactly.
     step: quantization step of the file, as for `bs.save`: so fine that
       rounding to it alone costs nothing. Fewer bits at a fine step lose less
       accuracy than the same file by a coarser step.
