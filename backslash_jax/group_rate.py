@@ -147,12 +147,16 @@ def group_rate(
 
     updates = jax.tree.map_with_path(step_to, updates, params, ended)
     zeros = sum(
-      jnp.sum(f == 0) * u.size for f, u in zip(factors, units, strict=True)
+      jnp.sum(f == 0) * float(u.size)
+      for f, u in zip(factors, units, strict=True)
     )
-    total = sum(f.size * u.size for f, u in zip(factors, units, strict=True))
+    # Floats, because JAX takes no integer of 2^31 and more.
+    total = float(
+      sum(f.size * u.size for f, u in zip(factors, units, strict=True))
+    )
     count = jnp.asarray(optax.safe_increment(state.count))
     return updates, GroupRateState(
-      count, jnp.asarray(nu), jnp.float32(zeros / max(total, 1))
+      count, jnp.asarray(nu), jnp.float32(zeros / max(total, 1.0))
     )
 
   return optax.GradientTransformationExtraArgs(init, update)

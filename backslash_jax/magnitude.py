@@ -109,7 +109,7 @@ def _all(x):
 
 def _threshold(sizes, fraction):
   """What the elements to remove are no larger than; -1 if there are none."""
-  count = jnp.floor(fraction * sizes.size).astype(jnp.int32)
+  count = jnp.floor(fraction * float(sizes.size)).astype(jnp.int32)
   ordered = jnp.sort(sizes)
   return jnp.where(count > 0, ordered[jnp.maximum(count - 1, 0)], -1.0)
 

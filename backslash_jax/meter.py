@@ -68,10 +68,13 @@ def bits_per_parameter(
     float32 scalar; 0 where there is no parameter.
   """
   leaves, shardings = split(params, sharding)
-  total = sum(x.size for x in leaves)
+  # Floats, because JAX takes no integer of 2^31 and more.
+  total = float(sum(x.size for x in leaves))
   if total == 0:
     return jnp.zeros([], jnp.float32)
-  bits = sharded.add_up(leaves, shardings, lambda x: x.size * entropy(x, step))
+  bits = sharded.add_up(
+    leaves, shardings, lambda x: float(x.size) * entropy(x, step)
+  )
   return bits / total
 
 

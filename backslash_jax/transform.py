@@ -145,7 +145,8 @@ def backslash(
   def gradients(leaves, nu, alpha):
     """grad R of each leaf, float32."""
     paid = nu if shape is None else shape
-    total = max(sum(x.size for x in leaves), 1)
+    # A float, because JAX takes no integer of 2^31 and more.
+    total = float(max(sum(x.size for x in leaves), 1))
     if rate == "code_length":
       shapes = jnp.broadcast_to(jnp.float32(paid), alpha.shape)
       return [

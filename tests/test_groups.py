@@ -235,6 +235,21 @@ def test_units_are_pruned_whole_and_no_layer_is_emptied():
   np.testing.assert_array_equal(pruned["embedding"], tree["embedding"])
 
 
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda rows: group_rate.group_rate(1.0, [rows], 1e-3),
+    lambda rows: structure.gradual_pruning(0.5, 4, groups=[rows]),
+  ],
+)
+def test_there_may_be_more_parameters_than_an_int32_counts(make):
+  tree = {"embedding": jax.ShapeDtypeStruct((2**18, 2**14), jnp.bfloat16)}
+  tx = make(groups.Group("rows", (groups.Slice("embedding", -2),)))
+  state = jax.eval_shape(tx.init, tree)
+  updates, _ = jax.eval_shape(tx.update, tree, state, tree)
+  assert updates == tree
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.6, 0.99])
 def test_every_layer_loses_its_smallest_units(fraction):
   pruned = _prune(PARAMS, fraction, groups=(MLP, ATTENTION))

@@ -103,6 +103,18 @@ def test_an_update_in_place_copies_no_parameters(arguments):
   assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.size
 
 
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_there_may_be_more_parameters_than_an_int32_counts(name):
+  tree = {
+    "a": jax.ShapeDtypeStruct((2**16, 2**16), jnp.bfloat16),
+    "b": jax.ShapeDtypeStruct((2**16, 2**15), jnp.bfloat16),
+  }
+  tx = bs.backslash(bs.target_rate(2.0), **VARIANTS[name])
+  state = jax.eval_shape(tx.init, tree)
+  updates, _ = jax.eval_shape(tx.update, tree, state, tree)
+  assert updates == tree
+
+
 def test_a_mask_is_not_priced_and_does_not_count():
   tx = bs.backslash(1.0, shape=1.0, mask=bs.matrices)
   updates, _ = _update(tx, PARAMS)
