@@ -107,11 +107,18 @@ def _all(x):
   return jnp.ones(x.shape, bool)
 
 
+def _count(fraction, size):
+  """How many of so many are removed, int32."""
+  # A float32 product may miss a whole number by its last digit.
+  return jnp.floor(fraction * float(size) + 1e-4).astype(jnp.int32)
+
+
 def _threshold(sizes, fraction):
-  """What the elements to remove are no larger than; -1 if there are none."""
-  count = jnp.floor(fraction * float(sizes.size)).astype(jnp.int32)
-  ordered = jnp.sort(sizes)
-  return jnp.where(count > 0, ordered[jnp.maximum(count - 1, 0)], -1.0)
+  """What those to remove of the last axis are no larger than; -1 if none."""
+  count = _count(fraction, sizes.shape[-1])
+  ordered = jnp.sort(sizes, axis=-1)
+  last = jnp.take(ordered, jnp.maximum(count - 1, 0), axis=-1)
+  return jnp.where(count > 0, last, -1.0)
 
 
 def _largest(x, fraction):
@@ -130,8 +137,7 @@ def _largest_of_blocks(path, x, fraction, block):
     )
   blocks = x.shape[:-2] + (x.shape[-2] // block, block, x.shape[-1])
   size = jnp.abs(x).reshape(blocks)
-  # A float32 product may miss a whole number by its last digit.
-  count = jnp.floor(jnp.float32(fraction) * block + 1e-4).astype(jnp.int32)
+  count = _count(fraction, block)
   rank = jnp.argsort(jnp.argsort(size, axis=-2), axis=-2)
   return (rank >= count).reshape(x.shape)
 
@@ -143,7 +149,7 @@ def _kept_units(params, fraction, units, scope):
   if scope == "model":
     thresholds = [_threshold_of_units(sizes, units, fraction)] * len(units)
   else:
-    thresholds = [_threshold_of_layers(s, fraction) for s in sizes]
+    thresholds = [_threshold(s, fraction)[..., None] for s in sizes]
   by_path = {}
   for u, s, threshold in zip(units, sizes, thresholds, strict=True):
     stays = (s > threshold) | (s == jnp.max(s, axis=-1, keepdims=True))
@@ -158,7 +164,7 @@ def _kept_units(params, fraction, units, scope):
 
 
 def _threshold_of_units(sizes, units, fraction):
-  """The same of all units; each counts as its parameters."""
+  """The same of all units together; each counts as its parameters."""
   flat = jnp.concatenate([s.ravel() for s in sizes])
   weights = jnp.concatenate(
     [
@@ -170,12 +176,3 @@ def _threshold_of_units(sizes, units, fraction):
   removed = jnp.cumsum(weights[order])
   goes = removed <= fraction * jnp.sum(weights)
   return jnp.max(jnp.where(goes, flat[order], -1.0))
-
-
-def _threshold_of_layers(sizes, fraction):
-  """The same of each layer's units, which are the last axis."""
-  # A float32 product may miss a whole number by its last digit.
-  count = jnp.floor(fraction * sizes.shape[-1] + 1e-4).astype(jnp.int32)
-  ordered = jnp.sort(sizes, axis=-1)
-  last = jnp.take(ordered, jnp.maximum(count - 1, 0), axis=-1)
-  return jnp.where(count > 0, last, -1.0)[..., None]

@@ -15,7 +15,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import quickstart
-from experiments import groups
 
 
 def add_structure(config: ml_collections.ConfigDict) -> None:
@@ -27,7 +26,9 @@ def add_structure(config: ml_collections.ConfigDict) -> None:
   structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.
   structure.shape = config_dict.placeholder(float)  # None estimates nu.
   # Fraction of each layer's units that is removed gradually.
-  structure.pruned = ml_collections.ConfigDict(dict.fromkeys(groups.NAMES, 0.0))
+  structure.pruned = ml_collections.ConfigDict(
+    {"mlp": 0.0, "heads": 0.0, "rows": 0.0, "features": 0.0}
+  )
   structure.begin_step = 0
   structure.end_step = 700
 

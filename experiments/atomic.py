@@ -13,7 +13,8 @@ def write(path: pathlib.Path, function: Callable[[pathlib.Path], object]):
   Raises:
     UserError: the file cannot be written.
   """
-  fresh = path.with_name(path.name + ".tmp")
+  # Of each process its own: several may write the report of one grid.
+  fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     function(fresh)
