@@ -1,6 +1,6 @@
 """The quickstart's classifier, trained to lose whole neurons, heads and rows.
 
-python -m experiments.bench.edge train --workdir=runs/edge
+python -m experiments.bench.edge --config=configs/edge.py --workdir=runs/edge
 
 trains every arm with three seeds; docs/edge.md has what is left of them. One
 seed alone:

@@ -1,5 +1,11 @@
 """The tables of docs/edge.md, from results that are easy to check."""
 
+import pathlib
+
+import pytest
+
+from configs import edge as edge_config
+from configs import edge_sst2
 from experiments.bench import edge, edge_report
 
 
@@ -30,6 +36,15 @@ ROWS = [
     (edge.PRUNED, 0.5, 0.001),
   )
 ]
+
+
+@pytest.mark.parametrize("config", [edge_config, edge_sst2])
+def test_every_seed_has_trainings_of_its_own(config):
+  found = config.get_config()
+  cells = edge.arms(found, pathlib.Path("run"), 1)
+  assert set(edge.MEASURED) <= cells.keys() == set(found.arms)
+  assert {c.config.seed for c in cells.values()} == {1}
+  assert cells["normal"].directory == pathlib.Path("run/seed1/normal")
 
 
 def test_models_have_a_row_each_with_their_spread_over_seeds():

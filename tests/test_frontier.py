@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import frontier_bytes, frontier_modules, frontier_sst2
+from configs import (
+  frontier_bytes,
+  frontier_imdb,
+  frontier_modules,
+  frontier_newsgroups,
+  frontier_sst2,
+)
 from experiments import cells, frontier, frontier_report, settings, train
 
-CONFIGS = (frontier_bytes, frontier_modules, frontier_sst2)
+CONFIGS = (
+  frontier_bytes,
+  frontier_imdb,
+  frontier_modules,
+  frontier_newsgroups,
+  frontier_sst2,
+)
 
 
 def _method(fields=None, **points):

@@ -1,16 +1,13 @@
 """What a structured rate makes of a classifier on a small machine.
 
-python -m experiments.bench.edge train --workdir=runs/edge
-python -m experiments.bench.edge prune --workdir=runs/edge
-python -m experiments.bench.edge measure --workdir=runs/edge
+python -m experiments.bench.edge --config=configs/edge.py --workdir=runs/edge \\
+  --results=experiments/results/edge --repeats=60
 
-trains every arm of configs/edge.py with each seed; prunes what was trained;
-and measures size and speed in ONNX Runtime. The results go to
-experiments/results/edge as JSON, and `experiments.bench.edge_report` makes
-tables, figures and docs/edge.md of them.
+trains every arm of the config with each seed; prunes what was trained; and
+measures size and speed in ONNX Runtime. The results are JSON, and
+`experiments.bench.edge_report` makes tables and a figure of them.
 """
 
-import argparse
 import copy
 import functools
 import json
@@ -23,11 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
+from absl import flags
 
 import backslash_jax as bs
 from backslash_jax import magnitude
-from configs import edge
 from experiments import (
   cells,
   deploy,
@@ -35,24 +33,25 @@ from experiments import (
   export,
   functional,
   groups,
+  main,
   settings,
   sharding,
   simplify,
 )
 from experiments.bench import timing
 
-RESULTS = pathlib.Path(__file__).parent.parent / "results" / "edge"
-SEEDS = (0, 1, 2)
+STAGES = ("train", "prune", "measure")
 RATES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 BATCHES = (1, 32)
-ARMS = ("normal", "l1", "backslash", "structured")
 MEASURED = ("normal", "structured")
 PRUNED = "normal, pruned"
 
 
-def arms(workdir: pathlib.Path, seed: int) -> dict[str, cells.Cell]:
+def arms(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int
+) -> dict[str, cells.Cell]:
   """The trainings of one seed, by the names of their arms."""
-  config = copy.deepcopy(edge.get_config())
+  config = copy.deepcopy(config).unlock()
   config.seed = seed
   found = settings.arms(config.lock(), workdir / f"seed{seed}")
   return {
@@ -61,66 +60,58 @@ def arms(workdir: pathlib.Path, seed: int) -> dict[str, cells.Cell]:
   }
 
 
-def train(
-  workdir: pathlib.Path, seeds: tuple[int, ...], names: tuple[str, ...]
-) -> None:
-  """Trains and codes whatever is not there yet of these arms."""
+def train(trainings: list[cells.Cell]) -> None:
+  """Trains and codes whatever is not there yet."""
   scores: dict[str, evaluate.Score] = {}
-  for seed in seeds:
-    trainings = arms(workdir, seed)
-    for name in names:
-      cells.finish(trainings[name], scores)
+  for cell in cells.take(trainings):
+    cells.finish(cell, scores)
 
 
-def prune(
-  workdir: pathlib.Path, seeds: tuple[int, ...], names: tuple[str, ...]
-) -> None:
+def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
   """Accuracy against pruning rate, of single weights and of whole units.
 
   Goes on where it was stopped; delete the results to begin anew.
   """
   score = None
-  rows = _finished("pruning")
+  rows = _finished(results / "pruning.json")
   done = {(r["arm"], r["seed"], r["kind"], r["rate"]) for r in rows}
-  for seed in seeds:
-    trainings = arms(workdir, seed)
-    for name in names:
-      cell = trainings[name]
-      config = cell.config
-      units = groups.declare(config.model, config.structure.groups)
-      trained = deploy.read(cell.directory)
-      if score is None:
-        forward = functional.forward(trained.model_config)
-        score = evaluate.make_score(config, forward, sharding.make_mesh(config))
-      params = bs.load(cell.directory / cells.TRAINED)
-      for kind, options in (
-        ("weights", {"scope": "model"}),
-        ("units", {"groups": units, "scope": "model"}),
-      ):
-        for rate in RATES:
-          if (name, seed, kind, rate) in done:
-            continue
-          pruned = magnitude.prune(params, rate, **options)
-          accuracy = score(pruned, "test")["accuracy"]
-          row = {"arm": name, "seed": seed, "kind": kind, "rate": rate}
-          rows.append(row | {"accuracy": accuracy})
-          print(rows[-1], flush=True)
-          _save("pruning", {"rows": rows})
+  for cell in trainings:
+    config, name = cell.config, cell.directory.name
+    units = groups.declare(config.model, config.structure.groups)
+    trained = deploy.read(cell.directory)
+    if score is None:
+      forward = functional.forward(trained.model_config)
+      score = evaluate.make_score(config, forward, sharding.make_mesh(config))
+    params = bs.load(cell.directory / cells.TRAINED)
+    for kind, options in (
+      ("weights", {"scope": "model"}),
+      ("units", {"groups": units, "scope": "model"}),
+    ):
+      for rate in RATES:
+        if (name, config.seed, kind, rate) in done:
+          continue
+        pruned = magnitude.prune(params, rate, **options)
+        accuracy = score(pruned, "test")["accuracy"]
+        row = {"arm": name, "seed": config.seed, "kind": kind, "rate": rate}
+        rows.append(row | {"accuracy": accuracy})
+        print(rows[-1], flush=True)
+        _save(results / "pruning.json", {"rows": rows})
 
 
 def measure(
-  workdir: pathlib.Path, seeds: tuple[int, ...], repeats: int
+  planned: list[dict[str, cells.Cell]], repeats: int, results: pathlib.Path
 ) -> None:
   """Size and speed of the models, normal, pruned and of a structured rate."""
   rows = []
-  for seed in seeds:
-    rows += _measure(arms(workdir, seed), seed, repeats)
-  _save("models", {"repeats": repeats, "rows": rows})
+  for trainings in planned:
+    rows += _measure(trainings, repeats)
+  _save(results / "models.json", {"repeats": repeats, "rows": rows})
 
 
-def _measure(trainings, seed, repeats):
+def _measure(trainings, repeats):
   """The rows of one seed."""
   config = trainings["normal"].config
+  length = config.data.seq_len
   trained = {n: deploy.read(trainings[n].directory) for n in MEASURED}
   whole = trained["normal"].model_config
   score = evaluate.make_score(
@@ -131,12 +122,14 @@ def _measure(trainings, seed, repeats):
     coded = {name: trained[name].file for name in MEASURED}
     coded[PRUNED] = folder / "pruned"
     wanted = simplify.simplify(whole, bs.load(coded["structured"]))
-    _prune_to(flops(wanted), trainings["normal"], trained["normal"], folder)
+    _prune_to(
+      flops(wanted, length), trainings["normal"], trained["normal"], folder
+    )
     rows, files = {}, {}
     for name, source in coded.items():
       params = bs.load(source)
       rows[name] = _facts(
-        folder, name, simplify.simplify(whole, params), source
+        folder, name, simplify.simplify(whole, params), source, length
       )
       rows[name]["accuracy"] = score(params, "test")["accuracy"]
       files[name] = folder / f"{name}.onnx"
@@ -146,13 +139,13 @@ def _measure(trainings, seed, repeats):
       accuracy = deploy.score(config, file, "test")
       rows[f"{name}, int8"] = {"accuracy": accuracy, **_file_sizes(file)}
     for name, row in rows.items():
-      row |= {"name": name, "seed": seed}
-      row["peak_memory"] = _peak_memory(files[name])
+      row |= {"name": name, "seed": config.seed}
+      row["peak_memory"] = _peak_memory(files[name], length)
       row["latency"] = {}
     for threads in (1, None):
       for size in BATCHES:
         key = f"batch {size}, {'1 thread' if threads else 'all cores'}"
-        seconds = _latency(files, size, threads, repeats)
+        seconds = _latency(files, (size, length), threads, repeats)
         for name, samples in seconds.items():
           rows[name]["latency"][key] = timing.summary(samples)
   for row in rows.values():
@@ -168,6 +161,7 @@ def _prune_to(limit, cell, trained, folder):
   is coded with the step of the normal model, in the file `pruned`.
   """
   params = bs.load(cell.directory / cells.TRAINED)
+  length = cell.config.data.seq_len
   units = groups.declare(cell.config.model, cell.config.structure.groups)
 
   def at(rate):
@@ -177,7 +171,8 @@ def _prune_to(limit, cell, trained, folder):
   low, high = 0.0, 0.999
   for _ in range(8):
     middle = (low + high) / 2
-    if flops(simplify.simplify(trained.model_config, at(middle))) <= limit:
+    pruned = simplify.simplify(trained.model_config, at(middle))
+    if flops(pruned, length) <= limit:
       high = middle
     else:
       low = middle
@@ -185,7 +180,7 @@ def _prune_to(limit, cell, trained, folder):
   bs.save(folder / "pruned", at(high), step=steps, select=list(steps))
 
 
-def _facts(folder, name, model, source):
+def _facts(folder, name, model, source, length):
   """Sizes of a model's files, its parameters and its work."""
   path = folder / f"{name}.onnx"
   export.write_onnx(model, path)
@@ -193,7 +188,7 @@ def _facts(folder, name, model, source):
   return {
     "parameters": sum(x.size for x in jax.tree.leaves(model.params)),
     "fp16": 2 * sum(x.size for x in jax.tree.leaves(bs.load(source))),
-    "flops": flops(model),
+    "flops": flops(model, length),
     "archive": archive.bytes,
     **_file_sizes(path),
     "units": [vars(line) for line in model.report],
@@ -205,7 +200,7 @@ def _file_sizes(path):
   return {"onnx": len(data), "onnx_xz": len(lzma.compress(data))}
 
 
-def flops(model: simplify.Simplified, length: int = 128) -> float:
+def flops(model: simplify.Simplified, length: int) -> float:
   """Floating point operations for one sequence, as XLA counts them."""
   shape = jax.ShapeDtypeStruct((1, length), np.int32)
   mask = jax.ShapeDtypeStruct((1, length), np.bool_)
@@ -214,17 +209,16 @@ def flops(model: simplify.Simplified, length: int = 128) -> float:
   return analysis["flops"]
 
 
-def _batch(size):
+def _batch(shape):
   rng = np.random.default_rng(0)
-  tokens = rng.integers(32, 127, (size, 128)).astype(np.int32)
-  return tokens, np.ones((size, 128), bool)
+  return rng.integers(32, 127, shape, np.int32), np.ones(shape, bool)
 
 
-def _latency(files, size, threads, repeats):
+def _latency(files, shape, threads, repeats):
   """Seconds of every call, by file; the files take turns."""
   runs: dict[str, Callable[[], Any]] = {
     name: functools.partial(
-      export.onnx_runner(path, threads=threads), *_batch(size)
+      export.onnx_runner(path, threads=threads), *_batch(shape)
     )
     for name, path in files.items()
   }
@@ -234,42 +228,52 @@ def _latency(files, size, threads, repeats):
   return timing.seconds(runs, repeats)
 
 
-def _peak_memory(path):
+def _peak_memory(path, length):
   """Bytes that a process holds at most which serves a file in batches of 32."""
   command = [sys.executable, "-m", "experiments.bench.serve", str(path)]
+  command.append(str(length))
   found = subprocess.run(command, capture_output=True, check=True, text=True)
   return int(found.stdout)
 
 
-def _finished(name):
+def _finished(path):
   """The rows that are there already."""
-  path = RESULTS / f"{name}.json"
   if not path.exists():
     return []
   return json.loads(path.read_text())["results"]["rows"]
 
 
-def _save(name, results):
-  RESULTS.mkdir(parents=True, exist_ok=True)
+def _save(path, results):
+  path.parent.mkdir(parents=True, exist_ok=True)
   document = {"machine": timing.machine(), "results": results}
-  text = json.dumps(document, indent=1)
-  (RESULTS / f"{name}.json").write_text(text + "\n")
+  path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("what", choices=("train", "prune", "measure"))
-  parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-  parser.add_argument("--arms", nargs="+", default=ARMS)
-  parser.add_argument("--repeats", type=int, default=100)
-  flags = parser.parse_args()
-  if flags.what == "measure":
-    measure(flags.workdir, flags.seeds, flags.repeats)
-  elif flags.what == "prune":
-    prune(flags.workdir, flags.seeds, flags.arms)
-  else:
-    train(flags.workdir, flags.seeds, flags.arms)
+  do = flags.DEFINE_multi_enum("do", STAGES, STAGES, "Stages; all, by default.")
+  seeds = flags.DEFINE_multi_integer("seed", (0, 1, 2), "Of the trainings.")
+  names = flags.DEFINE_multi_string("arm", None, "Train, prune only these.")
+  results = flags.DEFINE_string(
+    "results", None, "Where the results go; default: results in the workdir."
+  )
+
+  def run(config, workdir):
+    planned = [arms(config, workdir, seed) for seed in seeds.value]
+    chosen = [
+      cell
+      for trainings in planned
+      for name, cell in trainings.items()
+      if names.value is None or name in names.value
+    ]
+    place = pathlib.Path(results.value or workdir / "results")
+    if "train" in do.value:
+      train(chosen)
+    if "prune" in do.value:
+      prune(chosen, place)
+    if "measure" in do.value:
+      measure(planned, timing.REPEATS.value, place)
+
+  main.launch(run)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""The tables and figures of docs/edge.md, from experiments/results/edge.
+"""Tables and a figure of what experiments.bench.edge measured.
 
-python -m experiments.bench.edge_report
+python -m experiments.bench.edge_report experiments/results/edge
+python -m experiments.include docs/edge.md experiments/results
 
-Writes the tables beside the results, puts them into docs/edge.md, and draws
-docs/edge_pruning.png.
+writes them beside the results, and puts the tables into the document.
 """
 
+import argparse
 import json
 import pathlib
 import statistics
 
 import matplotlib
 
-from experiments import include, report
+from experiments import report
 from experiments.bench import edge
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 KINDS = {"weights": "single weights", "units": "whole units"}
 
 
@@ -153,13 +153,10 @@ def _by_name(rows):
   }
 
 
-def _read(name):
-  document = json.loads((edge.RESULTS / f"{name}.json").read_text())
-  return document["results"]["rows"]
-
-
-def _main():
-  models, pruning = _read("models"), _read("pruning")
+def write(results: pathlib.Path) -> None:
+  """Writes the tables and the figure of the results beside them."""
+  models = _read(results / "models.json")
+  pruning = _read(results / "pruning.json")
   tables = {
     "size": size_table(models),
     "speed": speed_table(models),
@@ -169,10 +166,18 @@ def _main():
   weights, units = pruning_tables(pruning)
   tables |= {"weights": weights, "pruned_units": units}
   for name, table in tables.items():
-    (edge.RESULTS / f"{name}.md").write_text(report.markdown(table))
-  draw_pruning(pruning, DOCS / "edge_pruning.png")
-  document = DOCS / "edge.md"
-  document.write_text(include.included(document.read_text(), edge.RESULTS))
+    (results / f"{name}.md").write_text(report.markdown(table))
+  draw_pruning(pruning, results / "pruning.png")
+
+
+def _read(path):
+  return json.loads(path.read_text())["results"]["rows"]
+
+
+def _main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("results", type=pathlib.Path)
+  write(parser.parse_args().results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""python -m experiments.bench.serve FILE: the peak memory of serving a model.
+"""python -m experiments.bench.serve FILE LENGTH: the memory of serving a model.
 
 Prints the bytes that a process with NumPy and ONNX Runtime alone holds at most
-while it runs an ONNX file on batches of 32.
+while it runs an ONNX file on batches of 32 sequences of LENGTH tokens.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession(sys.argv[1])
-tokens = np.random.default_rng(0).integers(32, 127, (32, 128))
+tokens = np.random.default_rng(0).integers(32, 127, (32, int(sys.argv[2])))
 mask = np.ones(tokens.shape, bool)
 for _ in range(20):
   session.run(None, {"tokens": tokens.astype(np.int32), "mask": mask})

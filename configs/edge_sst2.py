@@ -1,0 +1,34 @@
+"""A pretrained encoder on SST-2, trained to lose half of its units and more.
+
+python -m experiments.bench.edge --config=configs/edge_sst2.py \
+  --workdir=runs/edge_sst2
+
+configs/pretrained.py says where weights and data come from. The training is
+that of configs/frontier_sst2.py.
+"""
+
+import ml_collections
+
+from configs import edge, pretrained
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = pretrained.fine_tuning("sst2", 32, small=True)
+  edge.add_structure(config)
+  config.structure.groups = ("mlp", "heads")
+  config.eval_every = config.total_steps
+  config.checkpoint_every = config.total_steps
+  config.evaluate.pruning_rates = ()
+  config.arms = ml_collections.ConfigDict()
+  config.arms.normal = ml_collections.ConfigDict()
+  config.arms.structured = ml_collections.ConfigDict(
+    {
+      "rate": {"shape": 1.0, "balance": 0.3},
+      "structure": {
+        "pruned": {"mlp": 0.67, "heads": 0.5},
+        "begin_step": 0,
+        "end_step": 400,
+      },
+    }
+  )
+  return config
