@@ -6,7 +6,7 @@ python -m experiments.frontier --config=configs/frontier_modules.py \\
 The grid is data, `config.grid`, as configs/frontier.py describes it. Every cell
 trains and evaluates in a directory of its own, as in experiments.main. A grid
 that was stopped goes on where it was, and the results are written after every
-cell.
+cell. `--norun` writes those of the cells that are there.
 """
 
 import copy
@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 import ml_collections
+from absl import flags
 
 from experiments import (
   cells,
@@ -40,7 +41,10 @@ class Cell(cells.Cell):
 
 
 def run(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  train: bool = True,
 ) -> list[dict[str, Any]]:
   """Trains, codes and compares every cell of the grid.
 
@@ -48,6 +52,7 @@ def run(
     config: of configs/default.py, with a `grid`.
     workdir: gets cells/, frontier.csv, frontier.md and frontier.png; where
       config.grid.tune is set, cells/ and tuning.json.
+    train: False leaves out the cells that are not finished.
 
   Returns:
     The rows that the tables are made of, see `frontier_report.rows`.
@@ -60,6 +65,13 @@ def run(
       "config.grid is missing: --config must be one of configs/frontier_*.py"
     )
   planned = plan(config, workdir)
+  if not train:
+    planned = [c for c in planned if (c.directory / evaluate.SHIPPED).exists()]
+    if not planned:
+      raise settings.UserError(
+        f"no cell of {workdir / 'cells'} is finished: without --norun they are"
+        " trained"
+      )
   resume.prepare_directory(workdir)
   found: dict[pathlib.Path, list[dict[str, Any]]] = {}
   rows: list[dict[str, Any]] = []
@@ -160,5 +172,12 @@ def _write_tuning(tuned, workdir):
     print(f"{method}: learning rate {found['learning_rate']:g}")
 
 
+def _main():
+  trains = flags.DEFINE_boolean(
+    "run", True, "Train the cells that are missing."
+  )
+  main.launch(lambda config, workdir: run(config, workdir, train=trains.value))
+
+
 if __name__ == "__main__":
-  main.launch(run)
+  _main()

@@ -94,6 +94,13 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
   with (tmp_path / "frontier.csv").open() as file:
     partial = list(csv.DictReader(file))
   assert [r["method"] for r in partial] == ["normal", "rdo"]
+  drawn = frontier.run(config, tmp_path, train=False)
+  assert [(r["method"], r["seed"]) for r in drawn] == [
+    ("normal", 0),
+    ("rdo", 0),
+  ]
+  with pytest.raises(settings.UserError, match="is finished"):
+    frontier.run(config, tmp_path / "empty", train=False)
 
   monkeypatch.setattr(cells, "finish", finish)
   rows = frontier.run(config, tmp_path)
