@@ -15,9 +15,8 @@ import optax
 
 SCOPES = ("model", "tensor")
 
-# `target_rate` keeps the balance of the two gradients within these bounds.
+# `target_rate` keeps the balance of the two gradients above this.
 MIN_FRACTION = 1e-4
-MAX_FRACTION = 30.0
 
 
 class Signals(NamedTuple):
@@ -124,7 +123,11 @@ class TargetState(NamedTuple):
 
 
 def target_rate(
-  bits: float, *, initial: float = 0.1, gain: float = 30.0
+  bits: float,
+  *,
+  initial: float = 0.1,
+  gain: float = 30.0,
+  limit: float = 30.0,
 ) -> Controller:
   """Lambda such that the rate at the coding step becomes `bits`.
 
@@ -144,25 +147,35 @@ def target_rate(
     bits: the rate to reach, bits per parameter, in (0, 32).
     initial: fraction to begin with.
     gain: how strongly the log of the fraction follows.
+    limit: of the fraction: the rate pulls at most so many times as hard as the
+      task. What a pretrained model knows is lost at 30, since few steps are
+      left to learn it again: fine-tune with about 1, and rather miss the
+      target.
 
   Returns:
     A controller for `backslash`. `optax.tree.get(state, "unmet")` says whether
     the target is out of reach.
 
   Raises:
-    ValueError: for bits that no coder reaches or that no parameter has.
+    ValueError: for bits that no coder reaches or that no parameter has, or a
+      limit out of range.
   """
   if not 0 < bits < 32:
     raise ValueError(
       f"target_rate: bits must be in (0, 32), found {bits!r}: no code is"
       " shorter than 0 bits per parameter and no float32 longer than 32"
     )
-  low, high = math.log(MIN_FRACTION), math.log(MAX_FRACTION)
+  if not MIN_FRACTION < limit < float("inf"):
+    raise ValueError(
+      f"target_rate: limit must be above {MIN_FRACTION:g} and finite, found"
+      f" {limit!r}"
+    )
+  low, high = math.log(MIN_FRACTION), math.log(limit)
 
   def init():
     zero = jnp.zeros([], jnp.float32)
     return TargetState(
-      log_fraction=jnp.full([], math.log(initial), jnp.float32),
+      log_fraction=jnp.full([], min(math.log(initial), high), jnp.float32),
       log_unit=zero,
       error=zero,
       speed=zero,

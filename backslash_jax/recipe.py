@@ -11,6 +11,7 @@ def recommended(
   bits: float,
   *,
   step: float = 2**-6,
+  limit: float = 30.0,
   mask: rounding.Mask | None = rounding.matrices,
   **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -29,6 +30,8 @@ def recommended(
     step: quantization step of the file, as for `bs.save`: so fine that
       rounding to it alone costs nothing. Fewer bits at a fine step lose less
       accuracy than the same file by a coarser step.
+    limit: how many times as hard as the task the rate may pull; about 1 to
+      fine-tune a pretrained model, see `target_rate`.
     mask: the leaves that are priced, as in `bs.backslash`; their bits are
       what is asked for.
     **options: further ones of `bs.backslash`.
@@ -40,5 +43,9 @@ def recommended(
     ValueError: for an argument out of its range.
   """
   return transform.backslash(
-    control.target_rate(bits), shape=1.0, step=step, mask=mask, **options
+    control.target_rate(bits, limit=limit),
+    shape=1.0,
+    step=step,
+    mask=mask,
+    **options,
   )

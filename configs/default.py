@@ -59,10 +59,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   # The rate term, see backslash_jax.backslash.
   config.rate = rate = ml_collections.ConfigDict()
-  # Its weight. One of the three at most; 0 and None: normal training.
+  # Its weight, as one of the three; 0 and None: normal training.
   rate.lmbda = 0.0
   rate.balance = config_dict.placeholder(float)  # See bs.gradient_balance.
-  rate.target = config_dict.placeholder(float)  # Bits; see bs.target_rate.
+  # Bits; see bs.target_rate, whose limit is the balance, if there is one.
+  rate.target = config_dict.placeholder(float)
   rate.rate = "dggr"  # Or "bits", "code_length".
   rate.shape = config_dict.placeholder(float)  # None estimates nu.
   rate.scope = "model"  # Or "tensor": one nu each.

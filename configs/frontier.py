@@ -70,6 +70,7 @@ def add(
   learning_rates: Mapping[str, float],
   candidates: Sequence[float],
   small: Sequence[str] = SMALL,
+  limit: float | None = None,
   **values: Sequence[float],
 ) -> None:
   """Gives config its `grid`.
@@ -83,6 +84,7 @@ def add(
       of config.
     candidates: the learning rates that tuning compares.
     small: the methods of the small grid.
+    limit: of the methods with a target, see `bs.target_rate`; None: its own.
     **values: in the place of those of PROFILES.
   """
   if profile not in PROFILES:
@@ -106,7 +108,7 @@ def add(
   grid.learning_rates = tuple(candidates)
   grid.methods = ml_collections.ConfigDict()
   values = {"steps": steps, "lambdas": lambdas} | PROFILES[profile] | values
-  found = methods(config.total_steps, **values)
+  found = methods(config.total_steps, limit=limit, **values)
   for name in small if profile == "small" else found:
     rate = learning_rates.get(name, config.optimizer.learning_rate)
     points = found[name]["points"]
@@ -130,6 +132,7 @@ def methods(
   decays: Sequence[float],
   sparsities: Sequence[float],
   mus: Sequence[float],
+  limit: float | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Every method there is, by name.
 
@@ -142,7 +145,9 @@ def methods(
     decays: weight decays.
     sparsities: fractions of the weights that are removed.
     mus: what a bit may cost when the normal model is rounded.
+    limit: how hard the rate of a target may pull, as a balance.
   """
+  limited = {} if limit is None else {"rate.balance": limit}
   balance = {"rate.balance": balances}
   rounded = {("round_step", "rate.step"): steps}
   noisy = {("noise_step", "rate.step"): steps}
@@ -165,7 +170,9 @@ def methods(
     "l1_proximal": method(
       RATES["l1"] | {"rate.placement": "proximal"}, balance
     ),
-    "round_l1_target": method(RATES["l1"], {"rate.target": targets} | rounded),
+    "round_l1_target": method(
+      RATES["l1"] | limited, {"rate.target": targets} | rounded
+    ),
     "prune": method(
       {"prune.end_step": max(1, 7 * total_steps // 10)},
       {"prune.sparsity": sparsities},
@@ -184,7 +191,7 @@ def methods(
   }
   for name, fields in RATES.items():
     found[name] = method(fields, balance)
-    found[f"{name}_target"] = method(fields, {"rate.target": targets})
+    found[f"{name}_target"] = method(fields | limited, {"rate.target": targets})
     found[f"round_{name}"] = method(fields, balance | rounded)
     found[f"noise_{name}"] = method(fields, balance | noisy)
   return found

@@ -62,17 +62,19 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
     lambdas=(300.0, 1000.0, 3000.0),
     learning_rates={},
     candidates=(5e-5, 1e-4, 2e-4),
+    limit=1.0,
     small=(
       "normal",
+      "l1",
       "l1_target",
       "qat",
-      "round_l1_target",
+      "round_l1",
       "dggr_target",
       "bits_target",
       "decay",
       "rdo",
     ),
-    balances=(0.3, 1.0, 3.0, 10.0),
+    balances=(0.3, 1.0) if is_small else (0.3, 1.0, 3.0, 10.0),
     targets=(1.0, 2.0) if is_small else (0.5, 1.0, 2.0, 3.0),
   )
   return config

@@ -148,10 +148,11 @@ def _group_metrics(opt_state):
 
 def _controller(rate):
   """What chooses lmbda, or None for normal training."""
-  if rate.balance is not None:
+  if rate.target is not None:
+    limit = {} if rate.balance is None else {"limit": rate.balance}
+    controller = bs.target_rate(rate.target, **limit)
+  elif rate.balance is not None:
     controller = bs.gradient_balance(rate.balance)
-  elif rate.target is not None:
-    controller = bs.target_rate(rate.target)
   elif rate.lmbda > 0:
     controller = control.scheduled(rate.lmbda)
   else:

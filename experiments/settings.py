@@ -158,7 +158,8 @@ def _conflicts(config):
   """Fields that are usable, but not together."""
   problems = []
   exclusive = (
-    ("rate.lmbda", "rate.balance", "rate.target"),
+    ("rate.lmbda", "rate.balance"),
+    ("rate.lmbda", "rate.target"),
     ("round_step", "noise_step", "quantize_bits"),
   )
   for fields in exclusive:

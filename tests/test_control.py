@@ -140,6 +140,31 @@ def test_a_target_out_of_reach_says_so_and_on_which_side():
   assert np.all(np.isfinite(seen["lmbda"]))
 
 
+def test_a_target_out_of_reach_pulls_no_harder_than_its_limit():
+  limit = 0.5
+  params = {"w": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}
+  grads = {"w": jnp.cos(params["w"])}
+  tx = bs.backslash(
+    bs.target_rate(0.01, limit=limit), shape=1.0, step=STEP, mask=None
+  )
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  pulls = []
+  for _ in range(60):
+    updates, state = update(grads, state, params)
+    pull = jnp.linalg.norm(updates["w"] - grads["w"])
+    pulls.append(pull / jnp.linalg.norm(grads["w"]))
+  np.testing.assert_allclose(pulls[-1], limit, rtol=1e-3)
+  assert max(pulls) < 1.001 * limit
+  assert optax.tree.get(state, "unmet") > 0
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
+def test_impossible_limits_are_refused(limit):
+  with pytest.raises(ValueError, match="limit must be above"):
+    bs.target_rate(1.0, limit=limit)
+
+
 @pytest.mark.parametrize("bits", [0.0, -1.0, 32.0, float("nan")])
 def test_impossible_targets_are_refused(bits):
   with pytest.raises(ValueError, match="bits must be in"):

@@ -229,8 +229,8 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
   ("fields", "message"),
   [
     (
-      {"rate__balance": 1.0, "rate__target": 2.0},
-      r"rate\.balance is 1\.0 and config\.rate\.target is 2\.0",
+      {"rate__lmbda": 1.0, "rate__balance": 2.0},
+      r"rate\.lmbda is 1\.0 and config\.rate\.balance is 2\.0",
     ),
     ({"rate__lmbda": 1.0, "rate__target": 2.0}, r"rate\.lmbda is 1\.0"),
     ({"round_step": 0.1, "noise_step": 0.1}, r"noise_step is 0\.1"),
