@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.arms.normal = ml_collections.ConfigDict()
   config.arms.structured = ml_collections.ConfigDict(
     {
-      "rate": {"shape": 1.0, "balance": 0.3},
+      "rate": {"shape": 1.0, "balance": 0.1},
       "structure": {
         "pruned": {"mlp": 0.67, "heads": 0.5},
         "begin_step": 0,

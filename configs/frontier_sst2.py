@@ -11,7 +11,10 @@ import ml_collections
 
 from configs import pretrained
 
+# By method, from tuning.json.
+LEARNING_RATES: dict[str, float] = {}
+
 
 def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   seq_len = 32 if profile == "small" else 64  # Of 25 tokens on average.
-  return pretrained.grid(profile, "sst2", seq_len)
+  return pretrained.grid(profile, "sst2", seq_len, LEARNING_RATES)

@@ -14,6 +14,8 @@ which must be that of a weight, some hundredths: hence small batches and a
 learning rate at the upper end of what the model bears.
 """
 
+from collections.abc import Mapping
+
 import ml_collections
 
 from configs import default, frontier
@@ -51,8 +53,20 @@ def fine_tuning(
   return config
 
 
-def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
-  """The frontier of a task; the profile is "small" or "full"."""
+def grid(
+  profile: str,
+  task: str,
+  seq_len: int,
+  learning_rates: Mapping[str, float],
+) -> ml_collections.ConfigDict:
+  """The frontier of a task.
+
+  Args:
+    profile: "small" or "full".
+    task: as `data.name`.
+    seq_len: tokens per example.
+    learning_rates: by method, where it is not that of `fine_tuning`.
+  """
   is_small = profile == "small"
   config = fine_tuning(task, seq_len, small=is_small)
   frontier.add(
@@ -60,9 +74,9 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
     profile,
     steps=(2.0**-4,) if is_small else (2.0**-5, 2.0**-4),
     lambdas=(300.0, 1000.0, 3000.0),
-    learning_rates={},
+    learning_rates=learning_rates,
     candidates=(5e-5, 1e-4, 2e-4),
-    limit=1.0,
+    limit=0.1 if is_small else 0.3,
     small=(
       "normal",
       "l1",
@@ -74,7 +88,7 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
       "decay",
       "rdo",
     ),
-    balances=(0.3, 1.0) if is_small else (0.3, 1.0, 3.0, 10.0),
+    balances=(0.1, 0.3, 1.0) if is_small else (0.3, 1.0, 3.0, 10.0),
     targets=(1.0, 2.0) if is_small else (0.5, 1.0, 2.0, 3.0),
   )
   return config
