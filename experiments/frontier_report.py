@@ -228,12 +228,16 @@ the Bjontegaard difference of the rate: over the accuracies (%) that both curves
 reach, those below {floor:.0%} of the best of {baseline} left out; -30 means 30%
 smaller files. The columns after it are the same at the accuracy that {baseline}
 has at so many bits. What is not reached is not extrapolated but shown as "-".
-Behind ± is the standard deviation over the seeds.
+Behind ± is the standard deviation over the seeds. The second table has the
+accuracy of files of so many bits, and the third, where it was run, the mean
+difference of {best} against each of the others.
 """
 
 
 def _markdown(tables, grid, task):
-  legend = _LEGEND.format(floor=grid.floor, baseline=grid.baseline)
+  legend = _LEGEND.format(
+    floor=grid.floor, baseline=grid.baseline, best=grid.best
+  )
   parts = [f"# The frontier of {task}\n", legend]
   parts += [report.markdown(table) for table in tables.values()]
   parts.append("![Accuracy against bits per parameter](frontier.png)\n")
