@@ -149,7 +149,7 @@ def target_rate(
     gain: how strongly the log of the fraction follows.
     limit: of the fraction: the rate pulls at most so many times as hard as the
       task. What a pretrained model knows is lost at 30, since few steps are
-      left to learn it again: fine-tune with about 1, and rather miss the
+      left to learn it again: fine-tune with 1 or less, and rather miss the
       target.
 
   Returns:

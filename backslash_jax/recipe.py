@@ -30,8 +30,8 @@ def recommended(
     step: quantization step of the file, as for `bs.save`: so fine that
       rounding to it alone costs nothing. Fewer bits at a fine step lose less
       accuracy than the same file by a coarser step.
-    limit: how many times as hard as the task the rate may pull; about 1 to
-      fine-tune a pretrained model, see `target_rate`.
+    limit: how many times as hard as the task the rate may pull; 1 or less
+      to fine-tune a pretrained model, see `target_rate`.
     mask: the leaves that are priced, as in `bs.backslash`; their bits are
       what is asked for.
     **options: further ones of `bs.backslash`.

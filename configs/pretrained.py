@@ -76,7 +76,7 @@ def grid(
     lambdas=(300.0, 1000.0, 3000.0),
     learning_rates=learning_rates,
     candidates=(5e-5, 1e-4, 2e-4),
-    limit=0.1 if is_small else 0.3,
+    limit=0.3,
     small=(
       "normal",
       "l1",
