@@ -270,6 +270,20 @@ def test_build_takes_named_sizes_and_weights():
     np.testing.assert_array_equal(found[key], value)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_pretrained_model_with_a_new_head_has_an_abstract_form(name):
+  config = make_config(name, weights=str(FIXTURES / name))
+  abstract = nnx.eval_shape(
+    lambda: models.build(config, task("classification"), seed=0)
+  )
+  model = models.build(config, task("classification"), seed=0)
+  assert abstract.config == model.config
+  shapes = {k: (v.shape, v.dtype) for k, v in params_of(model).items()}
+  assert shapes == {
+    k: (v.shape, v.dtype) for k, v in params_of(abstract).items()
+  }
+
+
 @pytest.mark.parametrize(
   ("name", "changes", "wanted_task", "message"),
   [

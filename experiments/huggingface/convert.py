@@ -146,9 +146,10 @@ def _initial(path: str, wanted: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
   """Values of a new head: kernels normal, biases zero."""
   if path.endswith("bias"):
     return np.zeros(wanted.shape, wanted.dtype)
-  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-  value = 0.02 * jax.random.normal(key, wanted.shape)
-  return np.asarray(value).astype(wanted.dtype)
+  with jax.ensure_compile_time_eval():  # In `nnx.eval_shape` too.
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+    value = 0.02 * jax.random.normal(key, wanted.shape)
+    return np.asarray(value).astype(wanted.dtype)
 
 
 def _from_stored(array: np.ndarray, entry: _Entry) -> list[np.ndarray]:
