@@ -127,7 +127,7 @@ def _fill(folder, trained, model, int8):
     lost = 100 * (accuracy["model.onnx"] - accuracy[path.name])
     if lost > INT8_TOLERANCE:
       raise export.ExportError(
-        f"{path.name} is not written: int8 costs {lost:.1f} points of the"
+        f"{path.name} is not written: int8 costs {lost:.2f} points of the"
         f" validation accuracy, wanted {INT8_TOLERANCE:g} at most"
       )
   save_archive(folder / "model.safetensors", trained.file, model)
