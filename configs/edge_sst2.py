@@ -27,7 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
       "rate": {"shape": 1.0, "balance": 0.1},
       "structure": {
         "pruned": {"mlp": 0.67, "heads": 0.5},
-        "begin_step": 0,
         "end_step": 400,
       },
     }

@@ -258,6 +258,12 @@ def _main():
   )
 
   def run(config, workdir):
+    unknown = sorted(set(names.value or ()) - set(config.arms))
+    if unknown:
+      raise settings.UserError(
+        f"--arm: {', '.join(unknown)} not in config.arms:"
+        f" {', '.join(config.arms)}"
+      )
     planned = [arms(config, workdir, seed) for seed in seeds.value]
     chosen = [
       cell
