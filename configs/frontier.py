@@ -167,6 +167,11 @@ def methods(
     "dggr_released_zeros": method(
       released | {"rate.keep_zeros": True}, {"rate.lmbda": lambdas}
     ),
+    "l1_zeros": method(
+      RATES["l1"]
+      | {"rate.stop_step": 2 * total_steps // 3, "rate.keep_zeros": True},
+      balance,
+    ),
     "l1_proximal": method(
       RATES["l1"] | {"rate.placement": "proximal"}, balance
     ),

@@ -80,6 +80,7 @@ def grid(
     small=(
       "normal",
       "l1",
+      "l1_zeros",
       "l1_target",
       "qat",
       "round_l1",
