@@ -1,5 +1,6 @@
 """The tables of docs/edge.md, from results that are easy to check."""
 
+import json
 import pathlib
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from configs import edge as edge_config
 from configs import edge_sst2
 from experiments.bench import edge, edge_report
+from tests import tiny
 
 
 def _model(name, seed, accuracy, seconds):
@@ -81,3 +83,41 @@ def test_pruning_has_a_table_for_weights_and_one_for_units(tmp_path):
   assert units.rows[0][1] == "60.0 ± 0.0"
   edge_report.draw_pruning(rows, tmp_path / "figure.png")
   assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_training_becomes_the_tables_and_goes_on_where_it_was(tmp_path):
+  pytest.importorskip("onnxruntime", reason="the extra `deploy` has it")
+  config = edge_config.get_config()
+  config.update_from_flattened_dict(
+    tiny.FIELDS | {"rate.lmbda": 0.0, "data.max_eval": 100}
+  )
+  config.arms.structured.structure.update({"begin_step": 2, "end_step": 8})
+  del config.arms.l1, config.arms.backslash
+  config.lock()
+  trainings = edge.arms(config, tmp_path, 0)
+  cells = list(trainings.values())
+  results = tmp_path / "results"
+  with tiny.compiled_once(tmp_path / "compiled"):
+    edge.train(cells)
+    edge.prune(cells[:1], results)
+    first = _rows(results / "pruning.json")
+    edge.prune(cells, results)
+    edge.measure([trainings], 2, results)
+    models = _rows(results / "models.json")
+    edge.measure([trainings], 2, results)
+  rows = _rows(results / "pruning.json")
+  assert rows[: len(first)] == first
+  assert len(rows) == len(cells) * len(edge_report.KINDS) * len(edge.RATES)
+  # What is measured is not measured again.
+  assert models == _rows(results / "models.json")
+  flops = {r["name"]: r["flops"] for r in models if "flops" in r}
+  assert flops["structured"] < flops["normal"]
+  assert flops[edge.PRUNED] <= flops["structured"]
+  edge_report.write(results)
+  for name in ("size", "speed", "ratios", "units", "weights", "pruned_units"):
+    assert "| ---: |" in (results / f"{name}.md").read_text()
+
+
+def _rows(path):
+  return json.loads(path.read_text())["results"]["rows"]

@@ -101,11 +101,17 @@ def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
 def measure(
   planned: list[dict[str, cells.Cell]], repeats: int, results: pathlib.Path
 ) -> None:
-  """Size and speed of the models, normal, pruned and of a structured rate."""
-  rows = []
+  """Size and speed of the models, normal, pruned and of a structured rate.
+
+  Goes on after the last seed that was measured; delete the results to begin
+  anew.
+  """
+  rows = _finished(results / "models.json")
+  done = {r["seed"] for r in rows}
   for trainings in planned:
-    rows += _measure(trainings, repeats)
-  _save(results / "models.json", {"repeats": repeats, "rows": rows})
+    if trainings["normal"].config.seed not in done:
+      rows += _measure(trainings, repeats)
+      _save(results / "models.json", {"repeats": repeats, "rows": rows})
 
 
 def _measure(trainings, repeats):
