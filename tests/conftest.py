@@ -15,5 +15,46 @@ if _CACHE not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import text_data  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+  """A directory with a tiny version of every dataset."""
+  root = tmp_path_factory.mktemp("source")
+  text_data.write_datasets(root)
+  return root
+
+
+@pytest.fixture(scope="session")
+def wordpiece(tmp_path_factory):
+  """The directory of a tokenizer that knows the words of `source`."""
+  directory = tmp_path_factory.mktemp("wordpiece")
+  special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  (directory / "vocab.txt").write_text("\n".join(special + text_data.WORDS))
+  return directory
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+  """One directory in which the tokens of `source` are kept."""
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_config(source, cache):
+  """Gives the `data` fields for a dataset of `source`."""
+  from configs import default  # The library's own tests go without.
+
+  def make(name, **fields):
+    config = default.get_config().data
+    config.update(
+      {"name": name, "source": str(source), "dir": str(cache), **fields}
+    )
+    return config
+
+  return make
