@@ -24,6 +24,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.data.name = "python_stdlib/bytes"
   config.data.batch_size = 32
   config.data.eval_batch_size = 64
+  config.data.max_eval = 512  # 65,536 bytes.
   config.model.name = "decoder"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 0.1
