@@ -1,7 +1,5 @@
 """Controllers of lambda, on a small classifier trained for real."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,9 @@ import optax
 import pytest
 
 import backslash_jax as bs
+from experiments import targets
 
-STEP = 2**-6
+STEP = targets.STEP
 
 
 def _norm(tree):
@@ -45,49 +44,6 @@ def test_balance_without_a_task_gradient_adds_nothing():
     assert not any(np.any(u) for u in jax.tree.leaves(updates))
 
 
-@functools.cache
-def _problem(width):
-  """A teacher's noisy labels: data, initial parameters and loss."""
-  keys = jax.random.split(jax.random.key(0), 6)
-  x = jax.random.normal(keys[0], (4096, 32))
-  hidden = jnp.tanh(x @ jax.random.normal(keys[1], (32, 64)) / 5)
-  logits = hidden @ jax.random.normal(keys[2], (64, 10))
-  y = jnp.argmax(logits + jax.random.gumbel(keys[3], logits.shape), -1)
-  params = {
-    "hidden": jax.random.normal(keys[4], (32, width)) / 32**0.5,
-    "out": jax.random.normal(keys[5], (width, 10)) / width**0.5,
-  }
-
-  def loss(params, rows):
-    logits = jax.nn.relu(x[rows] @ params["hidden"]) @ params["out"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, y[rows])
-    return losses.mean()
-
-  return params, loss
-
-
-def _train(controller, *, width, learning_rate, steps, **arguments):
-  """Parameters at the end, and the optimizer state after every step."""
-  params, loss = _problem(width)
-  link = bs.backslash(controller, step=STEP, measure_every=4, **arguments)
-  tx = optax.chain(link, optax.adam(learning_rate))
-
-  @jax.jit
-  def run(params, key):
-    def body(carry, key):
-      params, state = carry
-      rows = jax.random.randint(key, (128,), 0, 4096)
-      updates, state = tx.update(jax.grad(loss)(params, rows), state, params)
-      seen = {n: optax.tree.get(state, n) for n in ("bits", "unmet", "lmbda")}
-      return (optax.apply_updates(params, updates), state), seen
-
-    keys = jax.random.split(key, steps)
-    (params, _), seen = jax.lax.scan(body, (params, tx.init(params)), keys)
-    return params, seen
-
-  return jax.device_get(run(params, jax.random.key(1)))
-
-
 @pytest.mark.parametrize(
   ("width", "learning_rate", "steps", "target", "arguments"),
   [
@@ -101,9 +57,9 @@ def _train(controller, *, width, learning_rate, steps, **arguments):
   ],
 )  # fmt: skip
 def test_the_file_has_the_bits_that_were_asked_for(
-  tmp_path, width, learning_rate, steps, target, arguments
+  width, learning_rate, steps, target, arguments
 ):
-  params, seen = _train(
+  params, seen = targets.train(
     bs.target_rate(target),
     width=width,
     learning_rate=learning_rate,
@@ -114,11 +70,9 @@ def test_the_file_has_the_bits_that_were_asked_for(
   np.testing.assert_allclose(last, target, rtol=0.03)
   assert seen["unmet"][-1] == 0
   # The coder may find structure that the entropy of a tensor does not see.
-  report = bs.save(tmp_path / "m.safetensors", params, step=STEP)
-  coded = sum(t.bits for t in report.tensors) / report.parameters
-  assert coded < 1.03 * target
+  assert targets.coded_bits(params) < 1.03 * target
   exact = sum(_entropy(x) * x.size for x in params.values())
-  exact /= report.parameters
+  exact /= sum(x.size for x in params.values())
   np.testing.assert_allclose(seen["bits"][-1], exact, rtol=0.02)
   np.testing.assert_allclose(exact, target, rtol=0.03)
 
@@ -129,11 +83,11 @@ def _entropy(x):
 
 
 def test_a_target_out_of_reach_says_so_and_on_which_side():
-  _, seen = _train(
+  _, seen = targets.train(
     bs.target_rate(0.01), width=24, learning_rate=1e-5, steps=300
   )
   assert seen["unmet"][-1] > 100
-  _, seen = _train(
+  _, seen = targets.train(
     bs.target_rate(12.0), width=24, learning_rate=1e-3, steps=300
   )
   assert seen["unmet"][-1] < -100
@@ -198,3 +152,20 @@ def test_the_recommended_recipe_is_a_target_for_the_l1_norm_of_the_matrices():
     bs.recommended(bits=0.0)
   with pytest.raises(ValueError, match="scope"):
     bs.recommended(bits=1.0, scope="layer")
+
+
+def test_the_table_of_targets_marks_what_was_out_of_reach(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(targets, "STEPS", 60)
+  monkeypatch.setattr(targets, "WIDTHS", (24,))
+  monkeypatch.setattr(targets, "LEARNING_RATES", (1e-5,))
+  monkeypatch.setattr(targets, "TARGETS", (1.0,))
+  monkeypatch.setattr(targets, "INITIAL", (1.0, 30.0))
+  path = tmp_path / "results.json"
+  rows = targets.measure(path)
+  assert len(rows) == len(targets.INITIAL)
+  assert targets.measure(path) == rows
+  (line,) = targets.table(rows).rows
+  assert line[:2] == ["1,008", "1e-05"]
+  assert all(cell.endswith("*") for cell in line[2:])
