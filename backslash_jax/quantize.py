@@ -140,20 +140,65 @@ def absmax_steps(params, levels: int = 127, *, select=None) -> dict[str, float]:
 
 
 def sensitive_steps(
-  params, step: float, sensitivity, *, select=None
+  params, step: float, sensitivity, *, limit: float = 2.0, select=None
 ) -> dict[str, float]:
-  """A step per tensor, finer where errors hurt: step / sqrt(sensitivity).
+  r"""A step per tensor, finer where errors hurt: step / sqrt(sensitivity).
 
-  The mean sensitivity of a tensor is taken relative to that of all selected
-  parameters, and kept within a factor of 256.
+  Of all steps that cost the same rate, to second order those with
+
+  .. math:: step_t^2 \propto 1 / h_t
+
+  cost the least loss, h_t being the mean of the loss's diagonal second
+  derivatives in tensor t, for which the squared gradients stand. That holds for
+  small errors; those of a tensor whose values all become zero are not, which
+  `limit` prevents.
+
+  Args:
+    params: as for `archive.save`.
+    step: the geometric mean of the steps before `limit`, every parameter
+      counted once; so the rate is about that of this step for all.
+    sensitivity: a tree like `params`, of each tensor's squared gradients or of
+      their mean, a scalar. Ratios to the geometric mean are kept within 256.
+    limit: a step is at most so many root mean squares of its tensor.
+    select: as for `archive.save`.
+
+  Returns:
+    Steps by name, as `archive.save` takes them.
+
+  Raises:
+    ValueError: if a tensor has no sensitivity, or one that is not finite or
+      negative, or none is positive.
+
+  Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
+  2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
   """
+  check_step(step)
   _, leaves = tree.describe(params)
   chosen = selection.selected(params, leaves, select)
-  weights = _normalized(leaves, chosen, sensitivity)
-  return {
-    name: step / math.sqrt(min(max(float(w.mean()), 1 / 256), 256))
-    for name, w in weights.items()
-  }
+  given = dict(tree.describe(sensitivity)[1])
+  if missing := sorted(chosen - given.keys()):
+    raise ValueError(f"the sensitivity has no tensor {missing[0]!r}")
+  sizes = {n: np.size(x) for n, x in leaves if n in chosen}
+  means = {n: float(np.mean(given[n], dtype=np.float64)) for n in sizes}
+  for name, mean in means.items():
+    if not 0 <= mean < math.inf:
+      raise ValueError(
+        f"the sensitivity of {name!r} is {mean:g} in the mean, wanted a finite"
+        " number that is not negative"
+      )
+  positive = [n for n, mean in means.items() if mean > 0]
+  if not positive:
+    raise ValueError("the sensitivity is zero everywhere")
+  total = sum(sizes[n] * math.log(means[n]) for n in positive)
+  unit = math.exp(total / max(sum(sizes[n] for n in positive), 1))
+  steps = {}
+  for name, x in leaves:
+    if name in chosen:
+      ratio = min(max(means[name] / unit, 1 / 256), 256)
+      scale = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+      largest = limit * scale if scale > 0 else math.inf
+      steps[name] = min(step / math.sqrt(ratio), largest)
+  return steps
 
 
 def choose_step(

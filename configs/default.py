@@ -94,6 +94,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluate = evaluate = ml_collections.ConfigDict()
   evaluate.steps = tuple(2.0**-k for k in range(3, 11))
   evaluate.absmax = False  # Steps are in units of a matrix's largest value.
+  # Batches of which squared gradients tell how sensitive the loss is to each
+  # matrix; steps are finer where it is, see quantize.sensitive_steps. 0: they
+  # are the same for all.
+  evaluate.sensitivity_batches = 0
   evaluate.mu = 0.0  # What a bit may cost when rounding; see bs.save.
   evaluate.pruning_rates = tuple(k / 10 for k in range(10))
   # The step that the shipped file is coded with. None: the coarsest whose

@@ -23,10 +23,14 @@ RATES: dict[str, dict[str, Any]] = {
 }
 
 
+# A step for each matrix, finer where the loss is sensitive to it.
+SENSITIVE = {"evaluate.sensitivity_batches": 24}
+
 # The methods and values of the small grid; the full one has every method.
 SMALL = (
   "normal",
   "rdo",
+  "sensitive",
   "decay",
   "prune",
   "qat",
@@ -39,6 +43,7 @@ SMALL = (
   "round_dggr",
   "round_bits",
   "l1_target",
+  "l1_target_sensitive",
   "dggr_target",
   "bits_target",
 )
@@ -160,12 +165,17 @@ def methods(
   found = {
     "normal": method({}, {}),
     "rdo": method({}, {"evaluate.mu": mus}),
+    "sensitive": method(SENSITIVE, {}),
     "decay": method({}, {"optimizer.weight_decay": decays}),
     "round": method({}, rounded),
     "noise": method({}, noisy),
     "dggr_released": method(released, {"rate.lmbda": lambdas}),
     "dggr_released_zeros": method(
       released | {"rate.keep_zeros": True}, {"rate.lmbda": lambdas}
+    ),
+    "l1_sensitive": method(RATES["l1"] | SENSITIVE, balance),
+    "l1_target_sensitive": method(
+      RATES["l1"] | limited | SENSITIVE, {"rate.target": targets}
     ),
     "l1_zeros": method(
       RATES["l1"]

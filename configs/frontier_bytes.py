@@ -45,10 +45,12 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     small=(
       "normal",
       "rdo",
+      "sensitive",
       "decay",
       "qat",
       "round_l1",
       "l1_target",
+      "l1_target_sensitive",
       "dggr_target",
       "bits_target",
     ),

@@ -79,9 +79,12 @@ def grid(
     limit=0.3,
     small=(
       "normal",
+      "sensitive",
       "l1",
+      "l1_sensitive",
       "l1_zeros",
       "l1_target",
+      "l1_target_sensitive",
       "qat",
       "round_l1",
       "dggr_target",

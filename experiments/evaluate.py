@@ -5,8 +5,10 @@ read back, and the accuracy is that of the parameters that came back.
 """
 
 import collections
+import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -26,8 +28,6 @@ from backslash_jax import quantize
 from backslash_jax.coding import exp_golomb, huffman
 from experiments import data, distributed, settings, sharding
 
-Score = Callable[[Any, str], dict[str, float]]
-
 SHIPPED = "shipped.safetensors"
 
 
@@ -44,16 +44,41 @@ def totals(forward, params, batch) -> dict[str, jax.Array]:
   }
 
 
-def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
+@dataclasses.dataclass(frozen=True)
+class Score:
   """(params, split) -> mean loss in nats and accuracy in [0, 1].
 
   One compiled function serves every set of parameters of the model.
+
+  Attributes:
+    function: (params, split) -> scores.
+    squares: (params, count) -> every leaf's mean squared gradient, float32
+      scalars: of the loss of each of the first `count` training batches.
   """
+
+  function: Callable[[Any, str], dict[str, float]]
+  squares: Callable[[Any, int], Any]
+
+  def __call__(self, params: Any, split: str) -> dict[str, float]:
+    return self.function(params, split)
+
+
+def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
+  """What scores the models of a config on its data."""
   replicated = NamedSharding(mesh, PartitionSpec())
   split_over_devices = NamedSharding(mesh, sharding.BATCH)
   batch_totals = jax.jit(
     functools.partial(totals, forward), out_shardings=replicated
   )
+
+  def mean_loss(params, batch):
+    sums = totals(forward, params, batch)
+    return sums["loss"] / sums["weight"]
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def mean_squares(params, batch):
+    gradients = jax.grad(mean_loss)(params, batch)
+    return jax.tree.map(lambda g: jnp.mean(jnp.square(g)), gradients)
 
   def score(params, split):
     params = jax.device_put(params, sharding.parameters(params, mesh))
@@ -64,7 +89,20 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
       total.update({k: float(v) for k, v in sums.items()})
     return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
 
-  return score
+  def squares(params, count):
+    params = jax.device_put(params, sharding.parameters(params, mesh))
+    batches = data.train_dataset(
+      config.data, seed=0, batch_size=config.data.batch_size
+    )
+    found = [
+      jax.device_get(
+        mean_squares(params, jax.device_put(batch, split_over_devices))
+      )
+      for batch in itertools.islice(batches, count)
+    ]
+    return jax.tree.map(lambda *x: np.mean(x), *found)
+
+  return Score(score, squares)
 
 
 def evaluate(
@@ -109,9 +147,11 @@ def evaluate(
     "matrix_parameters": sum(x.size for x in matrices),
     "exact": {s: score(params, s) for s in ("validation", "test")},
   }
+  steps_of = _steps_rule(config, params, score)
   try:
     result["quantized"] = [
-      _quantized(config, directory, params, step, score) for step in steps
+      _quantized(config, directory, params, step, steps_of(step), score)
+      for step in steps
     ]
     result["shipped"] = _choose(config, result)
     if distributed.is_main():
@@ -182,12 +222,19 @@ def prune(params: Any, rate: float) -> Any:
   )
 
 
-def _quantized(config, directory, params, step, score):
-  """Codes params with step, reads the file back and measures it."""
-  file = _coded_file(directory, step)
-  steps = step
+def _steps_rule(config, params, score):
+  """What the config makes of a step: one for all tensors, or one for each."""
   if config.evaluate.absmax:
-    steps = quantize.absmax_steps(params, 1 / step)
+    return lambda step: quantize.absmax_steps(params, 1 / step)
+  if config.evaluate.sensitivity_batches:
+    squares = score.squares(params, config.evaluate.sensitivity_batches)
+    return lambda step: quantize.sensitive_steps(params, step, squares)
+  return lambda step: step
+
+
+def _quantized(config, directory, params, step, steps, score):
+  """Codes params with `steps`, reads the file back and measures it."""
+  file = _coded_file(directory, step)
   if distributed.is_main():
     bs.save(
       file,

@@ -102,6 +102,7 @@ _WANTED = {
     lambda v: all(0 <= r < 1 for r in v),
   ),
   "evaluate.step": _OPTIONAL_POSITIVE,
+  "evaluate.sensitivity_batches": _NATURAL,
   "evaluate.mu": _NOT_NEGATIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,
   "evaluate.coder": _one_of(*coders.NAMES),
@@ -161,6 +162,7 @@ def _conflicts(config):
     ("rate.lmbda", "rate.balance"),
     ("rate.lmbda", "rate.target"),
     ("round_step", "noise_step", "quantize_bits"),
+    ("evaluate.absmax", "evaluate.sensitivity_batches"),
   )
   for fields in exclusive:
     given = [f for f in fields if _get(config, f)]

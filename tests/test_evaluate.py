@@ -1,5 +1,6 @@
 """Scores, code lengths, pruning, and the evaluation of a trained model."""
 
+import itertools
 import json
 import math
 
@@ -55,6 +56,39 @@ def test_score_is_the_mean_over_the_split(params):
   found = _score(config)(params, "validation")
   assert found["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
   assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_squares_are_the_mean_over_the_first_batches(params, score):
+  config = tiny.config()
+  batches = data.train_dataset(
+    config.data, seed=0, batch_size=config.data.batch_size
+  )
+  expected = []
+  for batch in itertools.islice(batches, 2):
+
+    def loss(params, batch=batch):
+      sums = evaluate.totals(_forward, params, batch)
+      return sums["loss"] / sums["weight"]
+
+    gradient = jax.grad(loss)(params)["kernel"]
+    expected.append(np.mean(np.square(gradient)))
+  found = score.squares(params, 2)
+  assert found.keys() == params.keys()
+  np.testing.assert_allclose(found["kernel"], np.mean(expected), rtol=1e-4)
+
+
+def test_a_file_may_have_steps_by_sensitivity(tmp_path, params):
+  config = tiny.config(
+    evaluate__sensitivity_batches=1,
+    evaluate__steps=(0.25,),
+    evaluate__pruning_rates=(),
+  )
+  two = {**params, "unused": np.full((8, 8), 0.5, np.float32)}
+  evaluate.evaluate(config, tmp_path, "run", two, _score(config))
+  tensors = bs.inspect(tmp_path / evaluate.SHIPPED).tensors
+  steps = {t.name: t.step for t in tensors}
+  assert steps["unused"] == pytest.approx(1.0)  # Twice its root mean square.
+  assert 0 < steps["kernel"] <= 0.25
 
 
 def _size(config, split):

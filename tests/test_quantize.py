@@ -1,5 +1,7 @@
 """Quantizers: nearest levels, levels worth their bits, and how coarse."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -126,13 +128,74 @@ def test_steps_per_tensor():
   assert steps["a"] == np.abs(params["a"]).max() / 127
   assert steps["z"] > 0
   assert "b" not in steps
-  squares = {
-    "a": np.full((9, 9), 4.0),
-    "z": np.full((2, 2), 1.0),
-    "b": params["b"],
-  }
-  steps = quantize.sensitive_steps(params, 0.1, squares)
+
+
+def test_steps_are_finer_where_the_loss_is_sensitive():
+  params = {"a": _weights(9, 9), "b": _weights(9), "z": _weights(3, 3)}
+  squares = {"a": np.full((9, 9), 4.0), "z": np.float32(1.0)}
+  steps = quantize.sensitive_steps(params, 2**-9, squares)
+  assert steps.keys() == {"a", "z"}
   assert steps["z"] == pytest.approx(2 * steps["a"])
+  # Every parameter counts once.
+  mean = (81 * math.log2(steps["a"]) + 9 * math.log2(steps["z"])) / 90
+  assert mean == pytest.approx(-9)
+
+
+def test_no_tensor_is_quantized_to_nothing():
+  params = {"a": _weights(9, 9), "small": 1e-3 * _weights(9, 9)}
+  params["zero"] = np.zeros((4, 4), np.float32)
+  squares = dict.fromkeys(params, np.float32(1.0))
+  steps = quantize.sensitive_steps(params, 0.25, squares, limit=1.5)
+  rms = np.sqrt(np.mean(np.square(params["small"])))
+  assert steps["small"] == pytest.approx(1.5 * rms)
+  assert steps["zero"] == pytest.approx(0.25)
+  quantized = quantize.apply(params, steps)
+  assert np.any(quantized["small"])
+  # A tensor that no gradient reaches gets the coarsest step, not an infinite.
+  steps = quantize.sensitive_steps(params, 2**-9, squares | {"a": np.zeros(1)})
+  assert steps["a"] == pytest.approx(16 * 2**-9)
+
+
+def test_steps_of_equal_slope_cost_the_least_loss_for_their_rate():
+  """On a quadratic loss, against one step for all at the same entropy."""
+  rng = np.random.default_rng(0)
+  params = {n: rng.normal(size=(300, 300)).astype(np.float32) for n in "ab"}
+  curvature = {"a": np.float32(1.0), "b": np.float32(64.0)}
+
+  def cost(step):
+    levels = {n: np.rint(x / step[n]) for n, x in params.items()}
+    loss = sum(
+      curvature[n] * np.sum(np.square(levels[n] * step[n] - params[n]))
+      for n in params
+    )
+    return loss, sum(_entropy(x) for x in levels.values())
+
+  uniform, rate = cost(dict.fromkeys(params, 0.1))
+  loss, other = cost(quantize.sensitive_steps(params, 0.1, curvature))
+  assert other == pytest.approx(rate, rel=0.005)
+  assert loss < 0.3 * uniform  # 1 / cosh(log 8), exactly.
+
+
+@pytest.mark.parametrize(
+  ("squares", "message"),
+  [
+    ({"a": 1.0}, "has no tensor 'b'"),
+    ({"a": 1.0, "b": float("nan")}, "sensitivity of 'b' is nan"),
+    ({"a": -1.0, "b": 1.0}, "sensitivity of 'a' is -1"),
+    ({"a": 0.0, "b": 0.0}, "zero everywhere"),
+  ],
+)
+def test_impossible_sensitivities_are_named(squares, message):
+  params = {"a": _weights(3, 3), "b": _weights(3, 3)}
+  with pytest.raises(ValueError, match=message):
+    quantize.sensitive_steps(
+      params, 0.1, {n: np.float32(x) for n, x in squares.items()}
+    )
+
+
+def _entropy(levels):
+  _, counts = np.unique(levels, return_counts=True)
+  return -np.sum(counts * np.log2(counts / levels.size)) / levels.size
 
 
 def test_choose_step_finds_the_coarsest_within_tolerance():
