@@ -23,9 +23,6 @@ RATES: dict[str, dict[str, Any]] = {
 }
 
 
-# A step for each matrix, finer where the loss is sensitive to it.
-SENSITIVE = {"evaluate.sensitivity_batches": 24}
-
 # The methods and values of the small grid; the full one has every method.
 SMALL = (
   "normal",
@@ -113,7 +110,14 @@ def add(
   grid.learning_rates = tuple(candidates)
   grid.methods = ml_collections.ConfigDict()
   values = {"steps": steps, "lambdas": lambdas} | PROFILES[profile] | values
-  found = methods(config.total_steps, limit=limit, **values)
+  found = methods(
+    config.total_steps,
+    limit=limit,
+    # Steps by sensitivity leave no matrix without a level, so that they may be
+    # coarser.
+    sensitive_steps=tuple(2 * step for step in config.evaluate.steps),
+    **values,
+  )
   for name in small if profile == "small" else found:
     rate = learning_rates.get(name, config.optimizer.learning_rate)
     points = found[name]["points"]
@@ -137,6 +141,7 @@ def methods(
   decays: Sequence[float],
   sparsities: Sequence[float],
   mus: Sequence[float],
+  sensitive_steps: Sequence[float],
   limit: float | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Every method there is, by name.
@@ -150,9 +155,15 @@ def methods(
     decays: weight decays.
     sparsities: fractions of the weights that are removed.
     mus: what a bit may cost when the normal model is rounded.
+    sensitive_steps: with which a file is coded whose matrices have steps of
+      their own, in the mean.
     limit: how hard the rate of a target may pull, as a balance.
   """
   limited = {} if limit is None else {"rate.balance": limit}
+  sensitive = {
+    "evaluate.sensitivity_batches": 24,
+    "evaluate.steps": tuple(sensitive_steps),
+  }
   balance = {"rate.balance": balances}
   rounded = {("round_step", "rate.step"): steps}
   noisy = {("noise_step", "rate.step"): steps}
@@ -165,7 +176,7 @@ def methods(
   found = {
     "normal": method({}, {}),
     "rdo": method({}, {"evaluate.mu": mus}),
-    "sensitive": method(SENSITIVE, {}),
+    "sensitive": method(sensitive, {}),
     "decay": method({}, {"optimizer.weight_decay": decays}),
     "round": method({}, rounded),
     "noise": method({}, noisy),
@@ -173,9 +184,9 @@ def methods(
     "dggr_released_zeros": method(
       released | {"rate.keep_zeros": True}, {"rate.lmbda": lambdas}
     ),
-    "l1_sensitive": method(RATES["l1"] | SENSITIVE, balance),
+    "l1_sensitive": method(RATES["l1"] | sensitive, balance),
     "l1_target_sensitive": method(
-      RATES["l1"] | limited | SENSITIVE, {"rate.target": targets}
+      RATES["l1"] | limited | sensitive, {"rate.target": targets}
     ),
     "l1_zeros": method(
       RATES["l1"]

@@ -147,10 +147,12 @@ def evaluate(
     "matrix_parameters": sum(x.size for x in matrices),
     "exact": {s: score(params, s) for s in ("validation", "test")},
   }
-  steps_of = _steps_rule(config, params, score)
+  squares = None
+  if config.evaluate.sensitivity_batches:
+    squares = score.squares(params, config.evaluate.sensitivity_batches)
   try:
     result["quantized"] = [
-      _quantized(config, directory, params, step, steps_of(step), score)
+      _quantized(config, directory, params, step, score, squares)
       for step in steps
     ]
     result["shipped"] = _choose(config, result)
@@ -222,19 +224,17 @@ def prune(params: Any, rate: float) -> Any:
   )
 
 
-def _steps_rule(config, params, score):
-  """What the config makes of a step: one for all tensors, or one for each."""
-  if config.evaluate.absmax:
-    return lambda step: quantize.absmax_steps(params, 1 / step)
-  if config.evaluate.sensitivity_batches:
-    squares = score.squares(params, config.evaluate.sensitivity_batches)
-    return lambda step: quantize.sensitive_steps(params, step, squares)
-  return lambda step: step
+def _quantized(config, directory, params, step, score, squares=None):
+  """Codes params with step, reads the file back and measures it.
 
-
-def _quantized(config, directory, params, step, steps, score):
-  """Codes params with `steps`, reads the file back and measures it."""
+  With the mean squared gradients of every matrix each has a step of its own.
+  """
   file = _coded_file(directory, step)
+  steps = step
+  if config.evaluate.absmax:
+    steps = quantize.absmax_steps(params, 1 / step)
+  elif squares is not None:
+    steps = quantize.sensitive_steps(params, step, squares)
   if distributed.is_main():
     bs.save(
       file,
