@@ -173,6 +173,14 @@ def methods(
     "rate.mask": "all",
     "rate.stop_step": total_steps // 2,
   }
+  # A file has the step that training saw.
+  trained_for = {
+    f"{n}_bits": {
+      "quantize_bits": n,
+      "evaluate.steps": (1 / (2 ** (n - 1) - 1),),
+    }
+    for n in (4, 3, 2)
+  }
   found = {
     "normal": method({}, {}),
     "rdo": method({}, {"evaluate.mu": mus}),
@@ -203,15 +211,13 @@ def methods(
       {"prune.end_step": max(1, 7 * total_steps // 10)},
       {"prune.sparsity": sparsities},
     ),
-    # A file has the step that training saw.
-    "qat": {
-      "fields": {"evaluate.absmax": True},
+    "qat": {"fields": {"evaluate.absmax": True}, "points": trained_for},
+    "qat_l1": {
+      "fields": RATES["l1"] | {"evaluate.absmax": True},
       "points": {
-        f"{n}_bits": {
-          "quantize_bits": n,
-          "evaluate.steps": (1 / (2 ** (n - 1) - 1),),
-        }
-        for n in (4, 3, 2)
+        f"{name}_{value:g}".replace(".", "p"): point | {"rate.balance": value}
+        for name, point in trained_for.items()
+        for value in balances
       },
     },
   }

@@ -42,12 +42,16 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     lambdas=(40.0,) if is_small else (5.0, 15.0, 50.0, 150.0),
     learning_rates=LEARNING_RATES,
     candidates=(1e-3, 3e-3, 1e-2),
+    # Of this task a small model needs every weight.
+    balances=(0.01, 0.03) if is_small else (0.01, 0.03, 0.1, 0.3),
+    targets=(2.0, 3.0) if is_small else (1.0, 2.0, 3.0, 4.0),
     small=(
       "normal",
       "rdo",
       "sensitive",
       "decay",
       "qat",
+      "qat_l1",
       "round_l1",
       "l1_target",
       "l1_target_sensitive",
