@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.structure.groups = ("mlp", "heads")
   config.eval_every = config.total_steps
   config.checkpoint_every = config.total_steps
-  config.evaluate.steps = tuple(2.0**-k for k in range(4, 8))
+  config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(6, 12))
+  config.evaluate.sensitivity_batches = 24
   config.evaluate.pruning_rates = ()
   config.arms = ml_collections.ConfigDict()
   config.arms.normal = ml_collections.ConfigDict()
