@@ -55,6 +55,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
       "round_l1",
       "l1_target",
       "l1_target_sensitive",
+      "round_l1_target",
       "dggr_target",
       "bits_target",
     ),
