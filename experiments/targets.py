@@ -140,13 +140,19 @@ def measure(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def table(rows: list[dict[str, float]]) -> report.Table:
-  """What was reached, by size and learning rate, for every target and start."""
+  """What was reached, by size and learning rate, for every target and start.
+
+  A star marks what said that it was out of reach.
+  """
   columns = list(itertools.product(TARGETS, INITIAL))
   found = {tuple(row[axis] for axis in AXES): row for row in rows}
   body = []
   for width, learning_rate in itertools.product(WIDTHS, LEARNING_RATES):
     own = [found[width, learning_rate, *column] for column in columns]
-    cells = [f"{row['file']:.2f}{'*' if row['unmet'] else ''}" for row in own]
+    cells = [
+      f"{row['bits']:.2f}{'*' if row['unmet'] else ''}, {row['file']:.2f}"
+      for row in own
+    ]
     body.append([f"{own[0]['parameters']:,}", f"{learning_rate:g}", *cells])
   header = ["parameters", "learning rate"]
   header += [f"{target:g} bits, from {start:g}" for target, start in columns]

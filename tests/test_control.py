@@ -168,4 +168,4 @@ def test_the_table_of_targets_marks_what_was_out_of_reach(
   assert targets.measure(path) == rows
   (line,) = targets.table(rows).rows
   assert line[:2] == ["1,008", "1e-05"]
-  assert all(cell.endswith("*") for cell in line[2:])
+  assert all("*" in cell for cell in line[2:])
