@@ -72,6 +72,7 @@ def add(
   learning_rates: Mapping[str, float],
   candidates: Sequence[float],
   small: Sequence[str] = SMALL,
+  best: str = "l1_target",
   limit: float | None = None,
   **values: Sequence[float],
 ) -> None:
@@ -86,6 +87,7 @@ def add(
       of config.
     candidates: the learning rates that tuning compares.
     small: the methods of the small grid.
+    best: the method that a table of its own compares with all others.
     limit: of the methods with a target, see `bs.target_rate`; None: its own.
     **values: in the place of those of PROFILES.
   """
@@ -100,7 +102,7 @@ def add(
   config.evaluate.pruning_rates = ()
   config.grid = grid = ml_collections.ConfigDict()
   grid.baseline = "normal"
-  grid.best = "l1_target"  # What a table of its own compares with all others.
+  grid.best = best
   grid.seeds = SEEDS[profile]  # Initial parameters, order of the data, noise.
   grid.bits = (1.0, 2.0, 3.0, 4.0)  # Where the tables compare.
   # Accuracies below this fraction of the baseline's best are not compared.
