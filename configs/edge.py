@@ -48,6 +48,13 @@ def get_config() -> ml_collections.ConfigDict:
     {"rate": {"shape": 1.0, "balance": 0.1}}
   )
   config.arms.backslash = ml_collections.ConfigDict({"rate": bits})
+  # How many units stay is what their rate leaves.
+  config.arms.group = ml_collections.ConfigDict(
+    {
+      "rate": bits,
+      "structure": {"lmbda": 3e4, "shape": 1.0, "warmup_steps": 200},
+    }
+  )
   config.arms.structured = ml_collections.ConfigDict(
     {
       "rate": bits,

@@ -168,7 +168,8 @@ def blocks(
     take = lambda i: jax.tree.map(lambda a: a[i], p["layers"])  # noqa: E731
     layers = [take(i) for i in range(config.depth)]
   else:
-    layers = [p[f"layer_{i}"] for i in range(config.depth)]
+    # Of a layer that simplification left out as a whole nothing is there.
+    layers = [p.get(f"layer_{i}", {}) for i in range(config.depth)]
   normalize = functools.partial(norm, g, config)
   for i, layer in enumerate(layers):
     mask = masks[i % len(masks)]

@@ -93,7 +93,7 @@ def test_a_training_becomes_the_tables_and_goes_on_where_it_was(tmp_path):
     tiny.FIELDS | {"rate.lmbda": 0.0, "data.max_eval": 100}
   )
   config.arms.structured.structure.update({"begin_step": 2, "end_step": 8})
-  del config.arms.l1, config.arms.backslash
+  del config.arms.l1, config.arms.backslash, config.arms.group
   config.lock()
   trainings = edge.arms(config, tmp_path, 0)
   cells = list(trainings.values())

@@ -51,6 +51,7 @@ def test_outputs_are_the_models_for_any_batch_and_length(name):
     },
     "encoder": {
       "layer_0/mlp/down/kernel": (0, slice(None)),
+      "layer_0/attention/out/kernel": (0, slice(None)),
       "layer_1/attention/out/kernel": (0, slice(None)),
       "embed/embedding": (0, [2, 5, 7]),
     },
