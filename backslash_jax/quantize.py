@@ -167,17 +167,17 @@ def sensitive_steps(
 
   Raises:
     ValueError: if a tensor has no sensitivity, or one that is not finite or
-      negative, or none is positive.
+      negative, or none is positive; if the limit is not positive.
 
   Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
   2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
   """
   check_step(step)
+  if not limit > 0:
+    raise ValueError(f"limit is {limit}: it must be positive")
   _, leaves = tree.describe(params)
   chosen = selection.selected(params, leaves, select)
-  given = dict(tree.describe(sensitivity)[1])
-  if missing := sorted(chosen - given.keys()):
-    raise ValueError(f"the sensitivity has no tensor {missing[0]!r}")
+  given = _given(chosen, sensitivity)
   sizes = {n: np.size(x) for n, x in leaves if n in chosen}
   means = {n: float(np.mean(given[n], dtype=np.float64)) for n in sizes}
   for name, mean in means.items():
@@ -254,9 +254,7 @@ def _normalized(leaves, chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
   """The sensitivities of the chosen tensors, of mean one over all of them."""
   if sensitivity is None:
     return {}
-  given = dict(tree.describe(sensitivity)[1])
-  if missing := sorted(chosen - given.keys()):
-    raise ValueError(f"the sensitivity has no tensor {missing[0]!r}")
+  given = _given(chosen, sensitivity)
   found = {
     n: np.asarray(given[n], np.float64) for n, _ in leaves if n in chosen
   }
@@ -267,6 +265,14 @@ def _normalized(leaves, chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
       "the sensitivity must be finite, not negative, not all zero"
     )
   return {name: x * (count / total) for name, x in found.items()}
+
+
+def _given(chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
+  """The sensitivity by name; it must have every chosen tensor."""
+  given = dict(tree.describe(sensitivity)[1])
+  if missing := sorted(chosen - given.keys()):
+    raise ValueError(f"the sensitivity has no tensor {missing[0]!r}")
+  return given
 
 
 def check_step(step: float) -> None:

@@ -217,7 +217,7 @@ def methods(
     "qat_l1": {
       "fields": RATES["l1"] | {"evaluate.absmax": True},
       "points": {
-        f"{name}_{value:g}".replace(".", "p"): point | {"rate.balance": value}
+        f"{name}_{_label(value)}": point | {"rate.balance": value}
         for name, point in trained_for.items()
         for value in balances
       },
@@ -246,9 +246,13 @@ def method(
     for names, value in zip(vary, values, strict=True):
       for name in (names,) if isinstance(names, str) else names:
         point[name] = value
-    name = "_".join(f"{v:g}".replace(".", "p") for v in values)
-    points[name or "only"] = point
+    points[_label(*values) or "only"] = point
   return {"fields": dict(fields), "points": points}
+
+
+def _label(*values):
+  """The name of an operating point with these values."""
+  return "_".join(f"{v:g}".replace(".", "p") for v in values)
 
 
 def _nested(flat):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from backslash_jax import archive, quantize
+from backslash_jax import archive, meter, quantize
 from backslash_jax.coding import rans
 
 
@@ -163,12 +163,12 @@ def test_steps_of_equal_slope_cost_the_least_loss_for_their_rate():
   curvature = {"a": np.float32(1.0), "b": np.float32(64.0)}
 
   def cost(step):
-    levels = {n: np.rint(x / step[n]) for n, x in params.items()}
+    coded = quantize.apply(params, step)
     loss = sum(
-      curvature[n] * np.sum(np.square(levels[n] * step[n] - params[n]))
-      for n in params
+      curvature[n] * np.sum(np.square(coded[n] - x)) for n, x in params.items()
     )
-    return loss, sum(_entropy(x) for x in levels.values())
+    bits = [meter.bits_per_parameter(x, step[n]) for n, x in params.items()]
+    return loss, float(sum(bits))
 
   uniform, rate = cost(dict.fromkeys(params, 0.1))
   loss, other = cost(quantize.sensitive_steps(params, 0.1, curvature))
@@ -193,9 +193,10 @@ def test_impossible_sensitivities_are_named(squares, message):
     )
 
 
-def _entropy(levels):
-  _, counts = np.unique(levels, return_counts=True)
-  return -np.sum(counts * np.log2(counts / levels.size)) / levels.size
+def test_a_limit_that_is_not_positive_is_refused():
+  params = {"a": _weights(3, 3)}
+  with pytest.raises(ValueError, match="limit is 0"):
+    quantize.sensitive_steps(params, 0.1, params, limit=0)
 
 
 def test_choose_step_finds_the_coarsest_within_tolerance():

@@ -27,6 +27,7 @@ from absl import flags
 import backslash_jax as bs
 from backslash_jax import magnitude
 from experiments import (
+  atomic,
   cells,
   deploy,
   evaluate,
@@ -250,9 +251,9 @@ def _finished(path):
 
 
 def _save(path, results):
-  path.parent.mkdir(parents=True, exist_ok=True)
   document = {"machine": timing.machine(), "results": results}
-  path.write_text(json.dumps(document, indent=1) + "\n")
+  text = json.dumps(document, indent=1) + "\n"
+  atomic.write(path, lambda file: file.write_text(text))
 
 
 def _main():
