@@ -10,14 +10,17 @@ from backslash_jax.control import gradient_balance, target_rate
 from backslash_jax.moments import Moments, moments, shape_parameter
 from backslash_jax.recipe import recommended
 from backslash_jax.rounding import matrices, perturb, round_through
+from backslash_jax.steps import FitStepsState, fit_steps
 from backslash_jax.transform import BackslashState, backslash
 
 __all__ = [
   "ArchiveError",
   "BackslashState",
+  "FitStepsState",
   "Moments",
   "Report",
   "backslash",
+  "fit_steps",
   "ggd",
   "gradient_balance",
   "inspect",

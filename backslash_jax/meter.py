@@ -61,7 +61,8 @@ def bits_per_parameter(
 
   Args:
     params: pytree of arrays.
-    step: distance between quantization levels.
+    step: distance between quantization levels: one, or [T], one for each
+      floating leaf in the order of the leaves.
     sharding: as in `moments.tree_moments`.
 
   Returns:
@@ -73,7 +74,10 @@ def bits_per_parameter(
   if total == 0:
     return jnp.zeros([], jnp.float32)
   bits = sharded.add_up(
-    leaves, shardings, lambda x: float(x.size) * entropy(x, step)
+    leaves,
+    shardings,
+    lambda x, own: float(x.size) * entropy(x, own),
+    jnp.broadcast_to(jnp.asarray(step, jnp.float32), [len(leaves)]),
   )
   return bits / total
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from backslash_jax import selection, tree
+from backslash_jax import selection, steps, tree
 from backslash_jax.coding import fit
 
 
@@ -142,23 +142,14 @@ def absmax_steps(params, levels: int = 127, *, select=None) -> dict[str, float]:
 def sensitive_steps(
   params, step: float, sensitivity, *, limit: float = 2.0, select=None
 ) -> dict[str, float]:
-  r"""A step per tensor, finer where errors hurt: step / sqrt(sensitivity).
-
-  Of all steps that cost the same rate, to second order those with
-
-  .. math:: step_t^2 \propto 1 / h_t
-
-  cost the least loss, h_t being the mean of the loss's diagonal second
-  derivatives in tensor t, for which the squared gradients stand. That holds for
-  small errors; those of a tensor whose values all become zero are not, which
-  `limit` prevents.
+  """A step per tensor, finer where errors hurt: see `steps.allocate`.
 
   Args:
     params: as for `archive.save`.
     step: the geometric mean of the steps before `limit`, every parameter
       counted once; so the rate is about that of this step for all.
     sensitivity: a tree like `params`, of each tensor's squared gradients or of
-      their mean, a scalar. Ratios to the geometric mean are kept within 256.
+      their mean, a scalar.
     limit: a step is at most so many root mean squares of its tensor.
     select: as for `archive.save`.
 
@@ -168,9 +159,6 @@ def sensitive_steps(
   Raises:
     ValueError: if a tensor has no sensitivity, or one that is not finite or
       negative, or none is positive; if the limit is not positive.
-
-  Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
-  2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
   """
   check_step(step)
   if not limit > 0:
@@ -178,27 +166,27 @@ def sensitive_steps(
   _, leaves = tree.describe(params)
   chosen = selection.selected(params, leaves, select)
   given = _given(chosen, sensitivity)
-  sizes = {n: np.size(x) for n, x in leaves if n in chosen}
-  means = {n: float(np.mean(given[n], dtype=np.float64)) for n in sizes}
+  tensors = {n: np.asarray(x) for n, x in leaves if n in chosen}
+  means = {
+    n: float(np.mean(np.asarray(given[n]), dtype=np.float64)) for n in tensors
+  }
   for name, mean in means.items():
     if not 0 <= mean < math.inf:
       raise ValueError(
         f"the sensitivity of {name!r} is {mean:g} in the mean, wanted a finite"
         " number that is not negative"
       )
-  positive = [n for n, mean in means.items() if mean > 0]
-  if not positive:
+  if not any(means.values()):
     raise ValueError("the sensitivity is zero everywhere")
-  total = sum(sizes[n] * math.log(means[n]) for n in positive)
-  unit = math.exp(total / max(sum(sizes[n] for n in positive), 1))
-  steps = {}
-  for name, x in leaves:
-    if name in chosen:
-      ratio = min(max(means[name] / unit, 1 / 256), 256)
-      scale = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-      largest = limit * scale if scale > 0 else math.inf
-      steps[name] = min(step / math.sqrt(ratio), largest)
-  return steps
+  squares = [np.square(x, dtype=np.float64) for x in tensors.values()]
+  found = steps.allocate(
+    step,
+    np.array(list(means.values())),
+    np.array([np.sqrt(x.mean()) if x.size else 0.0 for x in squares]),
+    np.array([float(x.size) for x in squares]),
+    limit,
+  )
+  return dict(zip(tensors, found.tolist(), strict=True))
 
 
 def choose_step(

@@ -52,23 +52,26 @@ def sums(
 def add_up(
   leaves: list[jax.Array],
   shardings: list[NamedSharding | None],
-  fn: Callable[[jax.Array], jax.Array],
+  fn: Callable[[jax.Array, jax.Array], jax.Array],
+  scalars: jax.Array,
 ) -> jax.Array:
-  """The sum of fn(shard) over all shards of all tensors, a scalar.
+  """The sum of fn(shard, scalar) over all shards of all T tensors, a scalar.
 
   Args:
     leaves: the tensors.
     shardings: of each; None counts as one shard.
-    fn: array -> scalar.
+    fn: (array, scalar) -> scalar.
+    scalars: one for each tensor, [T].
   """
-  pairs = zip(leaves, shardings, strict=True)
-  total = sum((fn(x) for x, s in pairs if s is None), start=jnp.zeros([]))
+  triples = zip(leaves, shardings, scalars, strict=True)
+  total = sum((fn(x, a) for x, s, a in triples if s is None), jnp.zeros([]))
   for mesh, axes, members in _groups(shardings):
 
-    def local(*shards):
-      return jnp.sum(jnp.stack([fn(x) for x in shards]))
+    def local(scalars, *shards, members=tuple(members)):
+      pairs = zip(shards, members, strict=True)
+      return jnp.sum(jnp.stack([fn(x, scalars[i]) for x, i in pairs]))
 
-    total += _reduce(local, mesh, axes, members, leaves)
+    total += _reduce(local, mesh, axes, members, leaves, scalars)
   return total
 
 
@@ -81,21 +84,21 @@ def _groups(shardings):
   return [(mesh, axes, members) for (mesh, axes), members in groups.items()]
 
 
-def _reduce(local, mesh, axes, members, leaves):
-  """local(*shards) of a group, added up over its axes."""
+def _reduce(local, mesh, axes, members, leaves, *replicated):
+  """local(*replicated, *shards) of a group, added up over its axes."""
 
-  def summed(*shards):
-    value = local(*shards)
+  def summed(*arguments):
+    value = local(*arguments)
     return jax.lax.psum(value, axes) if axes else value
 
   reduce = jax.shard_map(
     summed,
     mesh=mesh,
-    in_specs=tuple(members.values()),
+    in_specs=(PartitionSpec(),) * len(replicated) + tuple(members.values()),
     out_specs=PartitionSpec(),
     check_vma=False,  # Pallas does not say over which axes its output varies.
   )
-  return reduce(*(leaves[i] for i in members))
+  return reduce(*replicated, *(leaves[i] for i in members))
 
 
 def typed(x: jax.Array) -> NamedSharding | None:

@@ -1,0 +1,203 @@
+"""Quantization steps that are chosen while training runs.
+
+A file need not have one step for all of its tensors. `fit_steps` gives each the
+one that its sensitivity asks for, such that all together take the bits asked
+for; from then on the loss is to see the model rounded to them:
+
+>>> import backslash_jax as bs, optax
+>>> tx = optax.chain(bs.fit_steps(1.5, begin=500), optax.adamw(3e-3))
+
+  def loss_fn(params, opt_state, batch):
+    steps = optax.tree.get(opt_state, "steps")
+    return loss(bs.round_through(params, steps), batch)
+
+  bs.save(path, params, step=optax.tree.get(opt_state, "steps"))
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from backslash_jax import meter, rounding
+from backslash_jax.moments import Sharding, tree_moments
+
+# Sensitivities are compared within this ratio to their geometric mean.
+MAX_RATIO = 256.0
+# Gradients of so many updates, about, are averaged.
+_WINDOW = 100.0
+# What is fitted is found to this many halvings of 64 octaves.
+_HALVINGS = 24
+
+
+class FitStepsState(NamedTuple):
+  """State of `fit_steps`.
+
+  Attributes:
+    count: updates so far, int32.
+    sensitivity: running mean of the squared updates of each of the T selected
+      leaves, float32 [T].
+    steps: by the leaf's name, as `round_through` and `save` take them, float32
+      scalars; 0 before they are chosen.
+  """
+
+  count: jax.Array
+  sensitivity: jax.Array
+  steps: dict[str, jax.Array]
+
+
+def fit_steps(
+  bits: float,
+  *,
+  begin: int,
+  limit: float = 4.0,
+  mask: rounding.Mask | None = rounding.matrices,
+  sharding: Sharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Chooses a quantization step for each leaf, once, in the update `begin`.
+
+  The steps are those of `allocate`, with the squared updates that come in as
+  the sensitivity, and with the common factor by which the leaves take `bits`
+  when they are chosen. They stay as they are: the weights that the loss sees
+  rounded settle on the levels. What the file takes in the end is a few percent
+  off. The updates pass as they are.
+
+  Stands first in a chain, or after clipping, where the updates are gradients of
+  the loss.
+
+  Args:
+    bits: of the selected leaves, per parameter, in (0, 32).
+    begin: updates that are made before the steps are chosen. Half of all is
+      a good choice; when a pretrained model is fine-tuned, fewer.
+    limit: a step is at most so many root mean squares of its leaf. Where
+      that leaves more bits than asked for, all steps are as large as that.
+    mask: the leaves that are quantized, as in `bs.backslash`.
+    sharding: as in `bs.backslash`.
+
+  Returns:
+    A transformation; `optax.tree.get(state, "steps")` has the steps. Its
+    update raises ValueError without params.
+
+  Raises:
+    ValueError: for an argument out of its range.
+
+  Source: docs/frontier.md has what it gains.
+  """
+  if not 0 < bits < 32:
+    raise ValueError(f"fit_steps: bits must be in (0, 32), found {bits!r}")
+  if begin < 1:
+    raise ValueError(f"fit_steps: begin must be at least 1, found {begin!r}")
+  if not 0 < limit < math.inf:
+    raise ValueError(
+      f"fit_steps: limit must be positive and finite, found {limit!r}"
+    )
+
+  def init(params):
+    names = _floating(params, rounding.names(params))
+    return FitStepsState(
+      count=jnp.zeros([], jnp.int32),
+      sensitivity=jnp.zeros([len(names)], jnp.float32),
+      steps={name: jnp.zeros([], jnp.float32) for name in names},
+    )
+
+  def update(updates, state, params=None, **extra_args):
+    del extra_args
+    if params is None:
+      raise ValueError(
+        "fit_steps needs params: tx.update(grads, state, params)"
+      )
+    count = jnp.asarray(optax.safe_increment(state.count))
+    names = _floating(params, rounding.names(params))
+    if not names:
+      return updates, state._replace(count=count)
+    own = _floating(params, jax.tree.leaves(updates))
+    squares = jnp.stack([_mean_square(u) for u in own])
+    window = jnp.minimum(count.astype(jnp.float32), _WINDOW)
+    sensitivity = state.sensitivity + (squares - state.sensitivity) / window
+    old = jnp.stack([state.steps[name] for name in names])
+    steps = jax.lax.cond(
+      count == begin,
+      lambda: _fit(params, bits, sensitivity, limit, sharding),
+      lambda: old,
+    )
+    by_name = dict(zip(names, steps, strict=True))
+    return updates, FitStepsState(count, sensitivity, by_name)
+
+  tx = optax.GradientTransformationExtraArgs(init, update)
+  return tx if mask is None else optax.masked(tx, mask)
+
+
+def allocate(step, sensitivity, scale, size, limit):
+  r"""Steps of T tensors, finer where errors hurt: step / sqrt(sensitivity).
+
+  Of all steps that cost the same rate, to second order those with
+
+  .. math:: step_t^2 \propto 1 / h_t
+
+  cost the least loss, h_t being the mean of the loss's diagonal second
+  derivatives in tensor t, for which the squared gradients stand. That holds for
+  small errors; those of a tensor whose values all become zero are not, which
+  `limit` prevents.
+
+  Args:
+    step: the geometric mean of the steps before `limit`, every parameter
+      counted once; so the rate is about that of this step for all.
+    sensitivity: h_t up to a common factor, not negative, [T], of NumPy or JAX.
+      Ratios to the geometric mean are kept within MAX_RATIO.
+    scale: root mean squares of the tensors, [T].
+    size: their numbers of parameters, floating, [T].
+    limit: a step is at most so many times its tensor's scale; where that is
+      zero, there is no limit.
+
+  Returns:
+    The steps, [T].
+
+  Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
+  2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
+  """
+  xp = sensitivity.__array_namespace__()
+  known = sensitivity > 0
+  weight = xp.where(known, size, 0.0)
+  logs = xp.log(xp.where(known, sensitivity, 1.0))
+  unit = xp.exp(xp.sum(weight * logs) / xp.maximum(xp.sum(weight), 1.0))
+  ratio = xp.clip(sensitivity / unit, 1 / MAX_RATIO, MAX_RATIO)
+  largest = xp.where(scale > 0, limit * scale, xp.inf)
+  return xp.minimum(step / xp.sqrt(ratio), largest)
+
+
+def _fit(params, bits, sensitivity, limit, sharding):
+  """The steps with which params take `bits`, float32 [T]."""
+  sums = tree_moments(params, sharding)
+  size = jnp.maximum(sums.count, 1.0)
+  scale = jnp.sqrt(sums.square_sum / size)
+  unit = jnp.where(jnp.any(scale > 0), jnp.max(scale), 1.0)
+  scale = jnp.where(scale > 0, scale, unit)
+
+  def steps(octave):
+    return allocate(unit * 2.0**octave, sensitivity, scale, size, limit)
+
+  def halve(_, bounds):
+    fine, coarse = bounds
+    middle = (fine + coarse) / 2
+    found = meter.bits_per_parameter(params, steps(middle), sharding)
+    is_coarse = found < bits
+    return (
+      jnp.where(is_coarse, fine, middle),
+      jnp.where(is_coarse, middle, coarse),
+    )
+
+  bounds = jnp.float32(-32.0), jnp.float32(32.0)
+  _, coarse = jax.lax.fori_loop(0, _HALVINGS, halve, bounds)
+  return steps(coarse)
+
+
+def _floating(params, values):
+  """The values of the floating leaves of params."""
+  pairs = zip(values, jax.tree.leaves(params), strict=True)
+  return [v for v, x in pairs if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _mean_square(x):
+  return jnp.mean(jnp.square(x.astype(jnp.float32)))

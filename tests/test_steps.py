@@ -1,0 +1,237 @@
+"""Steps that are chosen while training runs, and the loss that sees them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import backslash_jax as bs
+from backslash_jax import meter, quantize
+
+PARAMS = {
+  "a": {"kernel": 0.3 * jax.random.normal(jax.random.key(0), (64, 96))},
+  "b": [0.02 * jax.random.laplace(jax.random.key(1), (32, 128))],
+  "bias": jnp.ones(7),
+  "count": jnp.arange(6).reshape(2, 3),
+}
+NAMES = ["a/kernel", "b/0"]
+
+
+def _gradients(a=1.0, b=1.0):
+  """Of so large root mean squares."""
+  found = jax.tree.map(
+    lambda x: jax.random.normal(jax.random.key(2), x.shape), PARAMS
+  )
+  found["a"]["kernel"] *= a
+  found["b"][0] *= b
+  return found
+
+
+def _run(tx, updates, gradients=None, params=PARAMS):
+  """The state after so many updates."""
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for _ in range(updates):
+    _, state = update(gradients or _gradients(), state, params)
+  return state
+
+
+def _steps(state):
+  return {n: float(s) for n, s in optax.tree.get(state, "steps").items()}
+
+
+@pytest.mark.parametrize("bits", [0.7, 2.0, 5.0])
+def test_the_leaves_take_the_bits_that_are_asked_for(bits):
+  steps = _steps(_run(bs.fit_steps(bits, begin=1), 1))
+  assert list(steps) == NAMES
+  leaves = [PARAMS["a"]["kernel"], PARAMS["b"][0]]
+  found = meter.bits_per_parameter(leaves, jnp.array(list(steps.values())))
+  np.testing.assert_allclose(found, bits, rtol=1e-3)
+
+
+def test_they_are_chosen_once_and_are_zero_before():
+  tx = bs.fit_steps(2.0, begin=3)
+  assert set(_steps(_run(tx, 2)).values()) == {0.0}
+  chosen = _run(tx, 3)
+  other = jax.tree.map(lambda x: 2 * x, PARAMS)
+  _, later = tx.update(_gradients(9.0), chosen, other)
+  assert _steps(later) == _steps(chosen)
+  assert min(_steps(chosen).values()) > 0
+
+
+def test_a_matrix_of_larger_gradients_has_a_finer_step():
+  steps = _steps(_run(bs.fit_steps(4.0, begin=2), 2, _gradients(6.0, 2.0)))
+  ratio = steps["b/0"] / steps["a/kernel"]
+  expected = jnp.sqrt(
+    jnp.mean(_gradients(6.0)["a"]["kernel"] ** 2)
+    / jnp.mean(_gradients(1.0, 2.0)["b"][0] ** 2)
+  )
+  np.testing.assert_allclose(ratio, expected, rtol=1e-4)
+
+
+def test_they_are_those_of_the_file_s_own_function():
+  params = {"a": PARAMS["a"], "b": PARAMS["b"]}
+  squares = jax.tree.map(jnp.square, _gradients(3.0))
+  steps = _steps(_run(bs.fit_steps(5.0, begin=1), 1, _gradients(3.0)))
+  count = {"a/kernel": 64 * 96, "b/0": 32 * 128}
+  logs = sum(count[n] * np.log(steps[n]) for n in NAMES)
+  mean = float(np.exp(logs / sum(count.values())))
+  again = quantize.sensitive_steps(params, mean, squares)
+  assert again == pytest.approx(steps, rel=1e-4)
+
+
+def test_no_step_is_larger_than_the_limit():
+  tx = bs.fit_steps(0.01, begin=1, limit=1.5)
+  steps = _steps(_run(tx, 1))
+  for name, x in zip(
+    NAMES, [PARAMS["a"]["kernel"], PARAMS["b"][0]], strict=True
+  ):
+    rms = float(jnp.sqrt(jnp.mean(jnp.square(x))))
+    np.testing.assert_allclose(steps[name], 1.5 * rms, rtol=1e-5)
+
+
+def test_a_leaf_of_zeros_has_a_step_that_others_could_have():
+  params = {"zeros": jnp.zeros((8, 8)), "x": jnp.eye(8)}
+  ones = jax.tree.map(jnp.ones_like, params)
+  steps = _steps(_run(bs.fit_steps(0.5, begin=1), 1, ones, params))
+  assert 0 < steps["zeros"] < 10
+
+
+def test_updates_pass_and_the_state_keeps_its_types():
+  tx = optax.chain(bs.fit_steps(2.0, begin=1), optax.scale(1.0))
+  state = tx.init(PARAMS)
+  updates, new = jax.jit(tx.update)(_gradients(), state, PARAMS)
+  jax.tree.map(np.testing.assert_array_equal, updates, _gradients())
+  assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+  assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(
+    lambda x: x.dtype, state
+  )
+  tx.init({})
+  bs.fit_steps(2.0, begin=1).update({}, tx.init({})[0], {})
+
+
+def test_the_file_holds_what_the_loss_saw(tmp_path):
+  steps = optax.tree.get(_run(bs.fit_steps(2.0, begin=1), 1), "steps")
+  seen = jax.jit(bs.round_through)(PARAMS, steps)
+  bs.save(tmp_path / "m.safetensors", PARAMS, step=steps)
+  loaded = bs.load(tmp_path / "m.safetensors")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), seen, loaded
+  )
+
+
+def test_before_they_are_chosen_the_loss_sees_the_exact_model(tmp_path):
+  steps = optax.tree.get(_run(bs.fit_steps(2.0, begin=9), 1), "steps")
+  seen = jax.jit(bs.round_through)(PARAMS, steps)
+  jax.tree.map(np.testing.assert_array_equal, seen, PARAMS)
+  gradient = jax.grad(
+    lambda p: jnp.sum(bs.round_through(p, steps)["a"]["kernel"])
+  )({"a": PARAMS["a"], "b": PARAMS["b"]})
+  np.testing.assert_array_equal(gradient["a"]["kernel"], 1.0)
+  with pytest.raises(ValueError, match=r"'a/kernel': step 0\.0"):
+    bs.save(tmp_path / "m.safetensors", PARAMS, step=steps)
+
+
+def test_split_leaves_give_the_same_steps():
+  mesh = jax.make_mesh((8,), ("fsdp",))
+  spec = {
+    "a": {"kernel": PartitionSpec("fsdp", None)},
+    "b": [PartitionSpec(None, "fsdp")],
+    "bias": PartitionSpec(),
+    "count": PartitionSpec(),
+  }
+  sharding = jax.tree.map(
+    lambda s: NamedSharding(mesh, s),
+    spec,
+    is_leaf=lambda s: isinstance(s, PartitionSpec),
+  )
+  params = jax.device_put(PARAMS, sharding)
+  tx = bs.fit_steps(3.0, begin=1, sharding=sharding)
+  split = _steps(_run(tx, 1, _gradients(3.0), params))
+  whole = _steps(_run(bs.fit_steps(3.0, begin=1), 1, _gradients(3.0)))
+  # A shard is coded for itself, so that its entropy is a little smaller.
+  assert split == pytest.approx(whole, rel=0.05)
+
+
+def test_it_works_with_nnx():
+  model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+  tx = optax.chain(bs.fit_steps(2.0, begin=1), optax.sgd(1e-3))
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  x = jax.random.normal(jax.random.key(3), (4, 16))
+
+  def loss_fn(model):
+    graphdef, params = nnx.split(model, nnx.Param)
+    steps = optax.tree.get(optimizer.opt_state, "steps")
+    seen = nnx.merge(graphdef, bs.round_through(params, steps))
+    return jnp.sum(jnp.square(seen(x)))
+
+  before = loss_fn(model)
+  optimizer.update(model, nnx.grad(loss_fn)(model))
+  assert loss_fn(model) < before
+
+
+def test_a_model_trained_for_its_steps_is_better_than_one_rounded_after():
+  """Regression on correlated inputs, where errors can make up for others."""
+  key = jax.random.split(jax.random.key(5), 3)
+  mixing = jax.random.normal(key[0], (32, 32))
+  x = jax.random.normal(key[1], (256, 32)) @ mixing / 6
+  y = x @ jax.random.normal(key[2], (32, 8))
+  params = {"w": jnp.zeros((32, 8))}
+
+  def train(tx):
+    def step(carry, _):
+      params, state = carry
+      steps = optax.tree.get(state, "steps")
+
+      def loss_fn(p):
+        return jnp.mean(jnp.square(x @ bs.round_through(p, steps)["w"] - y))
+
+      updates, state = tx.update(jax.grad(loss_fn)(params), state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    (found, state), _ = jax.lax.scan(
+      step, (params, tx.init(params)), length=600
+    )
+    return found, state
+
+  rate = optax.cosine_decay_schedule(3e-2, 600)
+
+  def trained(begin):
+    fit = bs.fit_steps(2.0, begin=begin)
+    found, state = jax.jit(lambda: train(optax.chain(fit, optax.adam(rate))))()
+    steps = optax.tree.get(state, "steps")
+    return jnp.mean(jnp.square(x @ bs.round_through(found, steps)["w"] - y))
+
+  assert trained(300) < 0.9 * trained(600)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"bits": 0.0}, r"bits must be in \(0, 32\), found 0.0"),
+    ({"bits": float("nan")}, r"bits must be in \(0, 32\), found nan"),
+    ({"begin": 0}, r"begin must be at least 1, found 0"),
+    ({"limit": 0.0}, r"limit must be positive and finite, found 0.0"),
+  ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    bs.fit_steps(**({"bits": 2.0, "begin": 1} | arguments))
+
+
+def test_params_are_needed():
+  tx = bs.fit_steps(2.0, begin=1, mask=None)
+  with pytest.raises(ValueError, match="fit_steps needs params"):
+    tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_names_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match="names 'c', which is not in params"):
+    bs.round_through(PARAMS, {"c": 0.1})
+  with pytest.raises(ValueError, match="step has none for 'b/0'"):
+    bs.round_through(PARAMS, {"a/kernel": 0.1}, mask=bs.matrices)
+  with pytest.raises(ValueError, match="step must be positive"):
+    bs.round_through(PARAMS, {"a/kernel": -0.1})
