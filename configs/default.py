@@ -79,10 +79,14 @@ def get_config() -> ml_collections.ConfigDict:
   rate.keep_zeros = False  # What is coded as 0 by then stays 0.
 
   # What the loss sees of the matrices, one at most: rounded to this step, with
-  # uniform noise of this width, or quantized to so many bits per tensor.
+  # uniform noise of this width, quantized to so many bits per tensor, or
+  # rounded to steps of their own, with which they take so many bits per
+  # parameter: see bs.fit_steps. The file then has these steps.
   config.round_step = config_dict.placeholder(float)
   config.noise_step = config_dict.placeholder(float)
   config.quantize_bits = config_dict.placeholder(int)
+  config.round_bits = config_dict.placeholder(float)
+  config.round_start = 0  # Steps in which the loss sees them as they are.
 
   # The smallest weights of each matrix are removed, ever more of them.
   config.prune = prune = ml_collections.ConfigDict()
@@ -92,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
   prune.every = 10  # Steps between choices of what is removed.
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
+  # With round_bits they are in units of each matrix's own step.
   evaluate.steps = tuple(2.0**-k for k in range(3, 11))
   evaluate.absmax = False  # Steps are in units of a matrix's largest value.
   # Batches of which squared gradients tell how sensitive the loss is to each

@@ -43,6 +43,9 @@ SMALL = (
   "l1_target_sensitive",
   "dggr_target",
   "bits_target",
+  "fitted",
+  "l1_target_fitted",
+  "qat_late",
 )
 PROFILES: dict[str, dict[str, Any]] = {
   "small": {
@@ -51,6 +54,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "decays": (1.0,),
     "sparsities": (0.5, 0.8),
     "mus": (0.1,),
+    "bits": (0.7, 1.4),
   },
   "full": {
     "balances": (0.03, 0.1, 0.3, 1.0),
@@ -58,6 +62,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "decays": (0.3, 1.0, 3.0),
     "sparsities": (0.5, 0.7, 0.85),
     "mus": (0.05, 0.1, 0.2),
+    "bits": (0.5, 0.7, 1.0, 1.4, 2.0, 2.8),
   },
 }
 SEEDS = {"small": (0, 1), "full": (0, 1, 2)}
@@ -143,6 +148,7 @@ def methods(
   decays: Sequence[float],
   sparsities: Sequence[float],
   mus: Sequence[float],
+  bits: Sequence[float],
   sensitive_steps: Sequence[float],
   limit: float | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -157,6 +163,8 @@ def methods(
     decays: weight decays.
     sparsities: fractions of the weights that are removed.
     mus: what a bit may cost when the normal model is rounded.
+    bits: that the steps are fitted to, which the loss is shown from two thirds
+      of the training on.
     sensitive_steps: with which a file is coded whose matrices have steps of
       their own, in the mean.
     limit: how hard the rate of a target may pull, as a balance.
@@ -169,6 +177,9 @@ def methods(
   balance = {"rate.balance": balances}
   rounded = {("round_step", "rate.step"): steps}
   noisy = {("noise_step", "rate.step"): steps}
+  late = {"round_start": max(1, 2 * total_steps // 3)}
+  fitted = late | {"evaluate.steps": (1.0,)}
+  to_bits = {"round_bits": bits}
   released = {
     "rate.placement": "unscaled",
     "rate.epsilon": 1.0,
@@ -198,6 +209,11 @@ def methods(
     "l1_target_sensitive": method(
       RATES["l1"] | limited | sensitive, {"rate.target": targets}
     ),
+    "fitted": method(fitted, to_bits),
+    "l1_fitted": method(RATES["l1"] | fitted, balance | to_bits),
+    "l1_target_fitted": method(
+      RATES["l1"] | limited | fitted, {"rate.target": targets} | to_bits
+    ),
     "l1_zeros": method(
       RATES["l1"]
       | {"rate.stop_step": 2 * total_steps // 3, "rate.keep_zeros": True},
@@ -214,6 +230,10 @@ def methods(
       {"prune.sparsity": sparsities},
     ),
     "qat": {"fields": {"evaluate.absmax": True}, "points": trained_for},
+    "qat_late": {
+      "fields": late | {"evaluate.absmax": True},
+      "points": trained_for,
+    },
     "qat_l1": {
       "fields": RATES["l1"] | {"evaluate.absmax": True},
       "points": {

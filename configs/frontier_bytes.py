@@ -27,7 +27,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.data.max_eval = 512  # 65,536 bytes.
   config.model.name = "decoder"
   config.optimizer.learning_rate = 3e-3
-  config.optimizer.weight_decay = 0.1
+  config.optimizer.weight_decay = 1.0  # Better than 0.1 for every method.
   config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
@@ -43,7 +43,10 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     learning_rates=LEARNING_RATES,
     candidates=(1e-3, 3e-3, 1e-2),
     # Of this task a small model needs every weight.
-    balances=(0.01, 0.03) if is_small else (0.01, 0.03, 0.1, 0.3),
+    balances=(0.01,) if is_small else (0.01, 0.03, 0.1, 0.3),
+    decays=(3.0,) if is_small else (0.1, 0.3, 3.0),
+    bits=(1.0, 1.4, 1.8, 2.6) if is_small else (0.7, 1.0, 1.4, 1.8, 2.6, 3.5),
+    best="fitted",
     targets=(2.0, 3.0) if is_small else (1.0, 2.0, 3.0, 4.0),
     small=(
       "normal",
@@ -51,7 +54,9 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
       "sensitive",
       "decay",
       "qat",
-      "qat_l1",
+      "qat_late",
+      "l1_fitted",
+      "fitted",
       "l1_target",
       "l1_target_sensitive",
       "round_l1_target",

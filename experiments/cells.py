@@ -73,14 +73,32 @@ def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
     forward, params = _build(config)
     scores.setdefault(kind, evaluate.make_score(config, forward, mesh))
     if not is_trained:
-      params = train.train(
+      params, steps = train.train(
         config, cell.training, name, forward, params, scores[kind], mesh
       )
-      _save(trained, distributed.gather(params))
+      _save(trained, {"params": distributed.gather(params), "steps": steps})
   shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
   # Read back, so that the evaluation is of what is kept.
-  params = _load(trained)
-  return evaluate.evaluate(config, cell.directory, name, params, scores[kind])
+  params, steps = load(cell)
+  return evaluate.evaluate(
+    config, cell.directory, name, params, scores[kind], steps
+  )
+
+
+def load(cell: Cell) -> tuple[learner.Params, learner.Steps]:
+  """What a cell's training has left: see `train.train`.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = cell.training / TRAINED
+  try:
+    kept = bs.load(path)
+  except bs.ArchiveError as error:
+    raise settings.UserError(
+      f"{error}; delete {path.parent} to train it again"
+    ) from error
+  return kept["params"], kept["steps"]
 
 
 def take(planned: Sequence[AnyCell]) -> Iterator[AnyCell]:
@@ -124,19 +142,10 @@ def _build(config):
     raise settings.UserError(str(error)) from error
 
 
-def _save(path, params):
+def _save(path, kept):
   try:
-    bs.save(path, params, select=())
+    bs.save(path, kept, select=())
   except OSError as error:
     raise settings.UserError(
       f"cannot write {path}: {error.strerror or error}"
-    ) from error
-
-
-def _load(path):
-  try:
-    return bs.load(path)
-  except bs.ArchiveError as error:
-    raise settings.UserError(
-      f"{error}; delete {path.parent} to train it again"
     ) from error

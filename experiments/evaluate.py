@@ -111,6 +111,7 @@ def evaluate(
   name: str,
   params: Any,
   score: Score,
+  fitted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Evaluates params, or returns what evaluation.json holds about them.
 
@@ -120,6 +121,8 @@ def evaluate(
     name: of the training, for the line that is printed.
     params: what was trained.
     score: from `make_score`.
+    fitted: the steps that training chose, by name; where there are some, those
+      of config are multiples of them.
 
   Returns:
     "parameters", "matrix_parameters": counts; "exact": scores of the
@@ -129,7 +132,8 @@ def evaluate(
   """
   params = jax.device_get(params)
   path = directory / "evaluation.json"
-  key = _fingerprint(config, params)
+  fitted = {name: float(step) for name, step in (fitted or {}).items()}
+  key = _fingerprint(config, params, fitted)
   if path.exists() and (directory / SHIPPED).exists():
     try:
       cached = json.loads(path.read_text())
@@ -147,12 +151,10 @@ def evaluate(
     "matrix_parameters": sum(x.size for x in matrices),
     "exact": {s: score(params, s) for s in ("validation", "test")},
   }
-  squares = None
-  if config.evaluate.sensitivity_batches:
-    squares = score.squares(params, config.evaluate.sensitivity_batches)
+  find_steps = _find_steps(config, params, score, fitted)
   try:
     result["quantized"] = [
-      _quantized(config, directory, params, step, score, squares)
+      _quantized(config, directory, params, step, score, find_steps(step))
       for step in steps
     ]
     result["shipped"] = _choose(config, result)
@@ -224,17 +226,22 @@ def prune(params: Any, rate: float) -> Any:
   )
 
 
-def _quantized(config, directory, params, step, score, squares=None):
-  """Codes params with step, reads the file back and measures it.
-
-  With the mean squared gradients of every matrix each has a step of its own.
-  """
-  file = _coded_file(directory, step)
-  steps = step
+def _find_steps(config, params, score, fitted):
+  """Step of the config -> the steps of the file, one or by name."""
+  if fitted:
+    return lambda step: {name: step * own for name, own in fitted.items()}
   if config.evaluate.absmax:
-    steps = quantize.absmax_steps(params, 1 / step)
-  elif squares is not None:
-    steps = quantize.sensitive_steps(params, step, squares)
+    return lambda step: quantize.absmax_steps(params, 1 / step)
+  count = config.evaluate.sensitivity_batches
+  if not count:
+    return lambda step: step
+  squares = score.squares(params, count)
+  return lambda step: quantize.sensitive_steps(params, step, squares)
+
+
+def _quantized(config, directory, params, step, score, steps):
+  """Codes params with steps, reads the file back and measures it."""
+  file = _coded_file(directory, step)
   if distributed.is_main():
     bs.save(
       file,
@@ -285,10 +292,12 @@ def _entropy(symbols):
   return float(-np.sum(p * np.log2(p)))
 
 
-def _fingerprint(config, params):
+def _fingerprint(config, params, fitted):
   """Identifies what an evaluation depends on."""
   digest = hashlib.sha256()
   fields = config.evaluate, config.model, config.data.name
+  if fitted:
+    fields += (fitted,)
   digest.update(
     json.dumps(
       [f.to_dict() if hasattr(f, "to_dict") else f for f in fields],

@@ -15,6 +15,7 @@ from experiments import evaluate, finite, models, optimizer
 Params = dict[str, Any]
 Forward = Callable[[Params, jax.Array, jax.Array], jax.Array]
 State = dict[str, Any]  # {"params": Params, "opt_state": of optax}.
+Steps = dict[str, jax.Array]  # By the names of the matrices.
 
 
 def build(
@@ -58,8 +59,8 @@ def make_step(
   """
   schedule = optimizer.schedule(config)
 
-  def loss_fn(params, batch, step):
-    params = _seen_by_loss(config, params, step)
+  def loss_fn(params, opt_state, batch, step):
+    params = _seen_by_loss(config, params, opt_state, step)
     totals = evaluate.totals(forward, params, batch)
     weight = totals["weight"]
     return totals["loss"] / weight, totals["accuracy"] / weight
@@ -67,7 +68,7 @@ def make_step(
   def step_fn(state, batch, step):
     params = state["params"]
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, batch, step
+      params, state["opt_state"], batch, step
     )
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     values = {
@@ -87,8 +88,24 @@ def make_step(
   return step_fn
 
 
-def _seen_by_loss(config, params, step):
+def fitted_steps(config: ml_collections.ConfigDict, opt_state: Any) -> Steps:
+  """The steps that `config.round_bits` asked for, by name; else none."""
+  return {} if config.round_bits is None else optax.tree.get(opt_state, "steps")
+
+
+def _seen_by_loss(config, params, opt_state, step):
   """The parameters as the loss of this step sees them."""
+  if config.round_bits is not None:
+    return bs.round_through(params, fitted_steps(config, opt_state))
+  seen = _quantized(config, params, step)
+  if config.round_start:
+    begun = step > config.round_start
+    return jax.tree.map(lambda a, b: jnp.where(begun, a, b), seen, params)
+  return seen
+
+
+def _quantized(config, params, step):
+  """The parameters as the loss sees them in the end."""
   if config.round_step is not None:
     return bs.round_through(params, config.round_step)
   if config.noise_step is not None:

@@ -34,7 +34,8 @@ def create(
   decoupled one does not.
 
   Args:
-    config: its fields `optimizer`, `rate` and `prune`, and total_steps.
+    config: its fields `optimizer`, `rate`, `prune`, `round_bits` and
+      `round_start`, and total_steps.
     sharding: of the parameters, a tree of NamedSharding; see `bs.backslash`.
   """
   optimizer, rate, prune = config.optimizer, config.rate, config.prune
@@ -44,15 +45,19 @@ def create(
     optax.add_decayed_weights(optimizer.weight_decay, mask=bs.matrices),
     optax.scale_by_learning_rate(schedule(config)),
   ]
+  if config.round_bits is not None:
+    begin = max(config.round_start, 1)
+    fit = bs.fit_steps(config.round_bits, begin=begin, sharding=sharding)
+    chain.insert(1, fit)
   controller = _controller(rate)
   if controller is not None:
     tx = _backslash(rate, controller, sharding)
     if rate.placement == "coupled":
-      chain.insert(1, tx)
+      chain.insert(-3, tx)
     elif rate.placement == "decoupled":
-      chain.insert(2, tx)
+      chain.insert(-2, tx)
     elif rate.placement == "proximal":
-      chain.insert(3, proximal.proximal(tx, schedule(config)))
+      chain.insert(-1, proximal.proximal(tx, schedule(config)))
     else:  # What is added there is no gradient any more but a step.
       chain += [optax.scale(-1.0), tx, optax.scale(-1.0)]
   if rate.keep_zeros:

@@ -197,7 +197,7 @@ def _described(config) -> dict[str, Any]:
 
 
 def _write(cell: Cell, evaluation: dict[str, Any], seconds: float) -> None:
-  params = bs.load(cell.training / cells.TRAINED)
+  params, _ = cells.load(cell)
   matrices = _matrices(params)
   history = metrics.read(cell.training / "metrics.jsonl")
   record = {

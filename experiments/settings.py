@@ -89,6 +89,11 @@ _WANTED = {
     "None or an integer in [2, 16]",
     lambda v: v is None or (isinstance(v, int) and 2 <= v <= 16),
   ),
+  "round_bits": (
+    "None or bits in (0, 32)",
+    lambda v: v is None or 0 < v < 32,
+  ),
+  "round_start": _NATURAL,
   "prune.sparsity": _FRACTION,
   "prune.begin_step": _NATURAL,
   "prune.end_step": _COUNT,
@@ -161,8 +166,8 @@ def _conflicts(config):
   exclusive = (
     ("rate.lmbda", "rate.balance"),
     ("rate.lmbda", "rate.target"),
-    ("round_step", "noise_step", "quantize_bits"),
-    ("evaluate.absmax", "evaluate.sensitivity_batches"),
+    ("round_step", "noise_step", "quantize_bits", "round_bits"),
+    ("evaluate.absmax", "evaluate.sensitivity_batches", "round_bits"),
   )
   for fields in exclusive:
     given = [f for f in fields if _get(config, f)]
@@ -173,6 +178,12 @@ def _conflicts(config):
     problems.append(
       "config.rate.keep_zeros is True, wanted config.rate.stop_step with it:"
       " the zeros of that step are kept"
+    )
+  if config.round_bits is not None and config.round_start >= config.total_steps:
+    problems.append(
+      f"config.round_start is {config.round_start!r}, wanted less than"
+      f" config.total_steps, {config.total_steps!r}: the steps for"
+      " config.round_bits are chosen then"
     )
   for name in ("prune", "structure"):
     part = config.get(name)

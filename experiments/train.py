@@ -54,9 +54,9 @@ def train_and_evaluate(
     resume.prepare_directory(directory)
     task, forward, params = _load(arm)
     score = evaluate.make_score(arm, forward, mesh)
-    params = train(arm, directory, name, forward, params, score, mesh)
+    params, steps = train(arm, directory, name, forward, params, score, mesh)
     params = distributed.gather(params)
-    result = evaluate.evaluate(arm, directory, name, params, score)
+    result = evaluate.evaluate(arm, directory, name, params, score, steps)
     history = metrics.read(directory / "metrics.jsonl")
     runs[name] = report.Run(result, history, params)
     tasks.append(task.name)
@@ -75,8 +75,8 @@ def train(
   params: learner.Params,
   score: evaluate.Score,
   mesh: Mesh,
-) -> learner.Params:
-  """Trains to config.total_steps and returns the parameters.
+) -> tuple[learner.Params, learner.Steps]:
+  """Trains to config.total_steps; the parameters and `learner.fitted_steps`.
 
   Args:
     config: of this training.
@@ -145,7 +145,8 @@ def train(
           f" goes on from the checkpoint in {checkpoints.directory}",
           *(signals or [signal.SIGTERM]),  # Which may be another process's.
         )
-  return state["params"]
+  steps = jax.device_get(learner.fitted_steps(config, state["opt_state"]))
+  return state["params"], steps
 
 
 def _load(config):

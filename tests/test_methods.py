@@ -166,8 +166,15 @@ def test_pruning_ends_with_its_sparsity():
 
 
 def _seen(step=1, **fields):
-  seen = learner._seen_by_loss(_config(**fields), PARAMS, step)
+  seen = learner._seen_by_loss(_config(**fields), PARAMS, (), step)
   return seen["a"]["kernel"]
+
+
+def _quantized(config, directory, step, score):
+  """What is measured of PARAMS, coded with a step."""
+  params = jax.device_get(PARAMS)
+  steps = evaluate._find_steps(config, params, score, {})(step)
+  return evaluate._quantized(config, directory, params, step, score, steps)
 
 
 def test_noise_is_of_the_step_and_the_seed():
@@ -176,6 +183,36 @@ def test_noise_is_of_the_step_and_the_seed():
   np.testing.assert_array_equal(x, _seen(noise_step=0.25))
   assert np.all(x != _seen(2, noise_step=0.25))
   assert np.all(x != _seen(noise_step=0.25, seed=1))
+
+
+def test_until_it_starts_the_loss_sees_the_exact_parameters():
+  fields = {"round_step": 0.25, "round_start": 3}
+  np.testing.assert_array_equal(_seen(3, **fields), PARAMS["a"]["kernel"])
+  np.testing.assert_array_equal(_seen(4, **fields), _seen(round_step=0.25))
+
+
+def test_fitted_steps_are_those_of_the_loss_and_of_the_file(tmp_path):
+  config = _config(round_bits=2.0, round_start=4, evaluate__steps=(1.0,))
+  states, history = _train(config)
+  opt_state = states[-1]
+  steps = learner.fitted_steps(config, opt_state)
+  assert list(steps) == ["a/kernel", "b/kernel"]
+  shown = {}
+
+  def score(params, split):
+    shown[split] = params
+    return {"accuracy": 0.0, "loss": 0.0}
+
+  params = jax.device_get(history[-1])
+  result = evaluate.evaluate(config, tmp_path, "run", params, score, steps)
+  assert result["quantized"][0]["step"] == 1.0
+  assert 1.0 < result["quantized"][0]["bits"]["entropy"] < 3.0
+  seen = learner._seen_by_loss(config, params, opt_state, 12)
+  jax.tree.map(
+    lambda x, q: np.testing.assert_allclose(x, q, rtol=1e-6),
+    seen,
+    bs.load(tmp_path / evaluate.SHIPPED),
+  )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -191,14 +228,14 @@ def test_the_loss_sees_what_is_coded_after_quantization_aware_training(
 
   params = jax.device_get(PARAMS)
   levels = 2 ** (bits - 1) - 1
-  result = evaluate._quantized(config, tmp_path, params, 1 / levels, score)
+  result = _quantized(config, tmp_path, 1 / levels, score)
   coded = shown["test"]
   for name in ("a", "b"):
     x, q = params[name]["kernel"], coded[name]["kernel"]
     assert np.unique(np.abs(q)).size <= levels + 1
     assert np.abs(q).max() == pytest.approx(np.abs(x).max(), rel=1e-6)
   assert result["bits"]["entropy"] <= np.log2(2 * levels + 1)
-  seen = learner._seen_by_loss(config, PARAMS, 1)
+  seen = learner._seen_by_loss(config, PARAMS, (), 1)
   jax.tree.map(
     lambda x, q: np.testing.assert_allclose(x, q, rtol=1e-6), seen, coded
   )
@@ -206,7 +243,7 @@ def test_the_loss_sees_what_is_coded_after_quantization_aware_training(
 
 def test_the_gradient_passes_straight_through_quantization():
   def loss(params):
-    seen = learner._seen_by_loss(_config(quantize_bits=2), params, 1)
+    seen = learner._seen_by_loss(_config(quantize_bits=2), params, (), 1)
     return sum(jnp.sum(3.0 * x) for x in jax.tree.leaves(seen))
 
   for x in jax.tree.leaves(jax.grad(loss)(PARAMS)):
@@ -214,13 +251,10 @@ def test_the_gradient_passes_straight_through_quantization():
 
 
 def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
-  params = jax.device_get(PARAMS)
   sizes = []
   for mu in (0.0, 0.3):
     config = _config(evaluate__mu=mu)
-    result = evaluate._quantized(
-      config, tmp_path, params, 2.0**-5, lambda params, split: {}
-    )
+    result = _quantized(config, tmp_path, 2.0**-5, lambda params, split: {})
     sizes.append(result["bits"]["entropy"])
   assert sizes[1] < sizes[0]
 
@@ -235,6 +269,9 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
     ({"rate__lmbda": 1.0, "rate__target": 2.0}, r"rate\.lmbda is 1\.0"),
     ({"round_step": 0.1, "noise_step": 0.1}, r"noise_step is 0\.1"),
     ({"quantize_bits": 1}, r"quantize_bits is 1"),
+    ({"round_bits": 40.0}, r"round_bits is 40\.0"),
+    ({"round_bits": 2.0, "quantize_bits": 4}, r"round_bits is 2\.0"),
+    ({"round_bits": 2.0, "round_start": 1000}, r"round_start is 1000"),
     ({"rate__target": 40.0}, r"rate\.target is 40\.0"),
     ({"rate__keep_zeros": True}, r"rate\.stop_step"),
     ({"prune__sparsity": 1.0}, r"prune\.sparsity is 1\.0"),

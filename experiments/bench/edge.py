@@ -83,7 +83,7 @@ def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
     if score is None:
       forward = functional.forward(trained.model_config)
       score = evaluate.make_score(config, forward, sharding.make_mesh(config))
-    params = bs.load(cell.directory / cells.TRAINED)
+    params, _ = cells.load(cell)
     for kind, options in (
       ("weights", {"scope": "model"}),
       ("units", {"groups": units, "scope": "model"}),
@@ -167,7 +167,7 @@ def _prune_to(limit, cell, trained, folder):
   (to 0.4%) with which the model costs at most `limit` operations. What is left
   is coded with the step of the normal model, in the file `pruned`.
   """
-  params = bs.load(cell.directory / cells.TRAINED)
+  params, _ = cells.load(cell)
   length = cell.config.data.seq_len
   units = groups.declare(cell.config.model, cell.config.structure.groups)
 
