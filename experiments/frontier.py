@@ -6,7 +6,8 @@ python -m experiments.frontier --config=configs/frontier_modules.py \\
 The grid is data, `config.grid`, as configs/frontier.py describes it. Every cell
 trains and evaluates in a directory of its own, as in experiments.main. A grid
 that was stopped goes on where it was, and the results are written after every
-cell. `--norun` writes those of the cells that are there.
+cell. `--norun` writes those of the cells that are there. `--rows` names the
+frontier.csv of an earlier run, which is shown together with the new cells.
 """
 
 import copy
@@ -45,6 +46,7 @@ def run(
   workdir: pathlib.Path,
   *,
   train: bool = True,
+  earlier: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
   """Trains, codes and compares every cell of the grid.
 
@@ -53,6 +55,8 @@ def run(
     workdir: gets cells/, frontier.csv, frontier.md and frontier.png; where
       config.grid.tune is set, cells/ and tuning.json.
     train: False leaves out the cells that are not finished.
+    earlier: frontier.csv of an earlier run of the grid; its rows of cells that
+      are not in this workdir are shown as well.
 
   Returns:
     The rows that the tables are made of, see `frontier_report.rows`.
@@ -72,6 +76,7 @@ def run(
         f"no cell of {workdir / 'cells'} is finished: without --norun they are"
         " trained"
       )
+  before = [] if earlier is None else frontier_report.read_csv(earlier)
   resume.prepare_directory(workdir)
   found: dict[pathlib.Path, list[dict[str, Any]]] = {}
   rows: list[dict[str, Any]] = []
@@ -82,6 +87,7 @@ def run(
     found[cell.directory] = frontier_report.rows(cell, evaluation)
     done = [c.directory for c in planned if c.directory in found]
     rows = [row for directory in done for row in found[directory]]
+    rows = frontier_report.merge(before, rows, config.grid.baseline)
     if not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
   if config.grid.tune:
@@ -176,7 +182,15 @@ def _main():
   trains = flags.DEFINE_boolean(
     "run", True, "Train the cells that are missing."
   )
-  main.launch(lambda config, workdir: run(config, workdir, train=trains.value))
+  earlier = flags.DEFINE_string(
+    "rows", None, "frontier.csv of an earlier run, to show it as well."
+  )
+
+  def launched(config, workdir):
+    path = None if earlier.value is None else pathlib.Path(earlier.value)
+    return run(config, workdir, train=trains.value, earlier=path)
+
+  main.launch(launched)
 
 
 if __name__ == "__main__":

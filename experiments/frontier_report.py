@@ -13,9 +13,23 @@ from typing import Any
 
 import ml_collections
 
-from experiments import atomic, bjontegaard, plots, report
+from experiments import atomic, bjontegaard, plots, report, settings
 
 Row = dict[str, Any]
+_FIELDS = (
+  "method",
+  "point",
+  "seed",
+  "learning_rate",
+  "step",
+  "bytes",
+  "bits",
+  "validation_accuracy",
+  "validation_loss",
+  "test_accuracy",
+  "test_loss",
+)
+_TYPES = {"method": str, "point": str, "seed": int, "bytes": int}
 Curves = dict[str, dict[int, bjontegaard.Curve]]  # Of method and seed.
 
 
@@ -47,6 +61,48 @@ def rows(cell: Any, evaluation: dict[str, Any]) -> list[Row]:
     }
     for q in evaluation["quantized"]
   ]
+
+
+def read_csv(path: pathlib.Path) -> list[Row]:
+  """The rows of a frontier.csv.
+
+  Raises:
+    UserError: it cannot be read, or is not one.
+  """
+  try:
+    with path.open(newline="") as file:
+      return [
+        {name: _TYPES.get(name, float)(row[name]) for name in _FIELDS}
+        for row in csv.DictReader(file)
+      ]
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot read {path}: {error.strerror or error}"
+    ) from error
+  except (KeyError, TypeError, ValueError) as error:
+    raise settings.UserError(
+      f"{path} is not a frontier.csv, a line of it has another field or value:"
+      f" {error}"
+    ) from error
+
+
+def merge(
+  earlier: Iterable[Row], rows: Sequence[Row], baseline: str
+) -> list[Row]:
+  """All rows, seed by seed, the baseline's first; `rows` replace earlier ones.
+
+  Args:
+    earlier: of another run.
+    rows: of this one; what is earlier of the same method, point and seed goes.
+    baseline: the method that comes first.
+  """
+
+  def cell(row):
+    return row["seed"], row["method"] != baseline, row["method"], row["point"]
+
+  own = {cell(row) for row in rows}
+  kept = [row for row in earlier if cell(row) not in own]
+  return sorted([*kept, *rows], key=cell)
 
 
 def write(

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import shutil
 
 import ml_collections
 import numpy as np
@@ -123,10 +124,38 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(train, "train", _refuse)
   assert frontier.run(config, tmp_path) == rows
+  shutil.rmtree(tmp_path / "cells" / "rdo-only-seed1")
+  earlier = tmp_path / "earlier.csv"
+  (tmp_path / "frontier.csv").rename(earlier)
+  again = frontier.run(config, tmp_path, train=False, earlier=earlier)
+  assert again == rows
   with config.unlocked():
     config.total_steps = 3
   with pytest.raises(settings.UserError, match=r"total_steps was 2, is 3"):
     frontier.run(config, tmp_path)
+
+
+def test_earlier_rows_are_shown_unless_their_cell_was_run_again(tmp_path):
+  def row(method, seed, accuracy):
+    fields = dict.fromkeys(frontier_report._FIELDS, 0.25)
+    more = {"method": method, "point": "only", "seed": seed, "bytes": 7}
+    return fields | more | {"test_accuracy": accuracy}
+
+  earlier = [row("a", 1, 0.5), row("normal", 1, 0.5), row("normal", 0, 0.5)]
+  path = tmp_path / "frontier.csv"
+  frontier_report._write_csv(path, earlier)
+  assert frontier_report.read_csv(path) == earlier
+  merged = frontier_report.merge(earlier, [row("normal", 1, 0.7)], "normal")
+  assert [(r["method"], r["seed"], r["test_accuracy"]) for r in merged] == [
+    ("normal", 0, 0.5),
+    ("normal", 1, 0.7),
+    ("a", 1, 0.5),
+  ]
+  path.write_text(path.read_text().replace(",7,", ",seven,"))
+  with pytest.raises(settings.UserError, match=r"csv is not a frontier\.csv"):
+    frontier_report.read_csv(path)
+  with pytest.raises(settings.UserError, match=r"cannot read .*: No such file"):
+    frontier_report.read_csv(tmp_path / "none.csv")
 
 
 def _rows(method, bits, accuracies, seeds=(0, 1), validation=None):
