@@ -14,7 +14,6 @@ for; from then on the loss is to see the model rounded to them:
   bs.save(path, params, step=optax.tree.get(opt_state, "steps"))
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -37,8 +36,8 @@ class FitStepsState(NamedTuple):
 
   Attributes:
     count: updates so far, int32.
-    sensitivity: running mean of the squared updates of each of the T selected
-      leaves, float32 [T].
+    sensitivity: of each of the T selected leaves, the running mean of its
+      squared updates, weighted with the squared weights; float32 [T].
     steps: by the leaf's name, as `round_through` and `save` take them, float32
       scalars; 0 before they are chosen.
   """
@@ -52,17 +51,18 @@ def fit_steps(
   bits: float,
   *,
   begin: int,
-  limit: float = 4.0,
   mask: rounding.Mask | None = rounding.matrices,
   sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Chooses a quantization step for each leaf, once, in the update `begin`.
 
-  The steps are those of `allocate`, with the squared updates that come in as
-  the sensitivity, and with the common factor by which the leaves take `bits`
-  when they are chosen. They stay as they are: the weights that the loss sees
-  rounded settle on the levels. What the file takes in the end is a few percent
-  off. The updates pass as they are.
+  The steps are those of `allocate`, without a limit and with the common factor
+  by which the leaves take `bits` when they are chosen. The sensitivity of a
+  leaf is the mean of the squared updates that come in, weighted with the
+  squared weights: those near zero, of which a rate makes many, are coded as
+  zero at any step, and suffer and cost nothing. The steps stay as they are, so
+  that the weights, which the loss sees rounded, settle on the levels. What the
+  file takes in the end is a few percent off. The updates pass as they are.
 
   Stands first in a chain, or after clipping, where the updates are gradients of
   the loss.
@@ -71,8 +71,6 @@ def fit_steps(
     bits: of the selected leaves, per parameter, in (0, 32).
     begin: updates that are made before the steps are chosen. Half of all is
       a good choice; when a pretrained model is fine-tuned, fewer.
-    limit: a step is at most so many root mean squares of its leaf. Where
-      that leaves more bits than asked for, all steps are as large as that.
     mask: the leaves that are quantized, as in `bs.backslash`.
     sharding: as in `bs.backslash`.
 
@@ -89,10 +87,6 @@ def fit_steps(
     raise ValueError(f"fit_steps: bits must be in (0, 32), found {bits!r}")
   if begin < 1:
     raise ValueError(f"fit_steps: begin must be at least 1, found {begin!r}")
-  if not 0 < limit < math.inf:
-    raise ValueError(
-      f"fit_steps: limit must be positive and finite, found {limit!r}"
-    )
 
   def init(params):
     names = _floating(params, rounding.names(params))
@@ -112,14 +106,18 @@ def fit_steps(
     names = _floating(params, rounding.names(params))
     if not names:
       return updates, state._replace(count=count)
-    own = _floating(params, jax.tree.leaves(updates))
-    squares = jnp.stack([_mean_square(u) for u in own])
+    pairs = zip(
+      _floating(params, jax.tree.leaves(updates)),
+      _floating(params, jax.tree.leaves(params)),
+      strict=True,
+    )
+    squares = jnp.stack([_weighted_square(u, x) for u, x in pairs])
     window = jnp.minimum(count.astype(jnp.float32), _WINDOW)
     sensitivity = state.sensitivity + (squares - state.sensitivity) / window
     old = jnp.stack([state.steps[name] for name in names])
     steps = jax.lax.cond(
       count == begin,
-      lambda: _fit(params, bits, sensitivity, limit, sharding),
+      lambda: _fit(params, bits, sensitivity, sharding),
       lambda: old,
     )
     by_name = dict(zip(names, steps, strict=True))
@@ -167,16 +165,14 @@ def allocate(step, sensitivity, scale, size, limit):
   return xp.minimum(step / xp.sqrt(ratio), largest)
 
 
-def _fit(params, bits, sensitivity, limit, sharding):
+def _fit(params, bits, sensitivity, sharding):
   """The steps with which params take `bits`, float32 [T]."""
   sums = tree_moments(params, sharding)
-  size = jnp.maximum(sums.count, 1.0)
-  scale = jnp.sqrt(sums.square_sum / size)
+  scale = jnp.sqrt(sums.square_sum / jnp.maximum(sums.count, 1.0))
   unit = jnp.where(jnp.any(scale > 0), jnp.max(scale), 1.0)
-  scale = jnp.where(scale > 0, scale, unit)
 
   def steps(octave):
-    return allocate(unit * 2.0**octave, sensitivity, scale, size, limit)
+    return allocate(unit * 2.0**octave, sensitivity, scale, sums.count, jnp.inf)
 
   def halve(_, bounds):
     fine, coarse = bounds
@@ -199,5 +195,9 @@ def _floating(params, values):
   return [v for v, x in pairs if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
-def _mean_square(x):
-  return jnp.mean(jnp.square(x.astype(jnp.float32)))
+def _weighted_square(u, x):
+  """Mean of u^2, weighted with x^2; 0 where x is zero everywhere."""
+  squares = jnp.square(x.astype(jnp.float32))
+  total = jnp.sum(squares)
+  weighted = jnp.sum(jnp.square(u.astype(jnp.float32)) * squares)
+  return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1.0), 0.0)
