@@ -1,9 +1,9 @@
-"""Normal training, then BackSlash, on next-byte prediction.
+"""Normal training, then training for a quantizer, on next-byte prediction.
 
-A small decoder language model over the bytes of Python's standard library, with
-the paper's rate (BackSlash, arXiv 2504.16968) and a loss that sees the rounded
-weights. Lambda is not given but found: what is asked for is a file of two bits
-per parameter.
+A small decoder language model over the bytes of Python's standard library. Such
+a model needs all of its weights: after two thirds of the training each matrix
+gets a quantization step of its own, all together for a file of two bits per
+parameter, and the loss sees the rounded weights (bs.fit_steps).
 
 python -m experiments.main --config=configs/lm_bytes.py --workdir=runs/lm_bytes
 Hardware: two CPU cores. Time: 13 minutes, computed from 0.31 s for a step.
@@ -24,8 +24,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.eval_batch_size = 64
   config.data.max_eval = 512
   config.model.name = "decoder"
-  config.rate.step = 2.0**-4
+  config.optimizer.weight_decay = 1.0
   config.arms.backslash = ml_collections.ConfigDict(
-    {"rate": {"target": 2.0}, "round_step": 2.0**-4}
+    {
+      "round_bits": 2.0,
+      "round_start": 2 * config.total_steps // 3,
+      "evaluate": {"steps": (1.0,)},
+    }
   )
   return config

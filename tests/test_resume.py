@@ -18,6 +18,11 @@ import tiny
 from experiments import interrupt, metrics, settings, train
 
 
+def _config(**fields):
+  """Steps are chosen after 4 updates, the run is stopped after 6."""
+  return tiny.config(round_bits=3.0, round_start=4, **fields)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compilation_cache(tmp_path_factory):
   directory = tmp_path_factory.mktemp("compiled")
@@ -29,7 +34,7 @@ def compilation_cache(tmp_path_factory):
 def unbroken(tmp_path_factory):
   """The directory of a finished run."""
   directory = tmp_path_factory.mktemp("unbroken")
-  train.train_and_evaluate(tiny.config(), directory)
+  train.train_and_evaluate(_config(), directory)
   return directory
 
 
@@ -47,7 +52,7 @@ def stopped(unbroken, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(metrics.Progress, "update", update_and_signal)
     with pytest.raises(interrupt.StoppedError, match="step 6 of 12") as caught:
-      train.train_and_evaluate(tiny.config(), tmp_path)
+      train.train_and_evaluate(_config(), tmp_path)
   assert caught.value.exit_code == 128 + signal.SIGTERM
   return tmp_path
 
@@ -79,7 +84,7 @@ def test_metrics_hold_every_interval_and_no_wall_clock(unbroken):
 
 def test_stopped_run_resumes_exactly(unbroken, stopped):
   assert metrics.read(stopped / "metrics.jsonl")[-1]["step"] == 6
-  train.train_and_evaluate(tiny.config(), stopped)
+  train.train_and_evaluate(_config(), stopped)
   _assert_same_run(unbroken, stopped)
   reports = [
     json.loads((d / "report.json").read_text()) for d in (unbroken, stopped)
@@ -90,7 +95,7 @@ def test_stopped_run_resumes_exactly(unbroken, stopped):
 def test_records_after_the_checkpoint_are_dropped(unbroken, stopped):
   with (stopped / "metrics.jsonl").open("a") as file:
     file.write('{"step": 8, "split": "train", "loss": 1.0}\n{"step": 10, "sp')
-  train.train_and_evaluate(tiny.config(), stopped)
+  train.train_and_evaluate(_config(), stopped)
   _assert_same_run(unbroken, stopped)
 
 
@@ -102,7 +107,7 @@ def test_damaged_records_are_named(tmp_path):
 
 
 def test_other_configuration_is_refused_by_field(stopped):
-  config = tiny.config(optimizer__learning_rate=0.5, model__width=32)
+  config = _config(optimizer__learning_rate=0.5, model__width=32)
   with pytest.raises(settings.UserError) as caught:
     train.train_and_evaluate(config, stopped)
   message = str(caught.value)
@@ -113,7 +118,7 @@ def test_other_configuration_is_refused_by_field(stopped):
 
 def test_what_is_only_written_down_may_change(unbroken, tmp_path):
   shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
-  config = tiny.config(
+  config = _config(
     log_every=5, keep_checkpoints=1, evaluate__steps=(2.0**-6,)
   )
   report = train.train_and_evaluate(config, tmp_path)
@@ -141,11 +146,11 @@ def test_damaged_checkpoint_is_named_and_an_earlier_one_goes_on(
   else:
     file.write_bytes(bytes(len(content)))
   with pytest.raises(settings.UserError) as caught:
-    train.train_and_evaluate(tiny.config(), stopped)
+    train.train_and_evaluate(_config(), stopped)
   assert f"cannot read the checkpoint {newest}" in str(caught.value)
   assert "delete that folder to go on from step 4" in str(caught.value)
   shutil.rmtree(newest)
-  train.train_and_evaluate(tiny.config(), stopped)
+  train.train_and_evaluate(_config(), stopped)
   _assert_same_run(unbroken, stopped)
 
 
@@ -153,7 +158,7 @@ def test_lost_checkpoints_are_an_error(unbroken, tmp_path):
   shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / "checkpoints")
   with pytest.raises(settings.UserError, match="holds no checkpoint") as caught:
-    train.train_and_evaluate(tiny.config(), tmp_path)
+    train.train_and_evaluate(_config(), tmp_path)
   assert str(tmp_path / "checkpoints") in str(caught.value)
 
 
