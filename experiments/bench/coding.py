@@ -201,13 +201,11 @@ def _speed() -> list[dict]:
     for coder, (encode, decode) in _contestants(symbols).items():
       encode()
       times = timing.seconds({"encode": encode, "decode": decode}, 3)
-      rows.append(
-        {"rate": name, "coder": coder}
-        | {
-          k: timing.summary([_SYMBOLS / 1e6 / s for s in v])
-          for k, v in times.items()
-        }
-      )
+      speeds = {
+        k: timing.summary([_SYMBOLS / 1e6 / s for s in v])
+        for k, v in times.items()
+      }
+      rows.append({"rate": name, "coder": coder, **speeds})
   return rows
 
 
