@@ -25,8 +25,9 @@ from backslash_jax.moments import Sharding, tree_moments
 
 # Sensitivities are compared within this ratio to their geometric mean.
 MAX_RATIO = 256.0
-# Gradients of so many updates, about, are averaged.
-_WINDOW = 100.0
+# Gradients of so many updates, about, are averaged; those of four times as many
+# before the steps are chosen are looked at.
+_WINDOW = 100
 # What is fitted is found to this many halvings of 64 octaves.
 _HALVINGS = 24
 
@@ -106,14 +107,12 @@ def fit_steps(
     names = _floating(params, rounding.names(params))
     if not names:
       return updates, state._replace(count=count)
-    pairs = zip(
-      _floating(params, jax.tree.leaves(updates)),
-      _floating(params, jax.tree.leaves(params)),
-      strict=True,
+    since = count - max(begin - 4 * _WINDOW, 0)
+    sensitivity = jax.lax.cond(
+      (since > 0) & (count <= begin),
+      lambda: _mean(state.sensitivity, _squares(updates, params), since),
+      lambda: state.sensitivity,
     )
-    squares = jnp.stack([_weighted_square(u, x) for u, x in pairs])
-    window = jnp.minimum(count.astype(jnp.float32), _WINDOW)
-    sensitivity = state.sensitivity + (squares - state.sensitivity) / window
     old = jnp.stack([state.steps[name] for name in names])
     steps = jax.lax.cond(
       count == begin,
@@ -193,6 +192,21 @@ def _floating(params, values):
   """The values of the floating leaves of params."""
   pairs = zip(values, jax.tree.leaves(params), strict=True)
   return [v for v, x in pairs if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _mean(mean, x, since):
+  """Running mean over _WINDOW updates, of the `since` there are so far."""
+  return mean + (x - mean) / jnp.minimum(since, _WINDOW)
+
+
+def _squares(updates, params):
+  """Of each leaf the weighted mean of its squared updates, float32 [T]."""
+  pairs = zip(
+    _floating(params, jax.tree.leaves(updates)),
+    _floating(params, jax.tree.leaves(params)),
+    strict=True,
+  )
+  return jnp.stack([_weighted_square(u, x) for u, x in pairs])
 
 
 def _weighted_square(u, x):

@@ -118,9 +118,7 @@ def test_other_configuration_is_refused_by_field(stopped):
 
 def test_what_is_only_written_down_may_change(unbroken, tmp_path):
   shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
-  config = _config(
-    log_every=5, keep_checkpoints=1, evaluate__steps=(2.0**-6,)
-  )
+  config = _config(log_every=5, keep_checkpoints=1, evaluate__steps=(2.0**-6,))
   report = train.train_and_evaluate(config, tmp_path)
   steps = [q["step"] for q in report["evaluations"]["run"]["quantized"]]
   assert steps == [2.0**-6]
