@@ -28,6 +28,7 @@ _STEPS = {
   "plain": "no rate",
   "rate measured": "lambda 0, the rate measured when it is logged",
   "rate paid": "the rate paid for",
+  "rounded": "steps fitted, the loss of the rounded model",
 }
 
 
@@ -80,11 +81,12 @@ def _ratios(document, names) -> str:
     yield f"{clock['ratio_of_means']:.3g}"
 
   rows = []
-  for key, name in names.items():
+  measured = [key for key in names if key in document["results"]]
+  for key in measured:
     wall, processor = (
       list(cells(document["results"][key][c])) for c in ("wall", "processor")
     )
-    rows.append([name, *wall, processor[1]])
+    rows.append([names[key], *wall, processor[1]])
   header = "", "seconds", "ratio", "of the means", "ratio, processor time"
   return _table(document, header, rows)
 

@@ -1,4 +1,4 @@
-"""A whole training step, without the rate term and with it.
+"""A whole training step, without the rate term or rounding and with them.
 
 python -m experiments.bench.step --config=configs/quickstart.py
 
@@ -27,23 +27,24 @@ _VOCABULARY = flags.DEFINE_integer(
   "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
 )
 
-# Candidate -> (lmbda, whether the metrics of the rate are computed).
-CANDIDATES = {
-  "plain": (0.0, False),
-  "rate measured": (0.0, True),
-  "rate paid": (10.0, True),
+# Candidate -> (fields, whether the metrics of the rate are computed).
+CANDIDATES: dict[str, tuple[dict[str, Any], bool]] = {
+  "plain": ({}, False),
+  "rate measured": ({}, True),
+  "rate paid": ({"rate.lmbda": 10.0}, True),
+  "rounded": ({"round_bits": 2.0}, False),
 }
 
 
 def make_step(
   config: ml_collections.ConfigDict,
-  lmbda: float,
+  fields: dict[str, Any],
   measure_rate: bool,
   vocabulary: int | None = None,
 ) -> Callable[[], Any]:
   """A call of which does one training step in place, on the same batch."""
   config = ml_collections.ConfigDict(config.to_dict())
-  config.rate.lmbda = lmbda
+  config.update_from_flattened_dict(fields)
   task = data.load_task(config.data)
   if vocabulary is not None:
     task = dataclasses.replace(task, vocab_size=vocabulary)
