@@ -2,8 +2,8 @@
 
 import json
 import pathlib
+import tempfile
 
-import jax
 import ml_collections
 from flax import traverse_util
 
@@ -30,9 +30,9 @@ def prepare_directory(directory: pathlib.Path) -> None:
   """Creates directory; raises UserError unless files can be written in it."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / f".probe_{jax.process_index()}"
-    probe.write_text("x")
-    probe.unlink()
+    # Of a name of its own: several processes may look at the same time.
+    with tempfile.TemporaryFile(dir=directory) as probe:
+      probe.write(b"x")
   except OSError as error:
     raise settings.UserError(
       f"cannot write in the workdir {directory}: {error.strerror or error}"

@@ -1,5 +1,6 @@
 """Several processes at one plan."""
 
+import concurrent.futures
 import fcntl
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import threading
 
 import ml_collections
 
-from experiments import cells
+from experiments import cells, resume
 
 _HOLD = """
 import fcntl, sys
@@ -63,3 +64,10 @@ def test_a_killed_process_frees_its_cell(tmp_path):
     taken = cells.take(planned)
     other.kill()
     assert list(taken) == planned
+
+
+def test_several_processes_look_at_a_directory_at_once(tmp_path):
+  """Each once found the other's probe gone, which it took for an error."""
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(resume.prepare_directory, [tmp_path / "cell"] * 400))
+  assert list((tmp_path / "cell").iterdir()) == []
