@@ -49,9 +49,9 @@ class FitStepsState(NamedTuple):
 
 
 def fit_steps(
-  bits: float,
+  bits: float | jax.Array,
   *,
-  begin: int,
+  begin: int | jax.Array,
   mask: rounding.Mask | None = rounding.matrices,
   sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -84,9 +84,10 @@ def fit_steps(
 
   Source: docs/frontier.md has what it gains.
   """
-  if not 0 < bits < 32:
+  # Arrays, which may be traced, pass.
+  if not isinstance(bits, jax.Array) and not 0 < bits < 32:
     raise ValueError(f"fit_steps: bits must be in (0, 32), found {bits!r}")
-  if begin < 1:
+  if not isinstance(begin, jax.Array) and begin < 1:
     raise ValueError(f"fit_steps: begin must be at least 1, found {begin!r}")
 
   def init(params):
@@ -107,7 +108,7 @@ def fit_steps(
     names = _floating(params, rounding.names(params))
     if not names:
       return updates, state._replace(count=count)
-    since = count - max(begin - 4 * _WINDOW, 0)
+    since = count - jnp.maximum(begin - 4 * _WINDOW, 0)
     sensitivity = jax.lax.cond(
       (since > 0) & (count <= begin),
       lambda: _mean(state.sensitivity, _squares(updates, params), since),

@@ -54,7 +54,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "decays": (1.0,),
     "sparsities": (0.5, 0.8),
     "mus": (0.1,),
-    "bits": (0.7, 1.4),
+    "bits": (0.4, 0.7, 1.4),
   },
   "full": {
     "balances": (0.03, 0.1, 0.3, 1.0),

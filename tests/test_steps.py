@@ -106,6 +106,14 @@ def test_updates_pass_and_the_state_keeps_its_types():
   bs.fit_steps(2.0, begin=1).update({}, tx.init({})[0], {})
 
 
+def test_it_works_under_inject_hyperparams():
+  make = optax.inject_hyperparams(
+    bs.fit_steps, static_args=("mask", "sharding")
+  )
+  injected = _steps(_run(make(2.0, begin=2), 2))
+  assert injected == pytest.approx(_steps(_run(bs.fit_steps(2.0, begin=2), 2)))
+
+
 def test_the_file_holds_what_the_loss_saw(tmp_path):
   steps = optax.tree.get(_run(bs.fit_steps(2.0, begin=1), 1), "steps")
   seen = jax.jit(bs.round_through)(PARAMS, steps)
