@@ -89,8 +89,8 @@ def grid(
       "dggr_target",
       "bits_target",
     ),
-    balances=(0.3, 1.0) if is_small else (0.3, 1.0, 3.0, 10.0),
-    bits=(0.8,) if is_small else (0.5, 0.8, 1.2, 1.8),
+    balances=(0.3,) if is_small else (0.3, 1.0, 3.0, 10.0),
+    bits=(0.5, 0.8, 1.2) if is_small else (0.5, 0.8, 1.2, 1.8),
     targets=(1.0,) if is_small else (0.5, 1.0, 2.0, 3.0),
   )
   return config

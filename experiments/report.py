@@ -203,12 +203,13 @@ def _steps_table(name, evaluation):
 
 _LEGEND = """\
 Accuracy is on the test split; the shipped step was chosen on the validation
-split. FL (fixed length), EG (exp-Golomb, order 0), HM (Huffman) and entropy
-are bits per parameter of the quantized matrices; file is the bits of the
-whole file, with all that is in it, per parameter of the model. The savings
-compare the bytes of that file: with two bytes for every parameter (fp16), and
-with the {first} model quantized as coarsely as the same accuracy allows and
-coded with the same coder.
+split, and is a multiple of each matrix's own where training fitted those. FL
+(fixed length), EG (exp-Golomb, order 0), HM (Huffman) and entropy are bits per
+parameter of the quantized matrices; file is the bits of the whole file, with
+all that is in it, per parameter of the model. The savings compare the bytes of
+that file: with two bytes for every parameter (fp16), and with the {first}
+model quantized as coarsely as the same accuracy allows and coded with the same
+coder.
 """
 
 
