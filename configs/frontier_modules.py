@@ -4,11 +4,12 @@ python -m experiments.frontier --config=configs/frontier_modules.py:small \
   --workdir=runs/frontier_modules
 ":full" in the place of ":small" is every method and point, with three seeds.
 
-Hardware: two CPU cores. Time: small, 54 trainings of 600 steps, each coded with
-9 steps; the first seed took about 50 minutes on one of the cores, the other
-busy, so that two processes need an hour. full, three seeds of every method and
-point and 1000 steps, is for many cores. Learning rates are tuned on the
-validation split by --config.grid.tune=True, with another --workdir.
+Hardware: two CPU cores. Time: small, 78 trainings of 600 steps. Those coded
+with 9 steps took 2 minutes on one of the cores, those with the steps of their
+training 50 seconds, so that two processes need about 70 minutes. full, three
+seeds of every method and point and 1000 steps, is for many cores. Learning
+rates are tuned on the validation split by --config.grid.tune=True, with
+another --workdir.
 """
 
 import ml_collections
