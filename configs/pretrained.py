@@ -85,6 +85,7 @@ def grid(
       "l1_sensitive",
       "fitted",
       "l1_fitted",
+      "dggr_fitted",
       "qat_late",
       "dggr_target",
       "bits_target",
