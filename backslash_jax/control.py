@@ -186,7 +186,7 @@ def target_rate(
     t = signals.count.astype(jnp.float32) + 1.0
     unit = _ratio(_norm(signals.task_norms), _norm(signals.rate_norms))
     log_unit = jnp.where(unit > 0, jnp.log(unit), state.log_unit)
-    log_unit = _mean(state.log_unit, log_unit, jnp.minimum(t, 100.0))
+    log_unit = running_mean(state.log_unit, log_unit, jnp.minimum(t, 100.0))
     steered = steer(t, signals.interval, signals.bits, state)
     is_measured = signals.count % signals.interval == 0
     new = jax.tree.map(
@@ -200,7 +200,7 @@ def target_rate(
     error = jnp.log(jnp.maximum(rate, 1e-3) / bits)
     change = jnp.where(t > 1, (error - state.error) / interval, 0.0)
     window = jnp.minimum(t, horizon / 4) / interval
-    speed = _mean(state.speed, change, jnp.maximum(window, 1.0))
+    speed = running_mean(state.speed, change, jnp.maximum(window, 1.0))
     move = gain * (speed + error / horizon)
     move = interval * jnp.minimum(move, 4.0 / horizon)
     log_fraction = jnp.clip(state.log_fraction + move, low, high)
@@ -214,8 +214,8 @@ def target_rate(
   return Controller(init, update)
 
 
-def _mean(mean, x, window):
-  """Running mean that begins with the first x."""
+def running_mean(mean, x, window):
+  """A running mean that begins with the first x."""
   return mean + (x - mean) / window
 
 

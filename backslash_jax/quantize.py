@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from backslash_jax import selection, steps, tree
+from backslash_jax import selection, tree
 from backslash_jax.coding import fit
+
+# Sensitivities are compared within this ratio to their geometric mean.
+MAX_RATIO = 256.0
 
 
 def quantize(x: np.ndarray, step: float) -> np.ndarray:
@@ -142,7 +145,10 @@ def absmax_steps(params, levels: int = 127, *, select=None) -> dict[str, float]:
 def sensitive_steps(
   params, step: float, sensitivity, *, limit: float = 2.0, select=None
 ) -> dict[str, float]:
-  """A step per tensor, finer where errors hurt: see `steps.allocate`.
+  """A step per tensor, finer where errors hurt: see `allocate`.
+
+  What `allocate` says holds for small errors; those of a tensor whose values
+  all become zero are not, which `limit` prevents.
 
   Args:
     params: as for `archive.save`.
@@ -179,14 +185,45 @@ def sensitive_steps(
   if not any(means.values()):
     raise ValueError("the sensitivity is zero everywhere")
   squares = [np.square(x, dtype=np.float64) for x in tensors.values()]
-  found = steps.allocate(
-    step,
-    np.array(list(means.values())),
-    np.array([np.sqrt(x.mean()) if x.size else 0.0 for x in squares]),
-    np.array([float(x.size) for x in squares]),
-    limit,
+  sizes = np.array([float(x.size) for x in squares])
+  scales = np.array([np.sqrt(x.mean()) if x.size else 0.0 for x in squares])
+  found = np.minimum(
+    allocate(step, np.array(list(means.values())), sizes),
+    np.where(scales > 0, limit * scales, np.inf),
   )
   return dict(zip(tensors, found.tolist(), strict=True))
+
+
+def allocate(step, sensitivity, size):
+  r"""Steps of T tensors, finer where errors hurt: step / sqrt(sensitivity).
+
+  Of all steps that cost the same rate, to second order those with
+
+  .. math:: step_t^2 \propto 1 / h_t
+
+  cost the least loss, h_t being the mean of the loss's diagonal second
+  derivatives in tensor t, for which the squared gradients stand.
+
+  Args:
+    step: the geometric mean of the steps, every parameter counted once; so the
+      rate is about that of this step for all.
+    sensitivity: h_t up to a common factor, not negative, [T], of NumPy or JAX.
+      Ratios to the geometric mean are kept within MAX_RATIO.
+    size: numbers of parameters of the tensors, floating, [T].
+
+  Returns:
+    The steps, [T].
+
+  Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
+  2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
+  """
+  xp = sensitivity.__array_namespace__()
+  known = sensitivity > 0
+  weight = xp.where(known, size, 0.0)
+  logs = xp.log(xp.where(known, sensitivity, 1.0))
+  unit = xp.exp(xp.sum(weight * logs) / xp.maximum(xp.sum(weight), 1.0))
+  ratio = xp.clip(sensitivity / unit, 1 / MAX_RATIO, MAX_RATIO)
+  return step / xp.sqrt(ratio)
 
 
 def choose_step(

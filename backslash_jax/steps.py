@@ -20,11 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import meter, rounding
+from backslash_jax import control, meter, quantize, rounding, transform
 from backslash_jax.moments import Sharding, tree_moments
 
-# Sensitivities are compared within this ratio to their geometric mean.
-MAX_RATIO = 256.0
 # Gradients of so many updates, about, are averaged; those of four times as many
 # before the steps are chosen are looked at.
 _WINDOW = 100
@@ -57,7 +55,7 @@ def fit_steps(
 ) -> optax.GradientTransformationExtraArgs:
   """Chooses a quantization step for each leaf, once, in the update `begin`.
 
-  The steps are those of `allocate`, without a limit and with the common factor
+  The steps are those of `quantize.allocate`, with the common factor
   by which the leaves take `bits` when they are chosen. The sensitivity of a
   leaf is the mean of the squared updates that come in, weighted with the
   squared weights: those near zero, of which a rate makes many, are coded as
@@ -92,7 +90,7 @@ def fit_steps(
     raise ValueError(f"fit_steps: begin must be at least 1, found {begin!r}")
 
   def init(params):
-    names = _floating(params, rounding.names(params))
+    names = transform.floating(params, rounding.names(params))
     return FitStepsState(
       count=jnp.zeros([], jnp.int32),
       sensitivity=jnp.zeros([len(names)], jnp.float32),
@@ -106,13 +104,17 @@ def fit_steps(
         "fit_steps needs params: tx.update(grads, state, params)"
       )
     count = jnp.asarray(optax.safe_increment(state.count))
-    names = _floating(params, rounding.names(params))
+    names = transform.floating(params, rounding.names(params))
     if not names:
       return updates, state._replace(count=count)
     since = count - jnp.maximum(begin - 4 * _WINDOW, 0)
     sensitivity = jax.lax.cond(
       (since > 0) & (count <= begin),
-      lambda: _mean(state.sensitivity, _squares(updates, params), since),
+      lambda: control.running_mean(
+        state.sensitivity,
+        _squares(updates, params),
+        jnp.minimum(since, _WINDOW),
+      ),
       lambda: state.sensitivity,
     )
     old = jnp.stack([state.steps[name] for name in names])
@@ -128,44 +130,6 @@ def fit_steps(
   return tx if mask is None else optax.masked(tx, mask)
 
 
-def allocate(step, sensitivity, scale, size, limit):
-  r"""Steps of T tensors, finer where errors hurt: step / sqrt(sensitivity).
-
-  Of all steps that cost the same rate, to second order those with
-
-  .. math:: step_t^2 \propto 1 / h_t
-
-  cost the least loss, h_t being the mean of the loss's diagonal second
-  derivatives in tensor t, for which the squared gradients stand. That holds for
-  small errors; those of a tensor whose values all become zero are not, which
-  `limit` prevents.
-
-  Args:
-    step: the geometric mean of the steps before `limit`, every parameter
-      counted once; so the rate is about that of this step for all.
-    sensitivity: h_t up to a common factor, not negative, [T], of NumPy or JAX.
-      Ratios to the geometric mean are kept within MAX_RATIO.
-    scale: root mean squares of the tensors, [T].
-    size: their numbers of parameters, floating, [T].
-    limit: a step is at most so many times its tensor's scale; where that is
-      zero, there is no limit.
-
-  Returns:
-    The steps, [T].
-
-  Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
-  2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
-  """
-  xp = sensitivity.__array_namespace__()
-  known = sensitivity > 0
-  weight = xp.where(known, size, 0.0)
-  logs = xp.log(xp.where(known, sensitivity, 1.0))
-  unit = xp.exp(xp.sum(weight * logs) / xp.maximum(xp.sum(weight), 1.0))
-  ratio = xp.clip(sensitivity / unit, 1 / MAX_RATIO, MAX_RATIO)
-  largest = xp.where(scale > 0, limit * scale, xp.inf)
-  return xp.minimum(step / xp.sqrt(ratio), largest)
-
-
 def _fit(params, bits, sensitivity, sharding):
   """The steps with which params take `bits`, float32 [T]."""
   sums = tree_moments(params, sharding)
@@ -173,7 +137,7 @@ def _fit(params, bits, sensitivity, sharding):
   unit = jnp.where(jnp.any(scale > 0), jnp.max(scale), 1.0)
 
   def steps(octave):
-    return allocate(unit * 2.0**octave, sensitivity, scale, sums.count, jnp.inf)
+    return quantize.allocate(unit * 2.0**octave, sensitivity, sums.count)
 
   def halve(_, bounds):
     fine, coarse = bounds
@@ -190,22 +154,11 @@ def _fit(params, bits, sensitivity, sharding):
   return steps(coarse)
 
 
-def _floating(params, values):
-  """The values of the floating leaves of params."""
-  pairs = zip(values, jax.tree.leaves(params), strict=True)
-  return [v for v, x in pairs if jnp.issubdtype(x.dtype, jnp.floating)]
-
-
-def _mean(mean, x, since):
-  """Running mean over _WINDOW updates, of the `since` there are so far."""
-  return mean + (x - mean) / jnp.minimum(since, _WINDOW)
-
-
 def _squares(updates, params):
   """Of each leaf the weighted mean of its squared updates, float32 [T]."""
   pairs = zip(
-    _floating(params, jax.tree.leaves(updates)),
-    _floating(params, jax.tree.leaves(params)),
+    transform.floating(params, updates),
+    transform.floating(params),
     strict=True,
   )
   return jnp.stack([_weighted_square(u, x) for u, x in pairs])

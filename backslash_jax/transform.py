@@ -166,7 +166,7 @@ def backslash(
     ]
 
   def init_fn(params):
-    t = len(_priced(params))
+    t = len(floating(params))
     return BackslashState(
       count=jnp.zeros([], jnp.int32),
       lmbda=jnp.zeros([t] if controller.per_tensor else [], jnp.float32),
@@ -183,7 +183,7 @@ def backslash(
         "backslash needs params: tx.update(grads, state, params)"
       )
     count = jnp.asarray(optax.safe_increment(state.count))
-    leaves = _priced(params)
+    leaves = floating(params)
     if not leaves:
       return updates, state._replace(count=count)
     nu, alpha = _every(
@@ -201,7 +201,7 @@ def backslash(
     rate_gradients = gradients(leaves, nu, alpha)
     norms = jnp.zeros([2, len(leaves)], jnp.float32)
     if controller.needs_norms:
-      task_gradients = _priced(params, updates)
+      task_gradients = floating(params, updates)
       norms = jnp.stack([_norms(rate_gradients), _norms(task_gradients)])
     signals = control.Signals(state.count, measure_every, bits, *norms)
     lmbda_, control_state = controller.update(signals, state.control)
@@ -213,7 +213,7 @@ def backslash(
     rate_gradients = iter(rate_gradients)
 
     def add(g, x):
-      if not _is_priced(x):
+      if not _is_floating(x):
         return g
       return (g + next(weights) * next(rate_gradients)).astype(g.dtype)
 
@@ -233,15 +233,15 @@ def _every(period, count, compute, kept):
   return jax.lax.cond(count % period == 0, compute, lambda: kept)
 
 
-def _is_priced(x):
+def _is_floating(x):
   return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def _priced(params, values=None):
-  """The leaves of `values`, by default of `params`, that are priced."""
+def floating(params, values=None):
+  """The leaves of `values`, or of `params`, where params has floating ones."""
   values = params if values is None else values
   pairs = zip(jax.tree.leaves(values), jax.tree.leaves(params), strict=True)
-  return [v for v, x in pairs if _is_priced(x)]
+  return [v for v, x in pairs if _is_floating(x)]
 
 
 def _norms(leaves):

@@ -210,6 +210,8 @@ def methods(
       RATES["l1"] | limited | sensitive, {"rate.target": targets}
     ),
     "fitted": method(fitted, to_bits),
+    "l1_fitted": method(RATES["l1"] | fitted, balance | to_bits),
+    "dggr_fitted": method(RATES["dggr"] | fitted, balance | to_bits),
     "l1_target_fitted": method(
       RATES["l1"] | limited | fitted, {"rate.target": targets} | to_bits
     ),
@@ -244,7 +246,6 @@ def methods(
   }
   for name, fields in RATES.items():
     found[name] = method(fields, balance)
-    found[f"{name}_fitted"] = method(fields | fitted, balance | to_bits)
     found[f"{name}_target"] = method(fields | limited, {"rate.target": targets})
     found[f"round_{name}"] = method(fields, balance | rounded)
     found[f"noise_{name}"] = method(fields, balance | noisy)

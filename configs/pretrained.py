@@ -85,7 +85,6 @@ def grid(
       "l1_sensitive",
       "fitted",
       "l1_fitted",
-      "dggr_fitted",
       "qat_late",
       "dggr_target",
       "bits_target",

@@ -16,20 +16,19 @@ import ml_collections
 from experiments import atomic, bjontegaard, plots, report, settings
 
 Row = dict[str, Any]
-_FIELDS = (
-  "method",
-  "point",
-  "seed",
-  "learning_rate",
-  "step",
-  "bytes",
-  "bits",
-  "validation_accuracy",
-  "validation_loss",
-  "test_accuracy",
-  "test_loss",
-)
-_TYPES = {"method": str, "point": str, "seed": int, "bytes": int}
+_FIELDS = {
+  "method": str,
+  "point": str,
+  "seed": int,
+  "learning_rate": float,
+  "step": float,
+  "bytes": int,
+  "bits": float,
+  "validation_accuracy": float,
+  "validation_loss": float,
+  "test_accuracy": float,
+  "test_loss": float,
+}
 Curves = dict[str, dict[int, bjontegaard.Curve]]  # Of method and seed.
 
 
@@ -72,7 +71,7 @@ def read_csv(path: pathlib.Path) -> list[Row]:
   try:
     with path.open(newline="") as file:
       return [
-        {name: _TYPES.get(name, float)(row[name]) for name in _FIELDS}
+        {name: kind(row[name]) for name, kind in _FIELDS.items()}
         for row in csv.DictReader(file)
       ]
   except OSError as error:
