@@ -23,6 +23,7 @@ from experiments import (
   evaluate,
   learner,
   resume,
+  scoring,
   settings,
   sharding,
   train,
@@ -47,7 +48,7 @@ class Cell:
 AnyCell = TypeVar("AnyCell", bound=Cell)
 
 
-def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
+def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
   """The evaluation of a cell, trained if it is not yet.
 
   The exact parameters are kept in place of the checkpoints, a third of their
@@ -71,7 +72,7 @@ def finish(cell: Cell, scores: dict[str, evaluate.Score]) -> dict[str, Any]:
     resume.check_same(config, cell.training)
   if not is_trained or kind not in scores:
     forward, params = _build(config)
-    scores.setdefault(kind, evaluate.make_score(config, forward, mesh))
+    scores.setdefault(kind, scoring.make_score(config, forward, mesh))
     if not is_trained:
       params, steps = train.train(
         config, cell.training, name, forward, params, scores[kind], mesh

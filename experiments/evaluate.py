@@ -4,105 +4,24 @@ Every quantized model here went through a real file: it is coded, written,
 read back, and the accuracy is that of the parameters that came back.
 """
 
-import collections
-import dataclasses
-import functools
 import hashlib
-import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
 from backslash_jax import quantize
 from backslash_jax.coding import exp_golomb, huffman
-from experiments import data, distributed, settings, sharding
+from experiments import distributed, scoring, settings
 
 SHIPPED = "shipped.safetensors"
-
-
-def totals(forward, params, batch) -> dict[str, jax.Array]:
-  """Sums over the targets of a batch: cross entropy in nats, hits, weight."""
-  logits = forward(params, batch["tokens"], batch["mask"])
-  targets, weights = batch["targets"], batch["weights"]
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-  hits = jnp.argmax(logits, axis=-1) == targets
-  return {
-    "loss": jnp.sum(losses * weights),
-    "accuracy": jnp.sum(hits * weights),
-    "weight": jnp.sum(weights),
-  }
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-  """(params, split) -> mean loss in nats and accuracy in [0, 1].
-
-  One compiled function serves every set of parameters of the model.
-
-  Attributes:
-    function: (params, split) -> scores.
-    squares: (params, count) -> every leaf's `quantize.weighted_square`, float32
-      scalars: the mean over the first `count` training batches.
-  """
-
-  function: Callable[[Any, str], dict[str, float]]
-  squares: Callable[[Any, int], Any]
-
-  def __call__(self, params: Any, split: str) -> dict[str, float]:
-    return self.function(params, split)
-
-
-def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
-  """What scores the models of a config on its data."""
-  replicated = NamedSharding(mesh, PartitionSpec())
-  split_over_devices = NamedSharding(mesh, sharding.BATCH)
-  batch_totals = jax.jit(
-    functools.partial(totals, forward), out_shardings=replicated
-  )
-
-  def mean_loss(params, batch):
-    sums = totals(forward, params, batch)
-    return sums["loss"] / sums["weight"]
-
-  @functools.partial(jax.jit, out_shardings=replicated)
-  def mean_squares(params, batch):
-    gradients = jax.grad(mean_loss)(params, batch)
-    return jax.tree.map(quantize.weighted_square, params, gradients)
-
-  def score(params, split):
-    params = jax.device_put(params, sharding.parameters(params, mesh))
-    total: collections.Counter[str] = collections.Counter()
-    size = config.data.eval_batch_size
-    for batch in data.eval_batches(config.data, split, size):
-      sums = batch_totals(params, jax.device_put(batch, split_over_devices))
-      total.update({k: float(v) for k, v in sums.items()})
-    return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
-
-  def squares(params, count):
-    params = jax.device_put(params, sharding.parameters(params, mesh))
-    batches = data.train_dataset(
-      config.data, seed=0, batch_size=config.data.batch_size
-    )
-    found = [
-      jax.device_get(
-        mean_squares(params, jax.device_put(batch, split_over_devices))
-      )
-      for batch in itertools.islice(batches, count)
-    ]
-    return jax.tree.map(lambda *x: np.mean(x), *found)
-
-  return Score(score, squares)
 
 
 def evaluate(
@@ -110,7 +29,7 @@ def evaluate(
   directory: pathlib.Path,
   name: str,
   params: Any,
-  score: Score,
+  score: scoring.Score,
   fitted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Evaluates params, or returns what evaluation.json holds about them.
@@ -120,7 +39,7 @@ def evaluate(
     directory: gets evaluation.json and the coded file that is shipped.
     name: of the training, for the line that is printed.
     params: what was trained.
-    score: from `make_score`.
+    score: from `scoring.make_score`.
     fitted: the steps that training chose, by name; where there are some, those
       of config are multiples of them.
 

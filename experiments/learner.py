@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 import backslash_jax as bs
-from experiments import evaluate, finite, models, optimizer
+from experiments import finite, models, optimizer, scoring
 
 Params = dict[str, Any]
 Forward = Callable[[Params, jax.Array, jax.Array], jax.Array]
@@ -61,7 +61,7 @@ def make_step(
 
   def loss_fn(params, opt_state, batch, step):
     params = _seen_by_loss(config, params, opt_state, step)
-    totals = evaluate.totals(forward, params, batch)
+    totals = scoring.totals(forward, params, batch)
     weight = totals["weight"]
     return totals["loss"] / weight, totals["accuracy"] / weight
 

@@ -22,6 +22,7 @@ from experiments import (
   optimizer,
   report,
   resume,
+  scoring,
   settings,
   sharding,
 )
@@ -53,7 +54,7 @@ def train_and_evaluate(
   for name, (arm, directory) in arms.items():
     resume.prepare_directory(directory)
     task, forward, params = _load(arm)
-    score = evaluate.make_score(arm, forward, mesh)
+    score = scoring.make_score(arm, forward, mesh)
     params, steps = train(arm, directory, name, forward, params, score, mesh)
     params = distributed.gather(params)
     result = evaluate.evaluate(arm, directory, name, params, score, steps)
@@ -73,7 +74,7 @@ def train(
   name: str,
   forward: learner.Forward,
   params: learner.Params,
-  score: evaluate.Score,
+  score: scoring.Score,
   mesh: Mesh,
 ) -> tuple[learner.Params, learner.Steps]:
   """Trains to config.total_steps; the parameters and `learner.fitted_steps`.
@@ -84,7 +85,7 @@ def train(
     name: for the progress bar.
     forward: the model, from `learner.build`.
     params: the initial values.
-    score: from `evaluate.make_score`.
+    score: from `scoring.make_score`.
     mesh: from `sharding.make_mesh`.
   """
   total = config.total_steps

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import backslash_jax as bs
-from experiments import data, evaluate, settings, sharding
+from experiments import data, evaluate, scoring, settings, sharding
 
 STEP = 2.0**-4
 VOCABULARY = 256
@@ -35,7 +35,7 @@ def params():
 
 
 def _score(config):
-  return evaluate.make_score(config, _forward, sharding.make_mesh(config))
+  return scoring.make_score(config, _forward, sharding.make_mesh(config))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_squares_are_the_mean_over_the_first_batches(params, score):
   for batch in itertools.islice(batches, 2):
 
     def loss(params, batch=batch):
-      sums = evaluate.totals(_forward, params, batch)
+      sums = scoring.totals(_forward, params, batch)
       return sums["loss"] / sums["weight"]
 
     gradient = jax.grad(loss)(params)["kernel"]
@@ -105,7 +105,7 @@ def test_totals_count_every_position_of_a_language_model():
     "targets": jnp.array([[1, 1, 1]]),
     "weights": jnp.array([[0.0, 1.0, 1.0]]),
   }
-  totals = evaluate.totals(lambda *_: logits, {}, batch)
+  totals = scoring.totals(lambda *_: logits, {}, batch)
   assert float(totals["weight"]) == 2.0
   assert float(totals["accuracy"]) == 1.0
   assert float(totals["loss"]) == pytest.approx(-math.log(0.75 * 0.1), 1e-6)

@@ -16,11 +16,11 @@ import tiny
 import backslash_jax as bs
 from experiments import (
   data,
-  evaluate,
   finite,
   learner,
   metrics,
   optimizer,
+  scoring,
   settings,
   sharding,
   train,
@@ -80,7 +80,7 @@ def test_round_step_shows_the_loss_the_quantized_model(problem):
   forward, params, batch = problem
   _, values, _ = _first_step(params, batch, round_step=2.0**-4)
   rounded = bs.round_through(params, 2.0**-4, mask=bs.matrices)
-  totals = evaluate.totals(forward, rounded, batch)
+  totals = scoring.totals(forward, rounded, batch)
   np.testing.assert_allclose(
     values["loss"], totals["loss"] / totals["weight"], rtol=1e-5
   )

@@ -30,11 +30,11 @@ from experiments import (
   atomic,
   cells,
   deploy,
-  evaluate,
   export,
   functional,
   groups,
   main,
+  scoring,
   settings,
   sharding,
   simplify,
@@ -63,7 +63,7 @@ def arms(
 
 def train(trainings: list[cells.Cell]) -> None:
   """Trains and codes whatever is not there yet."""
-  scores: dict[str, evaluate.Score] = {}
+  scores: dict[str, scoring.Score] = {}
   for cell in cells.take(trainings):
     cells.finish(cell, scores)
 
@@ -82,7 +82,7 @@ def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
     trained = deploy.read(cell.directory)
     if score is None:
       forward = functional.forward(trained.model_config)
-      score = evaluate.make_score(config, forward, sharding.make_mesh(config))
+      score = scoring.make_score(config, forward, sharding.make_mesh(config))
     params, _ = cells.load(cell)
     for kind, options in (
       ("weights", {"scope": "model"}),
@@ -121,7 +121,7 @@ def _measure(trainings, repeats):
   length = config.data.seq_len
   trained = {n: deploy.read(trainings[n].directory) for n in MEASURED}
   whole = trained["normal"].model_config
-  score = evaluate.make_score(
+  score = scoring.make_score(
     config, functional.forward(whole), sharding.make_mesh(config)
   )
   with tempfile.TemporaryDirectory() as name:

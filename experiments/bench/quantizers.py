@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 import backslash_jax as bs
-from experiments import data, evaluate, include, learner, sharding
+from experiments import data, include, learner, scoring, sharding
 from experiments.bench import coding, timing
 
 _STEPS = tuple(2.0 ** (-k / 2) for k in range(5, 11))
@@ -34,7 +34,7 @@ def main():
   forward, initial = learner.build(config, data.load_task(config.data))
   params = coding.restored(run / "checkpoints")
   params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, initial)
-  score = evaluate.make_score(config, forward, sharding.make_mesh(config))
+  score = scoring.make_score(config, forward, sharding.make_mesh(config))
   points = [
     {"mu": mu, "step": step} | _point(params, step, mu, score)
     for mu in _PRICES

@@ -1,0 +1,92 @@
+"""Loss and accuracy of a set of parameters on a split of the data."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from backslash_jax import quantize
+from experiments import data, sharding
+
+
+def totals(forward, params, batch) -> dict[str, jax.Array]:
+  """Sums over the targets of a batch: cross entropy in nats, hits, weight."""
+  logits = forward(params, batch["tokens"], batch["mask"])
+  targets, weights = batch["targets"], batch["weights"]
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  hits = jnp.argmax(logits, axis=-1) == targets
+  return {
+    "loss": jnp.sum(losses * weights),
+    "accuracy": jnp.sum(hits * weights),
+    "weight": jnp.sum(weights),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """(params, split) -> mean loss in nats and accuracy in [0, 1].
+
+  One compiled function serves every set of parameters of the model.
+
+  Attributes:
+    function: (params, split) -> scores.
+    squares: (params, count) -> every leaf's `quantize.weighted_square`, float32
+      scalars: the mean over the first `count` training batches.
+  """
+
+  function: Callable[[Any, str], dict[str, float]]
+  squares: Callable[[Any, int], Any]
+
+  def __call__(self, params: Any, split: str) -> dict[str, float]:
+    return self.function(params, split)
+
+
+def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
+  """What scores the models of a config on its data."""
+  replicated = NamedSharding(mesh, PartitionSpec())
+  split_over_devices = NamedSharding(mesh, sharding.BATCH)
+  batch_totals = jax.jit(
+    functools.partial(totals, forward), out_shardings=replicated
+  )
+
+  def mean_loss(params, batch):
+    sums = totals(forward, params, batch)
+    return sums["loss"] / sums["weight"]
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def mean_squares(params, batch):
+    gradients = jax.grad(mean_loss)(params, batch)
+    return jax.tree.map(quantize.weighted_square, params, gradients)
+
+  def score(params, split):
+    params = jax.device_put(params, sharding.parameters(params, mesh))
+    total: collections.Counter[str] = collections.Counter()
+    size = config.data.eval_batch_size
+    for batch in data.eval_batches(config.data, split, size):
+      sums = batch_totals(params, jax.device_put(batch, split_over_devices))
+      total.update({k: float(v) for k, v in sums.items()})
+    return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
+
+  def squares(params, count):
+    params = jax.device_put(params, sharding.parameters(params, mesh))
+    batches = data.train_dataset(
+      config.data, seed=0, batch_size=config.data.batch_size
+    )
+    found = [
+      jax.device_get(
+        mean_squares(params, jax.device_put(batch, split_over_devices))
+      )
+      for batch in itertools.islice(batches, count)
+    ]
+    return jax.tree.map(lambda *x: np.mean(x), *found)
+
+  return Score(score, squares)
