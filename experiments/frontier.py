@@ -25,8 +25,10 @@ from experiments import (
   cells,
   evaluate,
   frontier_report,
+  frontier_rows,
   main,
   resume,
+  scoring,
   settings,
 )
 
@@ -59,7 +61,7 @@ def run(
       are not in this workdir are shown as well.
 
   Returns:
-    The rows that the tables are made of, see `frontier_report.rows`.
+    The rows that the tables are made of, see `frontier_rows.of_cell`.
 
   Raises:
     UserError: what the user can mend, with the field or path it is about.
@@ -76,18 +78,18 @@ def run(
         f"no cell of {workdir / 'cells'} is finished: without --norun they are"
         " trained"
       )
-  before = [] if earlier is None else frontier_report.read_csv(earlier)
+  before = [] if earlier is None else frontier_rows.read_csv(earlier)
   resume.prepare_directory(workdir)
   found: dict[pathlib.Path, list[dict[str, Any]]] = {}
   rows: list[dict[str, Any]] = []
-  scores: dict[str, evaluate.Score] = {}
+  scores: dict[str, scoring.Score] = {}
   for number, cell in enumerate(cells.take(planned), start=1):
     print(f"cell {number} of {len(planned)}", flush=True)
     evaluation = cells.finish(cell, scores)
-    found[cell.directory] = frontier_report.rows(cell, evaluation)
+    found[cell.directory] = frontier_rows.of_cell(cell, evaluation)
     done = [c.directory for c in planned if c.directory in found]
     rows = [row for directory in done for row in found[directory]]
-    rows = frontier_report.merge(before, rows, config.grid.baseline)
+    rows = frontier_rows.merge(before, rows, config.grid.baseline)
     if not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
   if config.grid.tune:

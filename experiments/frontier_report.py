@@ -1,11 +1,10 @@
-"""What a grid of trainings shows: CSV, tables of rates at equal metric, a plot.
+"""What a grid of trainings shows: tables of rates at equal metric, a plot.
 
 A method's curve of one seed is the upper envelope of all of its files, of every
 operating point and step. Which files make it up is decided on the validation
 split; the metric shown is that of the test split.
 """
 
-import csv
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,95 +12,10 @@ from typing import Any
 
 import ml_collections
 
-from experiments import atomic, bjontegaard, plots, report, settings
+from experiments import atomic, bjontegaard, frontier_rows, plots, report
+from experiments.frontier_rows import Row
 
-Row = dict[str, Any]
-_FIELDS = {
-  "method": str,
-  "point": str,
-  "seed": int,
-  "learning_rate": float,
-  "step": float,
-  "bytes": int,
-  "bits": float,
-  "validation_accuracy": float,
-  "validation_loss": float,
-  "test_accuracy": float,
-  "test_loss": float,
-}
 Curves = dict[str, dict[int, bjontegaard.Curve]]  # Of method and seed.
-
-
-def rows(cell: Any, evaluation: dict[str, Any]) -> list[Row]:
-  """One row per coded file of a cell.
-
-  Args:
-    cell: a `frontier.Cell`.
-    evaluation: its, from `evaluate.evaluate`.
-
-  Returns:
-    Dicts of method, point, seed and learning_rate; step, bytes of the file and
-    bits, 8 bytes per parameter; accuracy and loss in nats of the validation
-    and of the test split.
-  """
-  return [
-    {
-      "method": cell.method,
-      "point": cell.point,
-      "seed": cell.seed,
-      "learning_rate": cell.learning_rate,
-      "step": q["step"],
-      "bytes": q["bytes"],
-      "bits": 8 * q["bytes"] / evaluation["parameters"],
-      "validation_accuracy": q["validation"]["accuracy"],
-      "validation_loss": q["validation"]["loss"],
-      "test_accuracy": q["test"]["accuracy"],
-      "test_loss": q["test"]["loss"],
-    }
-    for q in evaluation["quantized"]
-  ]
-
-
-def read_csv(path: pathlib.Path) -> list[Row]:
-  """The rows of a frontier.csv.
-
-  Raises:
-    UserError: it cannot be read, or is not one.
-  """
-  try:
-    with path.open(newline="") as file:
-      return [
-        {name: kind(row[name]) for name, kind in _FIELDS.items()}
-        for row in csv.DictReader(file)
-      ]
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot read {path}: {error.strerror or error}"
-    ) from error
-  except (KeyError, TypeError, ValueError) as error:
-    raise settings.UserError(
-      f"{path} is not a frontier.csv, a line of it has another field or value:"
-      f" {error}"
-    ) from error
-
-
-def merge(
-  earlier: Iterable[Row], rows: Sequence[Row], baseline: str
-) -> list[Row]:
-  """All rows, seed by seed, the baseline's first; `rows` replace earlier ones.
-
-  Args:
-    earlier: of another run.
-    rows: of this one; what is earlier of the same method, point and seed goes.
-    baseline: the method that comes first.
-  """
-
-  def cell(row):
-    return row["seed"], row["method"] != baseline, row["method"], row["point"]
-
-  own = {cell(row) for row in rows}
-  kept = [row for row in earlier if cell(row) not in own]
-  return sorted([*kept, *rows], key=cell)
 
 
 def write(
@@ -115,14 +29,16 @@ def write(
   The tables of frontier.md are also in rates.md, accuracies.md and best.md.
 
   Args:
-    rows: from `rows`, of all cells so far.
+    rows: of `frontier_rows`, of all cells so far.
     grid: of the config.
     task: its name.
     directory: an existing one.
   """
   curves = make_curves(rows)
   tables = make_tables(curves, grid, task)
-  atomic.write(directory / "frontier.csv", lambda file: _write_csv(file, rows))
+  atomic.write(
+    directory / "frontier.csv", lambda file: frontier_rows.write_csv(file, rows)
+  )
   atomic.write(
     directory / "frontier.md",
     lambda file: file.write_text(_markdown(tables, grid, task)),
@@ -297,10 +213,3 @@ def _markdown(tables, grid, task):
   parts += [report.markdown(table) for table in tables.values()]
   parts.append("![Accuracy against bits per parameter](frontier.png)\n")
   return "\n".join(parts)
-
-
-def _write_csv(path, rows):
-  with path.open("w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)

@@ -16,7 +16,14 @@ from configs import (
   frontier_newsgroups,
   frontier_sst2,
 )
-from experiments import cells, frontier, frontier_report, settings, train
+from experiments import (
+  cells,
+  frontier,
+  frontier_report,
+  frontier_rows,
+  settings,
+  train,
+)
 
 CONFIGS = (
   frontier_bytes,
@@ -137,15 +144,15 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
 
 def test_earlier_rows_are_shown_unless_their_cell_was_run_again(tmp_path):
   def row(method, seed, accuracy):
-    fields = dict.fromkeys(frontier_report._FIELDS, 0.25)
+    fields = dict.fromkeys(frontier_rows._FIELDS, 0.25)
     more = {"method": method, "point": "only", "seed": seed, "bytes": 7}
     return fields | more | {"test_accuracy": accuracy}
 
   earlier = [row("a", 1, 0.5), row("normal", 1, 0.5), row("normal", 0, 0.5)]
   path = tmp_path / "frontier.csv"
-  frontier_report._write_csv(path, earlier)
-  assert frontier_report.read_csv(path) == earlier
-  merged = frontier_report.merge(earlier, [row("normal", 1, 0.7)], "normal")
+  frontier_rows.write_csv(path, earlier)
+  assert frontier_rows.read_csv(path) == earlier
+  merged = frontier_rows.merge(earlier, [row("normal", 1, 0.7)], "normal")
   assert [(r["method"], r["seed"], r["test_accuracy"]) for r in merged] == [
     ("normal", 0, 0.5),
     ("normal", 1, 0.7),
@@ -153,9 +160,9 @@ def test_earlier_rows_are_shown_unless_their_cell_was_run_again(tmp_path):
   ]
   path.write_text(path.read_text().replace(",7,", ",seven,"))
   with pytest.raises(settings.UserError, match=r"csv is not a frontier\.csv"):
-    frontier_report.read_csv(path)
+    frontier_rows.read_csv(path)
   with pytest.raises(settings.UserError, match=r"cannot read .*: No such file"):
-    frontier_report.read_csv(tmp_path / "none.csv")
+    frontier_rows.read_csv(tmp_path / "none.csv")
 
 
 def _rows(method, bits, accuracies, seeds=(0, 1), validation=None):
