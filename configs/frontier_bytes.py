@@ -8,7 +8,7 @@ Hardware: two CPU cores with a process on each, see docs/frontier.md. A training
 of 400 steps took 2 minutes on a core, and 3 with its 9 files, so the 48
 trainings of the small grid are about an hour; the full grid, 1000 steps, is for
 an accelerator. Learning rates are tuned on the validation split by
---config.grid.tune=True, with another --workdir.
+--config.grid.tune=True.
 """
 
 import ml_collections

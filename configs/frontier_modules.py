@@ -8,8 +8,7 @@ Hardware: two CPU cores. Time: small, 78 trainings of 600 steps. Those coded
 with 9 steps took 2 minutes on one of the cores, those with the steps of their
 training 50 seconds, so that two processes need about 70 minutes. full, three
 seeds of every method and point and 1000 steps, is for many cores. Learning
-rates are tuned on the validation split by --config.grid.tune=True, with
-another --workdir.
+rates are tuned on the validation split by --config.grid.tune=True.
 """
 
 import ml_collections

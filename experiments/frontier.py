@@ -70,6 +70,10 @@ def run(
     raise settings.UserError(
       "config.grid is missing: --config must be one of configs/frontier_*.py"
     )
+  if config.grid.tune and earlier is not None:
+    raise settings.UserError(
+      "--rows is for showing a grid; config.grid.tune compares learning rates"
+    )
   planned = plan(config, workdir)
   if not train:
     planned = [c for c in planned if (c.directory / evaluate.SHIPPED).exists()]
@@ -129,7 +133,8 @@ def plan(
         own = _cell_config(base, name, method, point)
         own.seed, own.optimizer.learning_rate = seed, rate
         label = f"{name}-{point}-seed{seed}"
-        if grid.tune:
+        # Tuning and the grid that follows it, in one workdir, share trainings.
+        if rate != config.optimizer.learning_rate:
           label += f"-rate{rate:g}"
         directory = workdir / "cells" / label
         key = json.dumps(resume.decisive(own), sort_keys=True)

@@ -238,6 +238,25 @@ def test_tuning_plans_every_candidate_at_one_point_and_seed():
   assert {c.config.optimizer.learning_rate for c in cells} == {1e-3, 1e-2}
 
 
+def test_a_grid_takes_what_its_tuning_has_trained():
+  """Also with a learning rate that is not that of the config."""
+  methods = {
+    "normal": METHODS["normal"] | {"learning_rate": 1e-2},
+    "rdo": METHODS["rdo"],
+  }
+  workdir = pathlib.Path("runs")
+  tuned = frontier.plan(_config(tune=True, methods=methods), workdir)
+  by_directory = {cell.directory: cell for cell in tuned}
+  assert len(by_directory) == 4
+  for cell in frontier.plan(_config(methods=methods), workdir):
+    assert cell.config == by_directory[cell.directory].config
+
+
+def test_tuning_takes_no_rows_of_an_earlier_run(tmp_path):
+  with pytest.raises(settings.UserError, match="--rows is for showing a grid"):
+    frontier.run(_config(tune=True), tmp_path, earlier=tmp_path / "rows.csv")
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
