@@ -155,7 +155,7 @@ def sensitive_steps(
     step: the geometric mean of the steps before `limit`, every parameter
       counted once; so the rate is about that of this step for all.
     sensitivity: a tree like `params`, of each tensor's squared gradients or of
-      their mean, a scalar: see `weighted_square`.
+      their mean, a scalar.
     limit: a step is at most so many root mean squares of its tensor.
     select: as for `archive.save`.
 
@@ -192,26 +192,6 @@ def sensitive_steps(
     np.where(scales > 0, limit * scales, np.inf),
   )
   return dict(zip(tensors, found.tolist(), strict=True))
-
-
-def weighted_square(x, gradient):
-  """Mean of the squared gradients, each weighted with its squared weight.
-
-  The weights near zero, of which a rate makes many, are coded as zero with any
-  step, and suffer and cost nothing: they should have no say in it.
-
-  Args:
-    x: a tensor's values, floating, of NumPy or JAX.
-    gradient: of the loss, of x's shape.
-
-  Returns:
-    A float32 scalar; 0 where x is zero everywhere, or empty.
-  """
-  xp = x.__array_namespace__()
-  squares = xp.square(x.astype(xp.float32))
-  total = xp.sum(squares)
-  weighted = xp.sum(xp.square(gradient.astype(xp.float32)) * squares)
-  return xp.where(total > 0, weighted / xp.where(total > 0, total, 1.0), 0.0)
 
 
 def allocate(step, sensitivity, size):

@@ -155,10 +155,18 @@ def _fit(params, bits, sensitivity, sharding):
 
 
 def _squares(updates, params):
-  """The sensitivity of each leaf, float32 [T]."""
+  """Of each leaf the weighted mean of its squared updates, float32 [T]."""
   pairs = zip(
     transform.floating(params, updates),
     transform.floating(params),
     strict=True,
   )
-  return jnp.stack([quantize.weighted_square(x, u) for u, x in pairs])
+  return jnp.stack([_weighted_square(u, x) for u, x in pairs])
+
+
+def _weighted_square(u, x):
+  """Mean of u^2, weighted with x^2; 0 where x is zero everywhere."""
+  squares = jnp.square(x.astype(jnp.float32))
+  total = jnp.sum(squares)
+  weighted = jnp.sum(jnp.square(u.astype(jnp.float32)) * squares)
+  return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1.0), 0.0)

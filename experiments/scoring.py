@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from backslash_jax import quantize
 from experiments import data, sharding
 
 
@@ -39,8 +38,8 @@ class Score:
 
   Attributes:
     function: (params, split) -> scores.
-    squares: (params, count) -> every leaf's `quantize.weighted_square`, float32
-      scalars: the mean over the first `count` training batches.
+    squares: (params, count) -> every leaf's mean squared gradient, float32
+      scalars: of the loss of each of the first `count` training batches.
   """
 
   function: Callable[[Any, str], dict[str, float]]
@@ -65,7 +64,7 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
   @functools.partial(jax.jit, out_shardings=replicated)
   def mean_squares(params, batch):
     gradients = jax.grad(mean_loss)(params, batch)
-    return jax.tree.map(quantize.weighted_square, params, gradients)
+    return jax.tree.map(lambda g: jnp.mean(jnp.square(g)), gradients)
 
   def score(params, split):
     params = jax.device_put(params, sharding.parameters(params, mesh))
