@@ -55,6 +55,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "sparsities": (0.5, 0.8),
     "mus": (0.1,),
     "bits": (0.4, 0.7, 1.4),
+    "widths": (4, 3, 2),
   },
   "full": {
     "balances": (0.03, 0.1, 0.3, 1.0),
@@ -63,6 +64,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "sparsities": (0.5, 0.7, 0.85),
     "mus": (0.05, 0.1, 0.2),
     "bits": (0.5, 0.7, 1.0, 1.4, 2.0, 2.8),
+    "widths": (4, 3, 2),
   },
 }
 SEEDS = {"small": (0, 1), "full": (0, 1, 2)}
@@ -149,6 +151,7 @@ def methods(
   sparsities: Sequence[float],
   mus: Sequence[float],
   bits: Sequence[float],
+  widths: Sequence[int],
   sensitive_steps: Sequence[float],
   limit: float | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -165,6 +168,7 @@ def methods(
     mus: what a bit may cost when the normal model is rounded.
     bits: that the steps are fitted to, which the loss is shown from two thirds
       of the training on.
+    widths: bits of quantization-aware training.
     sensitive_steps: with which a file is coded whose matrices have steps of
       their own, in the mean.
     limit: how hard the rate of a target may pull, as a balance.
@@ -192,7 +196,7 @@ def methods(
       "quantize_bits": n,
       "evaluate.steps": (1 / (2 ** (n - 1) - 1),),
     }
-    for n in (4, 3, 2)
+    for n in widths
   }
   found = {
     "normal": method({}, {}),

@@ -11,10 +11,7 @@ import ml_collections
 
 from configs import pretrained
 
-# By method, from tuning.json.
-LEARNING_RATES: dict[str, float] = {}
-
 
 def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   seq_len = 64 if profile == "small" else 256
-  return pretrained.grid(profile, "newsgroups20", seq_len, LEARNING_RATES)
+  return pretrained.grid(profile, "newsgroups20", seq_len)
