@@ -21,7 +21,7 @@ def recommended(
   target: of all methods in docs/frontier.md the one that gave the smallest
   files of classifiers trained from scratch. No weight of the rate has to be
   tuned. A language model can spare no weight: there `fit_steps` alone is ahead;
-  and when a pretrained model is fine-tuned, the two together.
+  and the two together for a fine-tuned model of less than a bit.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))
