@@ -186,10 +186,14 @@ def test_what_a_kernel_cannot_take_is_refused_with_the_reason(module):
 # From JAX 0.12 on; Mosaic GPU, which it points to, is for Hopper and newer.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_the_triton_kernel_lowers_for_cuda():
+  # Newer releases of JAX ask which GPU it is for, where there is none.
+  device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
   for dtype in pallas_gpu.DTYPES:
     x = jnp.ones([1000, 777], dtype)
-    traced = jax.jit(pallas_gpu.sums).trace(x)
-    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    with jax.sharding.use_abstract_mesh(mesh):
+      traced = jax.jit(pallas_gpu.sums).trace(x)
+      program = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "__gpu$xla.gpu.triton" in program
     assert "backslash_moments" in program
 
