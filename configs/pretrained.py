@@ -71,7 +71,7 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
   frontier.add(
     config,
     profile,
-    steps=(2.0**-4,) if is_small else (2.0**-5, 2.0**-4),
+    steps=(2.0**-5, 2.0**-4),
     lambdas=(300.0, 1000.0, 3000.0),
     learning_rates=LEARNING_RATES if is_small else {},
     candidates=(5e-5, 1e-4, 2e-4),
@@ -90,6 +90,6 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
     widths=(6, 5) if is_small else (6, 5, 4, 3, 2),
     balances=(0.3,) if is_small else (0.3, 1.0, 3.0, 10.0),
     bits=(0.5, 0.8, 1.2) if is_small else (0.5, 0.8, 1.2, 1.8),
-    targets=(1.0,) if is_small else (0.5, 1.0, 2.0, 3.0),
+    targets=(0.5, 1.0, 2.0, 3.0),
   )
   return config
