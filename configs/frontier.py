@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 # The rates, by the names of the methods that use them.
 RATES: dict[str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ def add(
     steps: that the loss is shown, by rounding or noise.
     lambdas: of DGGR as released, which the learning rate does not scale.
     learning_rates: by method, as the tuning found them; the others have that
-      of config.
+      of config.optimizer.
     candidates: the learning rates that tuning compares.
     small: the methods of the small grid.
     best: the method that a table of its own compares with all others.
@@ -128,16 +129,17 @@ def add(
     **values,
   )
   for name in small if profile == "small" else found:
-    rate = learning_rates.get(name, config.optimizer.learning_rate)
     points = found[name]["points"]
     grid.methods[name] = ml_collections.ConfigDict(
       {
-        "learning_rate": rate,
+        "learning_rate": config_dict.placeholder(float),
         "tuned_at": list(points)[len(points) // 2],
         "fields": _nested(found[name]["fields"]),
         "points": {k: _nested(v) for k, v in points.items()},
       }
     )
+    if name in learning_rates:
+      grid.methods[name].learning_rate = learning_rates[name]
 
 
 def methods(

@@ -55,7 +55,7 @@ def run(
   Args:
     config: of configs/default.py, with a `grid`.
     workdir: gets cells/, frontier.csv, frontier.md and frontier.png; where
-      config.grid.tune is set, cells/ and tuning.json.
+      config.grid.tune is set, cells/, tuning.json and tuning.md.
     train: False leaves out the cells that are not finished.
     earlier: frontier.csv of an earlier run of the grid; its rows of cells that
       are not in this workdir are shown as well.
@@ -97,7 +97,8 @@ def run(
     if not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
   if config.grid.tune:
-    _write_tuning(frontier_report.tuned(rows, config.grid.bits), workdir)
+    frontier_report.write_tuning(rows, config.grid, config.data.name, workdir)
+    print((workdir / "tuning.md").read_text(), flush=True)
   return rows
 
 
@@ -120,13 +121,14 @@ def plan(
     )
   base = copy.deepcopy(config).unlock()
   del base.grid
+  usual = base.optimizer.learning_rate
   planned: list[Cell] = []
   trainings: dict[str, pathlib.Path] = {}
   for seed in grid.seeds[:1] if grid.tune else grid.seeds:
     # The baseline first, since all others are compared with it.
     for name in sorted(grid.methods, key=lambda n: n != grid.baseline):
       method = grid.methods[name]
-      points, rates = sorted(method.points), [method.learning_rate]
+      points, rates = sorted(method.points), [method.learning_rate or usual]
       if grid.tune:
         points, rates = [method.tuned_at], grid.learning_rates
       for point, rate in itertools.product(points, rates):
@@ -134,7 +136,7 @@ def plan(
         own.seed, own.optimizer.learning_rate = seed, rate
         label = f"{name}-{point}-seed{seed}"
         # Tuning and the grid that follows it, in one workdir, share trainings.
-        if rate != config.optimizer.learning_rate:
+        if rate != usual:
           label += f"-rate{rate:g}"
         directory = workdir / "cells" / label
         key = json.dumps(resume.decisive(own), sort_keys=True)
@@ -171,18 +173,6 @@ def _cell_config(base, name, method, point):
       f"in config.grid.methods.{name}, point {point}: {text}"
     ) from error
   return own
-
-
-def _write_tuning(tuned, workdir):
-  text = json.dumps(tuned, indent=2)
-  try:
-    (workdir / "tuning.json").write_text(text + "\n")
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot write in {workdir}: {error.strerror or error}"
-    ) from error
-  for method, found in tuned.items():
-    print(f"{method}: learning rate {found['learning_rate']:g}")
 
 
 def _main():

@@ -5,6 +5,7 @@ operating point and step. Which files make it up is decided on the validation
 split; the metric shown is that of the test split.
 """
 
+import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
@@ -144,6 +145,39 @@ def _difference(baseline, own, floors):
   return [f"{len(good)} of {len(seeds)}", percents, compared]
 
 
+def write_tuning(
+  rows: Iterable[Row],
+  grid: ml_collections.ConfigDict,
+  task: str,
+  directory: pathlib.Path,
+) -> None:
+  """Writes tuning.json, see `tuned`, and tuning.md into directory.
+
+  Args:
+    rows: of the methods with the candidates; what is missing is shown as "-".
+    grid: of the config.
+    task: its name.
+    directory: an existing one.
+  """
+  found = tuned(rows, grid.bits)
+  table = report.Table(
+    f"{task}: scores of learning rates, %",
+    ["method", "point", "best", *[f"{r:g}" for r in grid.learning_rates]],
+    [
+      [method, grid.methods[method].tuned_at, f"{of['learning_rate']:g}"]
+      + [_score(of["scores"].get(r)) for r in grid.learning_rates]
+      for method, of in found.items()
+    ],
+  )
+  for name, text in (
+    ("tuning.json", json.dumps(found, indent=2) + "\n"),
+    ("tuning.md", report.markdown(table)),
+  ):
+    atomic.write(
+      directory / name, lambda file, text=text: file.write_text(text)
+    )
+
+
 def tuned(rows: Iterable[Row], bits: Sequence[float]) -> dict[str, Any]:
   """Each method's best learning rate, and the scores of all candidates.
 
@@ -169,6 +203,10 @@ def tuned(rows: Iterable[Row], bits: Sequence[float]) -> dict[str, Any]:
     best = max(scores, key=lambda rate: scores[rate])
     result[method] = {"learning_rate": best, "scores": scores}
   return result
+
+
+def _score(fraction):
+  return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _curve(files):

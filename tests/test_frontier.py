@@ -1,6 +1,7 @@
 """The grid of trainings: its plan, its resumption, what it shows."""
 
 import csv
+import json
 import pathlib
 import shutil
 
@@ -36,7 +37,7 @@ CONFIGS = (
 
 def _method(fields=None, **points):
   return {
-    "learning_rate": 1e-3,
+    "learning_rate": None,
     "tuned_at": next(iter(points)),
     "fields": fields or {},
     "points": points,
@@ -231,6 +232,22 @@ def test_tuning_takes_the_best_validation_accuracy_at_the_rates():
   }
 
 
+def test_tuning_is_written_as_data_and_as_a_table(tmp_path):
+  grid = _config(tune=True).grid
+  rows = _rows("normal", BITS, 4 * [0.5], (0,))
+  other = _rows("normal", BITS, 4 * [0.6], (0,))
+  for row in other:
+    row["learning_rate"] = 1e-2
+  rows += other + _rows("rdo", BITS, 4 * [0.5], (0,))
+  frontier_report.write_tuning(rows, grid, "task", tmp_path)
+  found = json.loads((tmp_path / "tuning.json").read_text())
+  assert found["normal"]["learning_rate"] == 1e-2
+  table = (tmp_path / "tuning.md").read_text()
+  assert "| method | point | best | 0.001 | 0.01 |" in table
+  assert "| normal | only | 0.01 | 50.0 | 60.0 |" in table
+  assert "| rdo | only | 0.001 | 50.0 | - |" in table
+
+
 def test_tuning_plans_every_candidate_at_one_point_and_seed():
   cells = frontier.plan(_config(tune=True, seeds=(3, 4)), pathlib.Path("runs"))
   assert len(cells) == 6
@@ -250,6 +267,18 @@ def test_a_grid_takes_what_its_tuning_has_trained():
   assert len(by_directory) == 4
   for cell in frontier.plan(_config(methods=methods), workdir):
     assert cell.config == by_directory[cell.directory].config
+
+
+def test_methods_without_a_learning_rate_have_that_of_the_optimizer():
+  config = _config(
+    methods=METHODS | {"rdo": METHODS["rdo"] | {"learning_rate": 1e-2}}
+  )
+  config.optimizer.learning_rate = 1e-4
+  found = {
+    cell.method: cell.config.optimizer.learning_rate
+    for cell in frontier.plan(config, pathlib.Path("runs"))
+  }
+  assert found == {"normal": 1e-4, "rdo": 1e-2, "round": 1e-4}
 
 
 def test_tuning_takes_no_rows_of_an_earlier_run(tmp_path):
