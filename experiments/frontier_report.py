@@ -146,7 +146,7 @@ def _difference(baseline, own, floors):
 
 
 def write_tuning(
-  rows: Iterable[Row],
+  rows: Sequence[Row],
   grid: ml_collections.ConfigDict,
   task: str,
   directory: pathlib.Path,
@@ -159,7 +159,7 @@ def write_tuning(
     task: its name.
     directory: an existing one.
   """
-  found = tuned(rows, grid.bits)
+  found = tuned(rows, grid)
   table = report.Table(
     f"{task}: scores of learning rates, %",
     ["method", "point", "best", *[f"{r:g}" for r in grid.learning_rates]],
@@ -178,25 +178,31 @@ def write_tuning(
     )
 
 
-def tuned(rows: Iterable[Row], bits: Sequence[float]) -> dict[str, Any]:
+def tuned(
+  rows: Sequence[Row], grid: ml_collections.ConfigDict
+) -> dict[str, Any]:
   """Each method's best learning rate, and the scores of all candidates.
 
   A score is the best validation accuracy of a file of at most so many bits per
-  parameter, 0 where none is as small, averaged over `bits`.
+  parameter, averaged over grid.bits. As in the tables, accuracies below a
+  floor, grid.floor times the best of the baseline, do not count: less than
+  that, or no file as small, is as good as the floor.
   """
   groups: dict[str, dict[float, list[Row]]] = {}
   for row in rows:
     of_method = groups.setdefault(row["method"], {})
     of_method.setdefault(row["learning_rate"], []).append(row)
+  floor = grid.floor * max(
+    r["validation_accuracy"] for r in rows if r["method"] == grid.baseline
+  )
   result = {}
   for method, candidates in groups.items():
     scores = {
       rate: statistics.mean(
         max(
-          (f["validation_accuracy"] for f in files if f["bits"] <= b),
-          default=0.0,
+          [floor] + [f["validation_accuracy"] for f in files if f["bits"] <= b]
         )
-        for b in bits
+        for b in grid.bits
       )
       for rate, files in candidates.items()
     }

@@ -219,16 +219,21 @@ def test_a_curve_is_chosen_on_the_validation_split():
 
 
 def test_tuning_takes_the_best_validation_accuracy_at_the_rates():
-  rows = _rows("l1", BITS, 4 * [0.0], (0,), validation=[0.1, 0.2, 0.3, 0.9])
-  other = _rows("l1", BITS, 4 * [1.0], (0,), validation=[0.1, 0.7, 0.3, 0.3])
-  for row in other:
+  """Where the baseline has 0.9 at best, less than 0.45 counts as 0.45."""
+  rows = _rows("normal", BITS, 4 * [0.0], (0,), validation=[0.1, 0.2, 0.3, 0.9])
+  other = _rows("l1", BITS, 4 * [1.0], (0,), validation=[0.1, 0.7, 0.3, 0.8])
+  better = _rows("l1", BITS, 4 * [1.0], (0,), validation=[0.5, 0.75, 0.9, 0.8])
+  for row in better:
     row["learning_rate"] = 1e-2
-  found = frontier_report.tuned(rows + other, (2.0, 4.0))
-  assert found == {
-    "l1": {
-      "learning_rate": 1e-2,
-      "scores": {1e-3: pytest.approx(0.55), 1e-2: pytest.approx(0.7)},
-    }
+  grid = _config(bits=(0.5, 1.0, 2.0)).grid
+  found = frontier_report.tuned(rows + other + better, grid)
+  assert found["normal"]["scores"] == {1e-3: pytest.approx(0.45)}
+  assert found["l1"] == {
+    "learning_rate": 1e-2,
+    "scores": {
+      1e-3: pytest.approx((0.45 + 0.45 + 0.7) / 3),
+      1e-2: pytest.approx((0.45 + 0.5 + 0.75) / 3),
+    },
   }
 
 
