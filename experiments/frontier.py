@@ -74,15 +74,16 @@ def run(
     raise settings.UserError(
       "--rows is for showing a grid; config.grid.tune compares learning rates"
     )
-  planned = plan(config, workdir)
+  planned, baseline = plan(config, workdir), config.grid.baseline
+  before = [] if earlier is None else frontier_rows.read_csv(earlier)
   if not train:
     planned = [c for c in planned if (c.directory / evaluate.SHIPPED).exists()]
-    if not planned:
+    shown = {c.method for c in planned} | {row["method"] for row in before}
+    if not planned or baseline not in shown:
       raise settings.UserError(
-        f"no cell of {workdir / 'cells'} is finished: without --norun they are"
-        " trained"
+        f"in {workdir / 'cells'} no cell, or none of {baseline}, is finished:"
+        " without --norun they are trained"
       )
-  before = [] if earlier is None else frontier_rows.read_csv(earlier)
   resume.prepare_directory(workdir)
   found: dict[pathlib.Path, list[dict[str, Any]]] = {}
   rows: list[dict[str, Any]] = []
@@ -93,8 +94,10 @@ def run(
     found[cell.directory] = frontier_rows.of_cell(cell, evaluation)
     done = [c.directory for c in planned if c.directory in found]
     rows = [row for directory in done for row in found[directory]]
-    rows = frontier_rows.merge(before, rows, config.grid.baseline)
-    if not config.grid.tune:
+    rows = frontier_rows.merge(before, rows, baseline)
+    # Another process may still be at the baseline.
+    comparable = any(row["method"] == baseline for row in rows)
+    if comparable and not config.grid.tune:
       frontier_report.write(rows, config.grid, config.data.name, workdir)
   if config.grid.tune:
     frontier_report.write_tuning(rows, config.grid, config.data.name, workdir)

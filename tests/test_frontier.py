@@ -132,6 +132,10 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(train, "train", _refuse)
   assert frontier.run(config, tmp_path) == rows
+  # Where another process has the baseline, its cells come last.
+  monkeypatch.setattr(cells, "take", lambda planned: reversed(planned))
+  assert frontier.run(config, tmp_path) == rows
+  monkeypatch.undo()
   shutil.rmtree(tmp_path / "cells" / "rdo-only-seed1")
   earlier = tmp_path / "earlier.csv"
   (tmp_path / "frontier.csv").rename(earlier)
