@@ -15,8 +15,18 @@ import ml_collections
 
 from configs import default, frontier
 
-# By method, from tuning.json; the others have the default's, 3e-3.
-LEARNING_RATES: dict[str, float] = {}
+# By method, from tuning.json; the others have 3e-3.
+LEARNING_RATES = dict.fromkeys(
+  (
+    "sensitive",
+    "l1_target",
+    "l1_target_sensitive",
+    "round_l1_target",
+    "dggr_target",
+    "bits_target",
+  ),
+  1e-2,
+)
 
 
 def get_config(profile: str = "small") -> ml_collections.ConfigDict:
@@ -41,7 +51,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     steps=(2.0**-5,) if is_small else (2.0**-5, 2.0**-4),
     lambdas=(40.0,) if is_small else (5.0, 15.0, 50.0, 150.0),
     learning_rates=LEARNING_RATES,
-    candidates=(1e-3, 3e-3, 1e-2),
+    candidates=(1e-3, 3e-3, 1e-2, 3e-2),
     # Of this task a small model needs every weight.
     balances=(0.01,) if is_small else (0.01, 0.03, 0.1, 0.3),
     decays=(3.0,) if is_small else (0.1, 0.3, 3.0),

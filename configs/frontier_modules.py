@@ -15,8 +15,24 @@ import ml_collections
 
 from configs import default, frontier
 
-# By method, from tuning.json; the others have the default's, 3e-3.
-LEARNING_RATES: dict[str, float] = {}
+# By method, from tuning.json; the others have 3e-3.
+LEARNING_RATES = dict.fromkeys(
+  (
+    "sensitive",
+    "decay",
+    "prune",
+    "qat",
+    "qat_late",
+    "dggr",
+    "round_l1",
+    "round_dggr",
+    "round_bits",
+    "dggr_target",
+    "bits_target",
+    "fitted",
+  ),
+  1e-2,
+) | dict.fromkeys(("normal", "rdo", "bits", "round", "l1_target_fitted"), 3e-2)
 
 
 def get_config(profile: str = "small") -> ml_collections.ConfigDict:
@@ -36,6 +52,6 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     steps=(2.0**-5,) if is_small else (2.0**-5, 2.0**-4),
     lambdas=(40.0,) if is_small else (5.0, 15.0, 50.0, 150.0),
     learning_rates=LEARNING_RATES,
-    candidates=(1e-3, 3e-3, 1e-2),
+    candidates=(3e-3, 1e-2, 3e-2),
   )
   return config

@@ -333,6 +333,21 @@ def test_the_grids_are_valid_and_no_directory_is_used_twice(module):
     module.get_config("tiny")
 
 
+@pytest.mark.parametrize("module", [frontier_bytes, frontier_modules])
+def test_the_grids_have_the_learning_rates_that_their_tuning_found(module):
+  root = pathlib.Path(__file__).parents[1]
+  name = module.__name__.rpartition(".")[-1]
+  path = root / "experiments/results" / name / "tuning.json"
+  tuned = json.loads(path.read_text())
+  config = module.get_config("small")
+  cells = frontier.plan(config, pathlib.Path("runs"))
+  assert {c.method for c in cells} == set(tuned)
+  for cell in cells:
+    found = tuned[cell.method]
+    assert cell.learning_rate == found["learning_rate"]
+    assert tuple(map(float, found["scores"])) == config.grid.learning_rates
+
+
 def test_every_method_of_the_full_grid_is_valid():
   config = frontier_modules.get_config("full").lock()
   with config.unlocked():
