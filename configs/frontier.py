@@ -80,7 +80,7 @@ def add(
   learning_rates: Mapping[str, float],
   candidates: Sequence[float],
   small: Sequence[str] = SMALL,
-  best: str = "l1_target",
+  best: str = "l1_target_fitted",
   limit: float | None = None,
   **values: Sequence[float],
 ) -> None:

@@ -5,7 +5,7 @@ python -m experiments.frontier --config=configs/frontier_bytes.py:small \
 ":full" in the place of ":small" is every method and point, with three seeds.
 
 Hardware: two CPU cores with a process on each, see docs/frontier.md. A training
-of 400 steps took 2 minutes on a core, and 3 with its 9 files, so the 48
+of 400 steps took 2 minutes on a core, and 3 with its 9 files, so the 50
 trainings of the small grid are about an hour; the full grid, 1000 steps, is for
 an accelerator. Learning rates are tuned on the validation split by
 --config.grid.tune=True.

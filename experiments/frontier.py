@@ -111,7 +111,7 @@ def plan(
   """The cells in their order: a whole grid of the first seed, then the next.
 
   To tune the learning rates, every method is trained with each candidate at
-  one of its operating points, with the first seed.
+  one of its operating points.
 
   Raises:
     UserError: a field of the grid is unknown or its value is not usable.
@@ -127,7 +127,7 @@ def plan(
   usual = base.optimizer.learning_rate
   planned: list[Cell] = []
   trainings: dict[str, pathlib.Path] = {}
-  for seed in grid.seeds[:1] if grid.tune else grid.seeds:
+  for seed in grid.seeds:
     # The baseline first, since all others are compared with it.
     for name in sorted(grid.methods, key=lambda n: n != grid.baseline):
       method = grid.methods[name]

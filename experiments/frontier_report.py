@@ -184,30 +184,34 @@ def tuned(
   """Each method's best learning rate, and the scores of all candidates.
 
   A score is the best validation accuracy of a file of at most so many bits per
-  parameter, averaged over grid.bits. As in the tables, accuracies below a
-  floor, grid.floor times the best of the baseline, do not count: less than
-  that, or no file as small, is as good as the floor.
+  parameter, averaged over grid.bits and the seeds. As in the tables, accuracies
+  below a floor, grid.floor times the best of the baseline of that seed, do not
+  count: less than that, or no file as small, is as good as the floor.
   """
-  groups: dict[str, dict[float, list[Row]]] = {}
+  groups: dict[str, dict[float, dict[int, list[Row]]]] = {}
+  floors: dict[int, float] = {}
   for row in rows:
-    of_method = groups.setdefault(row["method"], {})
-    of_method.setdefault(row["learning_rate"], []).append(row)
-  floor = grid.floor * max(
-    r["validation_accuracy"] for r in rows if r["method"] == grid.baseline
-  )
+    seed, of_method = row["seed"], groups.setdefault(row["method"], {})
+    of_rate = of_method.setdefault(row["learning_rate"], {})
+    of_rate.setdefault(seed, []).append(row)
+    if row["method"] == grid.baseline:
+      own = grid.floor * row["validation_accuracy"]
+      floors[seed] = max(own, floors.get(seed, 0.0))
+
+  def best(files, seed, bits):
+    small = [f["validation_accuracy"] for f in files if f["bits"] <= bits]
+    return max([floors.get(seed, 0.0), *small])
+
   result = {}
   for method, candidates in groups.items():
     scores = {
       rate: statistics.mean(
-        max(
-          [floor] + [f["validation_accuracy"] for f in files if f["bits"] <= b]
-        )
-        for b in grid.bits
+        best(files, seed, b) for seed, files in seeds.items() for b in grid.bits
       )
-      for rate, files in candidates.items()
+      for rate, seeds in sorted(candidates.items())
     }
-    best = max(scores, key=lambda rate: scores[rate])
-    result[method] = {"learning_rate": best, "scores": scores}
+    chosen = max(scores, key=lambda rate: scores[rate])
+    result[method] = {"learning_rate": chosen, "scores": scores}
   return result
 
 

@@ -224,20 +224,26 @@ def test_a_curve_is_chosen_on_the_validation_split():
 
 def test_tuning_takes_the_best_validation_accuracy_at_the_rates():
   """Where the baseline has 0.9 at best, less than 0.45 counts as 0.45."""
-  rows = _rows("normal", BITS, 4 * [0.0], (0,), validation=[0.1, 0.2, 0.3, 0.9])
-  other = _rows("l1", BITS, 4 * [1.0], (0,), validation=[0.1, 0.7, 0.3, 0.8])
-  better = _rows("l1", BITS, 4 * [1.0], (0,), validation=[0.5, 0.75, 0.9, 0.8])
-  for row in better:
-    row["learning_rate"] = 1e-2
-  grid = _config(bits=(0.5, 1.0, 2.0)).grid
-  found = frontier_report.tuned(rows + other + better, grid)
-  assert found["normal"]["scores"] == {1e-3: pytest.approx(0.45)}
+
+  def rows(method, validation, seed=0, rate=1e-3):
+    found = _rows(method, BITS, 4 * [0.0], (seed,), validation=validation)
+    return [row | {"learning_rate": rate} for row in found]
+
+  found = frontier_report.tuned(
+    rows("normal", [0.1, 0.2, 0.3, 0.9])
+    + rows("normal", [0.1, 0.2, 0.3, 0.5], seed=1)
+    + rows("l1", [0.1, 0.7, 0.3, 0.8])
+    + rows("l1", [0.1, 0.7, 0.3, 0.8], seed=1)
+    + rows("l1", [0.5, 0.75, 0.9, 0.8], rate=1e-2)
+    + rows("l1", [0.5, 0.75, 0.9, 0.8], seed=1, rate=1e-2),
+    _config(bits=(0.5, 1.0, 2.0)).grid,
+  )
+  assert found["normal"]["scores"] == {1e-3: pytest.approx(0.35)}
+  first = np.mean([0.45, 0.45, 0.7, 0.25, 0.25, 0.7])
+  second = np.mean([0.45, 0.5, 0.75, 0.25, 0.5, 0.75])
   assert found["l1"] == {
     "learning_rate": 1e-2,
-    "scores": {
-      1e-3: pytest.approx((0.45 + 0.45 + 0.7) / 3),
-      1e-2: pytest.approx((0.45 + 0.5 + 0.75) / 3),
-    },
+    "scores": {1e-3: pytest.approx(first), 1e-2: pytest.approx(second)},
   }
 
 
@@ -257,10 +263,10 @@ def test_tuning_is_written_as_data_and_as_a_table(tmp_path):
   assert "| rdo | only | 0.001 | 50.0 | - |" in table
 
 
-def test_tuning_plans_every_candidate_at_one_point_and_seed():
+def test_tuning_plans_every_candidate_at_one_point():
   cells = frontier.plan(_config(tune=True, seeds=(3, 4)), pathlib.Path("runs"))
-  assert len(cells) == 6
-  assert {c.seed for c in cells} == {3}
+  assert len(cells) == 12
+  assert {c.seed for c in cells} == {3, 4}
   assert {c.config.optimizer.learning_rate for c in cells} == {1e-3, 1e-2}
 
 
