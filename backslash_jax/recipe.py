@@ -19,9 +19,10 @@ def recommended(
 
   The L1 norm of the matrices, weighted by a controller that closes in on the
   target, so that no weight of the rate has to be tuned. L1 saves as much as any
-  other rate in docs/frontier.md; for a classifier trained from scratch, with
-  `fit_steps` beside it, more than any other way to a given size. A language
-  model can spare no weight: there `fit_steps` alone is ahead.
+  other rate in docs/frontier.md, and bears a target best; `fit_steps` beside it
+  saves another tenth. A language model can spare no weight: there `fit_steps`
+  alone is ahead; and the two together for a fine-tuned model of less than a
+  bit.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))

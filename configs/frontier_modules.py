@@ -16,9 +16,7 @@ import ml_collections
 from configs import default, frontier
 
 # By method, from tuning.json; the others have 1e-2.
-LEARNING_RATES = dict.fromkeys(
-  ("dggr_released", "l1_target", "l1_target_sensitive", "qat"), 3e-3
-)
+LEARNING_RATES = dict.fromkeys(("l1_target_sensitive", "qat"), 3e-3)
 
 
 def get_config(profile: str = "small") -> ml_collections.ConfigDict:
