@@ -20,7 +20,7 @@ from configs import quickstart
 def add_structure(config: ml_collections.ConfigDict) -> None:
   """Adds the fields of the rate and the pruning of whole units."""
   config.structure = structure = ml_collections.ConfigDict()
-  # Units that the rate prices, see experiments/groups.py.
+  # Units that the rate prices, see experiments/models/units.py.
   structure.groups = ("mlp", "heads", "features")
   structure.lmbda = 0.0  # Weight of the rate; see group_rate.group_rate.
   structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.

@@ -8,8 +8,8 @@ import ml_collections
 import optax
 
 import backslash_jax as bs
-from backslash_jax import control, group_rate, proximal, structure
-from experiments import groups
+from backslash_jax import control, proximal, structure
+from experiments.models import units
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -82,9 +82,9 @@ def _structured(config, chain):
   if own.lmbda > 0:
     weight = optax.linear_schedule(0.0, own.lmbda, max(own.warmup_steps, 1))
     chain.append(
-      group_rate.group_rate(
+      structure.group_rate(
         weight,
-        groups.declare(config.model, own.groups),
+        units.declare(config.model, own.groups),
         schedule(config),
         shape=own.shape,
         step=config.rate.step,
@@ -92,8 +92,10 @@ def _structured(config, chain):
     )
   for name, fraction in own.pruned.items():
     if fraction > 0:
-      units = groups.declare(config.model, [name])
-      chain.append(_pruning(own, fraction, config.prune.every, groups=units))
+      own_units = units.declare(config.model, [name])
+      chain.append(
+        _pruning(own, fraction, config.prune.every, groups=own_units)
+      )
   return structure.clear_moments(optax.chain(*chain))
 
 

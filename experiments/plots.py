@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 import backslash_jax as bs
-from experiments import bjontegaard
+from experiments.frontier import bjontegaard
 
 matplotlib.use("Agg")
 

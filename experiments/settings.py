@@ -12,7 +12,7 @@ import ml_collections
 from flax import traverse_util
 
 from backslash_jax.coding import coders
-from experiments import groups
+from experiments.models import units
 
 
 class UserError(Exception):
@@ -116,15 +116,15 @@ _WANTED = {
 # The same, of configs that have a `structure`; see configs/edge.py.
 _STRUCTURE = {
   "structure.groups": (
-    f"a list of some of {', '.join(groups.NAMES)}",
-    lambda v: set(v) <= set(groups.NAMES),
+    f"a list of some of {', '.join(units.NAMES)}",
+    lambda v: set(v) <= set(units.NAMES),
   ),
   "structure.lmbda": _NOT_NEGATIVE,
   "structure.warmup_steps": _NATURAL,
   "structure.shape": ("None or in (0, 1]", lambda v: v is None or 0 < v <= 1),
   "structure.begin_step": _NATURAL,
   "structure.end_step": _COUNT,
-  **{f"structure.pruned.{name}": _FRACTION for name in groups.NAMES},
+  **{f"structure.pruned.{name}": _FRACTION for name in units.NAMES},
 }
 
 

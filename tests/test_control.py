@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import backslash_jax as bs
-from experiments import targets
+from experiments.frontier import targets
 
 STEP = targets.STEP
 

@@ -1,14 +1,14 @@
 """Every code block of the README and the documents' Python runs."""
 
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+from tests import paths
+
+README = (paths.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -39,10 +39,10 @@ def test_the_commands_run(command, tmp_path):
   if words[0] == "make":
     # Its targets exist; the quickstart itself is run by .ci/run.
     words.insert(1, "--dry-run")
-    where = ROOT
+    where = paths.ROOT
   elif words[:3] == ["python", "-m", "experiments.main"]:
     words = [sys.executable, *words[1:], "--helpshort"]
-    where = ROOT
+    where = paths.ROOT
   else:
     assert words[0] == "backslash-jax", f"no way to test {command!r}"
     code = """
@@ -54,7 +54,7 @@ save_file({"w": np.asarray(x)}, "plain.safetensors")
 bs.save("model.safetensors", {"w": x})
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    words = [sys.executable, "-m", "backslash_jax.cli", *words[1:]]
+    words = [sys.executable, "-m", "backslash_jax", *words[1:]]
     where = tmp_path
   done = subprocess.run(words, cwd=where, capture_output=True, text=True)
   # absl answers --helpshort with 1.

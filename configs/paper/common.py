@@ -26,7 +26,7 @@ from configs import default
 
 PROFILES = ("small", "full")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-# A directory that experiments.bpe writes, from the texts of IMDB.
+# A directory that experiments.data.bpe writes, from the texts of IMDB.
 SMALL_WORDS = "runs/paper/words"
 
 # The paper's models, and what they are fine-tuned from.

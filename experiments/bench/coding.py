@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from backslash_jax import archive, packing, plain, quantize, selection, tree
+from backslash_jax import archive, quantize, selection, tree
+from backslash_jax.archive import packing, plain
+from backslash_jax.archive.index import CHUNK
 from backslash_jax.coding import coders, exp_golomb, fit, huffman, lanes, piece
-from backslash_jax.index import CHUNK
 from experiments import include
 from experiments.bench import timing
 

@@ -25,21 +25,11 @@ import numpy as np
 from absl import flags
 
 import backslash_jax as bs
-from backslash_jax import magnitude
-from experiments import (
-  atomic,
-  cells,
-  deploy,
-  export,
-  functional,
-  groups,
-  main,
-  scoring,
-  settings,
-  sharding,
-  simplify,
-)
+from backslash_jax.structure import magnitude
+from experiments import atomic, cells, main, scoring, settings, sharding
 from experiments.bench import timing
+from experiments.deploy import export, release, simplify
+from experiments.models import functional, units
 
 STAGES = ("train", "prune", "measure")
 RATES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -78,15 +68,15 @@ def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
   done = {(r["arm"], r["seed"], r["kind"], r["rate"]) for r in rows}
   for cell in trainings:
     config, name = cell.config, cell.directory.name
-    units = groups.declare(config.model, config.structure.groups)
-    trained = deploy.read(cell.directory)
+    declared = units.declare(config.model, config.structure.groups)
+    trained = release.read(cell.directory)
     if score is None:
       forward = functional.forward(trained.model_config)
       score = scoring.make_score(config, forward, sharding.make_mesh(config))
     params, _ = cells.load(cell)
     for kind, options in (
       ("weights", {"scope": "model"}),
-      ("units", {"groups": units, "scope": "model"}),
+      ("units", {"groups": declared, "scope": "model"}),
     ):
       for rate in RATES:
         if (name, config.seed, kind, rate) in done:
@@ -119,7 +109,7 @@ def _measure(trainings, repeats):
   """The rows of one seed."""
   config = trainings["normal"].config
   length = config.data.seq_len
-  trained = {n: deploy.read(trainings[n].directory) for n in MEASURED}
+  trained = {n: release.read(trainings[n].directory) for n in MEASURED}
   whole = trained["normal"].model_config
   score = scoring.make_score(
     config, functional.forward(whole), sharding.make_mesh(config)
@@ -143,7 +133,7 @@ def _measure(trainings, repeats):
     for name in MEASURED:
       file = files[f"{name}, int8"] = folder / f"{name}.int8.onnx"
       export.write_int8(files[name], file)
-      accuracy = deploy.score(config, file, "test")
+      accuracy = release.score(config, file, "test")
       rows[f"{name}, int8"] = {"accuracy": accuracy, **_file_sizes(file)}
     for name, row in rows.items():
       row |= {"name": name, "seed": config.seed}
@@ -169,10 +159,10 @@ def _prune_to(limit, cell, trained, folder):
   """
   params, _ = cells.load(cell)
   length = cell.config.data.seq_len
-  units = groups.declare(cell.config.model, cell.config.structure.groups)
+  declared = units.declare(cell.config.model, cell.config.structure.groups)
 
   def at(rate):
-    pruned = magnitude.prune(params, rate, scope="model", groups=units)
+    pruned = magnitude.prune(params, rate, scope="model", groups=declared)
     return jax.device_get(pruned)
 
   low, high = 0.0, 0.999
@@ -191,7 +181,7 @@ def _facts(folder, name, model, source, length):
   """Sizes of a model's files, its parameters and its work."""
   path = folder / f"{name}.onnx"
   export.write_onnx(model, path)
-  archive = deploy.save_archive(folder / "coded", source, model)
+  archive = release.save_archive(folder / "coded", source, model)
   return {
     "parameters": sum(x.size for x in jax.tree.leaves(model.params)),
     "fp16": 2 * sum(x.size for x in jax.tree.leaves(bs.load(source))),

@@ -18,8 +18,7 @@ from absl import app, flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
-from experiments import hlo
-from experiments.bench import timing
+from experiments.bench import hlo, timing
 
 _LARGEST = flags.DEFINE_float("largest", 1e8, "Parameters, at most.")
 

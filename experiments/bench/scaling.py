@@ -7,8 +7,8 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import aot, include
-from experiments.bench import timing
+from experiments import include
+from experiments.bench import aot, timing
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import tokenizer
+from experiments.data import tokenizer
 
 _CHUNK = 1000  # Texts that are tokenized at once.
 
@@ -53,7 +53,7 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A tokenizer of `experiments.tokenizer`."""
+  """A tokenizer of `experiments.data.tokenizer`."""
 
   tokenizer: tokenizer.Tokenizer
 

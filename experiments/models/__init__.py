@@ -2,7 +2,7 @@
 
 "encoder" and "decoder" are small models over bytes. "bert", "gpt2", "llama" and
 "gemma2" are the published architectures, with fresh parameters in a named size
-or pretrained, see `experiments.weights`.
+or pretrained, see `experiments.huggingface.weights`.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def _published(config: Any, task: Task, seed: int) -> nnx.Module:
   if config.weights is None:
     return from_config(sizes.model_config(config, task), seed=seed)
   # Not at the top: it imports this package.
-  from experiments import weights
+  from experiments.huggingface import weights
 
   model = weights.load(
     config.weights,

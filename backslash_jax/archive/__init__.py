@@ -1,0 +1,23 @@
+"""The coded model file: save, load, inspect. Reading needs NumPy alone."""
+
+from backslash_jax.archive.container import ArchiveError
+from backslash_jax.archive.file import (
+  CODERS,
+  Report,
+  TensorReport,
+  inspect,
+  load,
+  save,
+  stream,
+)
+
+__all__ = [
+  "CODERS",
+  "ArchiveError",
+  "Report",
+  "TensorReport",
+  "inspect",
+  "load",
+  "save",
+  "stream",
+]

@@ -1,0 +1,276 @@
+"""The coded model file: save, load, inspect.
+
+Quantized tensors are coded with the model that fits them, the others kept bit
+for bit. The file's layout is specified in docs/format.md.
+"""
+
+import dataclasses
+import fnmatch
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from backslash_jax import selection, tree
+from backslash_jax.archive import container, index, packing
+from backslash_jax.archive.index import Entry
+from backslash_jax.coding import coders
+
+CODERS = coders.NAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorReport:
+  """What one tensor weighs.
+
+  Attributes:
+    name: its path in the tree, keys joined by "/".
+    shape: as saved.
+    dtype: NumPy's name of it.
+    step: distance of the quantizer's levels; None if it is kept exactly.
+    nu: shape of the generalized Gaussian that fits its values, or None.
+    alpha: scale of the same, in the tensor's own units, or None.
+    coder: how its integers are coded, or "exact".
+    bits: the code length that its model gives it.
+    bytes: its part of the payload; where tensors share a chunk, by their bits.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  step: float | None
+  nu: float | None
+  alpha: float | None
+  coder: str
+  bits: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What a file weighs: `bytes` of it, `parameters` in it, and each tensor."""
+
+  path: str
+  bytes: int
+  parameters: int
+  tensors: tuple[TensorReport, ...]
+
+  @property
+  def bits_per_parameter(self) -> float:
+    """All bits of the file, headers and checksums included, per parameter."""
+    return 8 * self.bytes / max(self.parameters, 1)
+
+
+def save(
+  path: str | os.PathLike,
+  params,
+  *,
+  step: float | Mapping[str, float] = 2**-8,
+  coder: str = "rans",
+  select=None,
+  mu: float = 0.0,
+  progress: Callable[[int], object] | None = None,
+) -> Report:
+  """Writes `params` to a coded model file, whole or not at all.
+
+  Args:
+    path: the file; an existing one is replaced.
+    params: nested dicts, lists and tuples of arrays, NumPy's or JAX's.
+    step: distance of the quantizer's levels, or one for each selected name.
+    coder: one of CODERS.
+    select: what is quantized: None for the floating tensors of two or more
+      dimensions, a tree of bools or a callable from `params` to one, or name
+      patterns as of a shell ("*/kernel"). The rest is stored exactly.
+    mu: what a bit may cost in squared error, in squares of the step: 0 rounds
+      to nearest, see quantize.rate_distortion.
+    progress: called with the number of parameters that each chunk has added.
+
+  Raises:
+    ValueError: if a tensor cannot be quantized; it says which and why.
+    TypeError: if `params` holds what is not an array of numbers.
+  """
+  if coder not in CODERS:
+    raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
+  structure, leaves = tree.describe(params)
+  chosen = selection.selected(params, leaves, select)
+  entries = []
+  for name, leaf in leaves:
+    own = _step_of(name, step) if name in chosen else None
+    kind = index.EXACT if own is None else coder
+    entries.append(Entry(name, _dtype(name, leaf), leaf.shape, own, kind))
+  encoder = packing.Encoder([leaf for _, leaf in leaves], entries, mu)
+  with container.Writer(path) as writer:
+    chunks = []
+    for parts, data in encoder.chunks():
+      chunks.append(writer.chunk(data))
+      if progress:
+        progress(index.parameters(entries, parts))
+    writer.finish(index.to_json(structure, encoder.entries(), chunks))
+  return inspect(path)
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  names: Iterable[str] | None = None,
+  sharding=None,
+  progress: Callable[[int], object] | None = None,
+):
+  """Reads a coded model file.
+
+  Args:
+    path: the file.
+    names: patterns of tensor names, as of a shell; a flat dict of those that
+      match is returned, and only their chunks are read.
+    sharding: a jax.sharding.Sharding, or a callable from a tensor's name and
+      shape to one: the tensors are then JAX arrays, placed accordingly, and
+      only the chunks of this process's shards are decoded.
+    progress: called with the number of parameters that each chunk has added.
+
+  Returns:
+    The tree that was saved, with the same dtypes and the quantized values.
+
+  Raises:
+    ArchiveError: if the file is not exactly what `save` wrote.
+    KeyError: if a name in `names` matches nothing.
+  """
+  with container.Reader(path) as reader:
+    structure, entries, chunks = _read_index(reader)
+    wanted = {entry.name for entry in entries}
+    if names is not None:
+      wanted = _matching(reader.path, sorted(wanted), names)
+    found: dict[str, Any] = {}
+
+    def rows(entry: Entry) -> tuple[int, int] | None:
+      if entry.name not in wanted:
+        return None
+      if sharding is None:
+        return 0, entry.matrix[0]
+      return _local_rows(entry, _sharding_of(entry, sharding))
+
+    for parts, complete in packing.Decoder(reader, entries, rows).run(chunks):
+      for entry, array in complete:
+        found[entry.name] = array
+        if sharding is not None:
+          found[entry.name] = _placed(array, _sharding_of(entry, sharding))
+      if progress and parts:
+        progress(index.parameters(entries, parts))
+    if names is not None:
+      return found
+    return tree.rebuild(structure, found.__getitem__)
+
+
+def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor) pairs of a file, each as soon as it is decoded.
+
+  For a file that is larger than memory: tensors that together are larger than
+  the largest are not in memory at once, except for those that the caller keeps.
+  ArchiveError as from `load`.
+  """
+  with container.Reader(path) as reader:
+    _, entries, chunks = _read_index(reader)
+    decoder = packing.Decoder(reader, entries, lambda e: (0, e.matrix[0]))
+    for _, complete in decoder.run(chunks):
+      while complete:  # A tensor that is given away is not kept here.
+        yield _named(*complete.pop(0))
+
+
+def _named(entry: Entry, array: np.ndarray) -> tuple[str, np.ndarray]:
+  return entry.name, array
+
+
+def inspect(path: str | os.PathLike) -> Report:
+  """What a file weighs, from its index alone; ArchiveError if that is bad."""
+  with container.Reader(path) as reader:
+    _, entries, chunks = _read_index(reader)
+    own = np.zeros(len(entries))
+    for parts, (_, size, _) in zip(index.plan(entries), chunks, strict=True):
+      bits = np.array([float(entries[part.tensor].bits) for part in parts])
+      share = (
+        bits / bits.sum() if bits.any() else np.full(bits.size, 1 / bits.size)
+      )
+      own[[part.tensor for part in parts]] += size * share
+    ends = np.round(np.cumsum(own))  # Whole bytes that sum to the payload.
+    tensors = tuple(
+      TensorReport(
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.dtype.name,
+        step=entry.step,
+        nu=entry.nu,
+        alpha=entry.alpha,
+        coder=entry.coder,
+        bits=entry.bits,
+        bytes=int(size),
+      )
+      for entry, size in zip(entries, np.diff(ends, prepend=0.0), strict=True)
+    )
+    parameters = sum(math.prod(entry.shape) for entry in entries)
+    return Report(reader.path, reader.size, parameters, tensors)
+
+
+def _read_index(reader: container.Reader):
+  try:
+    return index.from_json(reader.index, reader.payload_size, reader.size)
+  except (ValueError, TypeError, LookupError, RecursionError) as error:
+    raise reader.error(f"the index is invalid: {error}") from None
+
+
+def _step_of(name: str, step: float | Mapping[str, float]) -> float:
+  """The step of one tensor, checked."""
+  if isinstance(step, Mapping):
+    if name not in step:
+      raise ValueError(f"tensor {name!r} has no step: name it, or leave it out")
+    step = step[name]
+  step = float(step)
+  if not 0 < step < math.inf:
+    raise ValueError(f"tensor {name!r}: step {step} is not positive and finite")
+  return step
+
+
+def _dtype(name: str, leaf) -> np.dtype:
+  try:
+    return index.dtype_of(np.dtype(leaf.dtype).name)
+  except (TypeError, ValueError):
+    raise TypeError(
+      f"tensor {name!r} has dtype {leaf.dtype}: only numbers can be stored"
+    ) from None
+
+
+def _matching(path: str, known: list[str], names: Iterable[str]) -> set[str]:
+  """The known names that match one of the patterns."""
+  found = set()
+  for pattern in [names] if isinstance(names, str) else names:
+    matches = [pattern] if pattern in known else fnmatch.filter(known, pattern)
+    if not matches:
+      raise KeyError(f"{path} has no tensor named {pattern!r}")
+    found.update(matches)
+  return found
+
+
+def _sharding_of(entry: Entry, sharding):
+  if callable(sharding):
+    return sharding(entry.name, entry.shape)
+  return sharding
+
+
+def _local_rows(entry: Entry, sharding) -> tuple[int, int]:
+  """The rows of the entry's matrix that this process's shards span."""
+  rows = entry.matrix[0]
+  if not entry.shape or rows == 0:
+    return 0, rows
+  shards = sharding.addressable_devices_indices_map(entry.shape).values()
+  spans = [shard[0].indices(entry.shape[0]) for shard in shards]
+  each = rows // entry.shape[0]
+  return (
+    each * min(start for start, _, _ in spans),
+    each * max(stop for _, stop, _ in spans),
+  )
+
+
+def _placed(array: np.ndarray, sharding):
+  import jax
+
+  return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)

@@ -1,0 +1,270 @@
+"""Tensors to chunks and back, several chunks at once.
+
+What is in memory beside the tensors themselves is a few chunks per worker,
+whatever the size of the model.
+"""
+
+import collections
+import concurrent.futures
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from backslash_jax import quantize
+from backslash_jax.archive import container, index
+from backslash_jax.archive.index import Entry, Part
+from backslash_jax.coding import coders, fit
+from backslash_jax.coding.piece import Piece
+
+_BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
+
+
+class Encoder:
+  """Fits the models of `entries` and makes their chunks from the leaves.
+
+  `mu` is the quantizer's, see quantize.rate_distortion.
+  """
+
+  def __init__(self, leaves: list, entries: list[Entry], mu: float):
+    self._leaves = leaves
+    self._mu = mu
+    self._entries = list(entries)
+    self._bits = [0.0] * len(entries)
+
+  def chunks(self) -> Iterator[tuple[list[Part], bytes]]:
+    """The parts and the bytes of each chunk, in the file's order."""
+    for parts, data, bits in in_order(self._encode, self._tasks()):
+      for part, length in zip(parts, bits, strict=True):
+        self._bits[part.tensor] += length
+      yield parts, data
+
+  def entries(self) -> list[Entry]:
+    """The entries with their models and bits, when the chunks are made."""
+    return [
+      entry._replace(bits=round(bits))
+      for entry, bits in zip(self._entries, self._bits, strict=True)
+    ]
+
+  def _tasks(self) -> Iterator[list[Part]]:
+    for i, entry in enumerate(self._entries):
+      if entry.step is not None and not entry.size:
+        self._fit(i, np.zeros((0, 1)))
+    for parts in index.plan(self._entries):
+      i, start, stop = parts[0]
+      rows = self._entries[i].matrix[0]
+      if start == 0 and stop < rows and self._entries[i].step is not None:
+        # A tensor of many chunks has one model: rANS codes all symbols with
+        # one from evenly spaced rows, the others must have seen them all.
+        sample = self._entries[i].coder == "rans" and not self._constant(i)
+        stride = -(-rows // stop) if sample else 1
+        self._fit(i, self._matrix(i)[::stride], sample)
+      yield parts
+
+  def _encode(self, parts: list[Part]):
+    arrays = [self._matrix(i)[start:stop] for i, start, stop in parts]
+    first = self._entries[parts[0].tensor]
+    if first.step is None:
+      sizes = [8.0 * array.nbytes for array in arrays]
+      return parts, coders.encode_exact(arrays), sizes
+    pieces = []
+    for (i, start, stop), array in zip(parts, arrays, strict=True):
+      whole = (start, stop) == (0, self._entries[i].matrix[0])
+      symbols = self._fit(i, array) if whole else self._symbols(i, array)
+      pieces.append((symbols, self._entries[i].model))
+    return parts, *coders.encode(first.coder, pieces)
+
+  def _matrix(self, i: int) -> np.ndarray:
+    return np.asarray(self._leaves[i]).reshape(self._entries[i].matrix)
+
+  def _symbols(self, i: int, array: np.ndarray) -> np.ndarray:
+    name, step = self._entries[i].name, self._entries[i].step
+    assert step is not None
+    try:
+      if self._mu:
+        return quantize.rate_distortion(array, step, self._mu)
+      return quantize.quantize(array, step)
+    except ValueError as error:
+      raise ValueError(f"tensor {name!r}: {error}") from None
+
+  def _constant(self, i: int) -> bool:
+    """Whether all of a tensor's values are equal."""
+    matrix = self._matrix(i)
+    first = matrix[0, 0]
+    rows = max(_BLOCK // matrix.shape[1], 1)
+    return all(
+      (matrix[start : start + rows] == first).all()
+      for start in range(0, matrix.shape[0], rows)
+    )
+
+  def _fit(self, i: int, array: np.ndarray, sample: bool = False) -> np.ndarray:
+    """Sets the model of tensor i, and returns the symbols it was fitted to."""
+    entry = self._entries[i]
+    symbols = self._symbols(i, array)
+    model = coders.fit(entry.coder, symbols, sample=sample)
+    nu, alpha = fit.shape_and_scale(array)
+    self._entries[i] = entry._replace(model=model, nu=nu, alpha=alpha)
+    return symbols
+
+
+class Decoder:
+  """Makes tensors from the chunks of a file.
+
+  `rows` says which rows of a tensor's matrix are wanted: none, or a span
+  outside of which its array stays undefined.
+  """
+
+  def __init__(
+    self,
+    reader: container.Reader,
+    entries: list[Entry],
+    rows: Callable[[Entry], tuple[int, int] | None],
+  ):
+    self._reader = reader
+    self._entries = entries
+    self._rows = [rows(entry) for entry in entries]
+    self._arrays: dict[int, np.ndarray] = {}
+
+  def run(
+    self, chunks: list[tuple[int, int, int]]
+  ) -> Iterator[tuple[list[Part], list[tuple[Entry, np.ndarray]]]]:
+    """The parts of each chunk, and the tensors that are complete with it.
+
+    Those without elements come first, with no parts.
+    """
+    plan = zip(index.plan(self._entries), chunks, strict=True)
+    tasks = [
+      (parts, chunk) for parts, chunk in plan if any(map(self._wanted, parts))
+    ]
+    missing = collections.Counter(
+      part.tensor for parts, _ in tasks for part in parts if self._wanted(part)
+    )
+    yield (
+      [],
+      [
+        (entry, np.empty(entry.shape, entry.dtype))
+        for entry, rows in zip(self._entries, self._rows, strict=True)
+        if entry.size == 0 and rows is not None
+      ],
+    )
+    for batch in self._batches(tasks):
+      for parts in in_order(self._decode, self._allocating(batch)):
+        complete = []
+        for i in (part.tensor for part in parts if self._wanted(part)):
+          missing[i] -= 1
+          if not missing[i]:
+            entry = self._entries[i]
+            complete.append((entry, self._arrays.pop(i).reshape(entry.shape)))
+        yield parts, complete
+
+  def _batches(self, tasks) -> Iterator[list]:
+    """Tasks that may be ahead of each other, all tensors of them in memory.
+
+    Those of a batch are no larger together than the largest one, or than what
+    the workers need to be busy.
+    """
+    tensors: set[int] = set()
+    room = max((entry.nbytes for entry in self._entries), default=0)
+    room = max(room, 4 * index.CHUNK * _workers())
+    batch = []
+    for parts, chunk in tasks:
+      new = {part.tensor for part in parts if self._wanted(part)} - tensors
+      if batch and new:
+        held = sum(self._entries[i].nbytes for i in tensors | new)
+        if held > room:
+          yield batch
+          batch, tensors = [], set()
+      tensors |= new
+      batch.append((parts, chunk))
+    yield batch
+
+  def _allocating(self, tasks) -> Iterator:
+    """The tasks; each tensor gets its array with its first one."""
+    for parts, chunk in tasks:
+      for part in filter(self._wanted, parts):
+        if part.tensor not in self._arrays:
+          entry = self._entries[part.tensor]
+          try:
+            self._arrays[part.tensor] = np.empty(entry.size, entry.dtype)
+          except MemoryError:
+            raise self._reader.error(
+              f"tensor {entry.name!r} of shape {entry.shape} does not fit into "
+              "memory"
+            ) from None
+      yield parts, chunk
+
+  def _wanted(self, part: Part) -> bool:
+    span = self._rows[part.tensor]
+    if span is None:
+      return False
+    start, stop = span
+    return max(start, part.start) < min(stop, part.stop)
+
+  def _decode(self, task) -> list[Part]:
+    parts, chunk = task
+    entries = [self._entries[part.tensor] for part in parts]
+    try:
+      data = self._reader.chunk(*chunk)
+      if entries[0].step is None:
+        found = coders.decode_exact(
+          data,
+          [
+            (e.matrix[1] * (stop - start), e.dtype)
+            for e, (_, start, stop) in zip(entries, parts, strict=True)
+          ],
+        )
+      else:
+        pieces = [
+          Piece((stop - start, e.matrix[1]), e.model)
+          for e, (_, start, stop) in zip(entries, parts, strict=True)
+        ]
+        found = coders.decode(entries[0].coder, data, pieces)
+      for part, values in zip(parts, found, strict=True):
+        if self._wanted(part):
+          self._store(part, values)
+    except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+      names = ", ".join(repr(e.name) for e in entries[:3])
+      raise self._reader.error(f"chunk of {names}: {error}") from None
+    return parts
+
+  def _store(self, part: Part, values: np.ndarray) -> None:
+    entry = self._entries[part.tensor]
+    columns = entry.matrix[1]
+    array = self._arrays[part.tensor]
+    out = array[part.start * columns : part.stop * columns]
+    if entry.step is None:
+      out[:] = values
+      return
+    for start in range(0, values.size, _BLOCK):
+      block = values[start : start + _BLOCK]
+      out[start : start + block.size] = quantize.dequantize(
+        block, entry.step, entry.dtype
+      )
+
+
+def in_order(function: Callable, tasks: Iterable) -> Iterator:
+  """function(task) for each, in order, computed a few tasks ahead."""
+  workers = _workers()
+  if workers == 1:
+    yield from map(function, tasks)
+    return
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+      for task in tasks:
+        pending.append(pool.submit(function, task))
+        if len(pending) > workers:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for future in pending:
+        future.cancel()
+
+
+def _workers() -> int:
+  """Threads that pay: NumPy alone holds the interpreter's lock too often."""
+  if importlib.util.find_spec("numba") is None:
+    return 1
+  return min(os.cpu_count() or 1, 8)

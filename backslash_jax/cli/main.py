@@ -1,0 +1,287 @@
+"""The command line: backslash-jax compress, decompress, inspect."""
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from backslash_jax import archive, quantize, selection
+from backslash_jax.archive import plain
+from backslash_jax.cli import show
+
+_DESCRIPTION = """\
+Codes the weights of a model: quantizes them to multiples of one step, and
+stores the integers with an entropy coder that knows their distribution.
+
+  backslash-jax compress model.safetensors model.coded --step 2^-8
+  backslash-jax inspect model.coded
+  backslash-jax decompress model.coded again.safetensors
+
+Any safetensors file will do, and any Hugging Face directory: its *.safetensors
+shards are coded one by one and its other files copied.
+"""
+
+_COMPRESS = """\
+The step decides everything: half of it is the largest error of a weight. 2^-8
+is fine for most models; try coarser ones and evaluate. Floating tensors of two
+or more dimensions are quantized, the rest (norms, biases, integers) is kept bit
+for bit: --select, --exclude and --min-rank change that. --mu 0.1 gives up a
+little precision where that saves most bits.
+"""
+
+_EXIT = "exit codes: 0 done, 1 a bad file or impossible value, 2 bad usage"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs a command line; its exit code."""
+  options = _parser().parse_args(arguments)
+  console = rich_console.Console(stderr=options.json)
+  try:
+    result = options.command(options, console)
+  except (archive.ArchiveError, ValueError, TypeError, KeyError) as error:
+    message = error.args[0] if isinstance(error, KeyError) else error
+    print(f"backslash-jax: {message}", file=sys.stderr)
+    return 1
+  except OSError as error:
+    where = f"{error.filename}: " if error.filename else ""
+    print(f"backslash-jax: {where}{error.strerror or error}", file=sys.stderr)
+    return 1
+  if options.json:
+    print(json.dumps(result, indent=2))
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    "backslash-jax",
+    description=_DESCRIPTION,
+    epilog=_EXIT,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+  def add(name, command, summary, **keywords):
+    sub = commands.add_parser(
+      name,
+      help=summary,
+      epilog=_EXIT,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      **keywords,
+    )
+    sub.set_defaults(command=command)
+    sub.add_argument("input", type=Path, help="file or directory")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    return sub
+
+  sub = add("compress", _compress, "code a model", description=_COMPRESS)
+  sub.add_argument("output", type=Path, help="coded file or directory")
+  sub.add_argument(
+    "--step",
+    default="2^-8",
+    help="distance of the levels: 2^-8, 0.004, or absmax/127 for each "
+    "tensor's largest magnitude divided by 127 (default: %(default)s)",
+  )
+  sub.add_argument("--coder", choices=archive.CODERS, default="rans")
+  sub.add_argument(
+    "--select",
+    action="append",
+    metavar="PATTERN",
+    help="quantize only names that match, such as '*.weight'; repeatable",
+  )
+  sub.add_argument("--exclude", action="append", default=[], metavar="PATTERN")
+  sub.add_argument(
+    "--min-rank", type=int, default=2, help="fewest dimensions (default: 2)"
+  )
+  sub.add_argument(
+    "--mu",
+    type=float,
+    default=0.0,
+    help="squared error, in squares of the step, that a bit is worth: 0 rounds "
+    "to nearest (default), 0.1 is a usual value",
+  )
+  sub.add_argument(
+    "--report", action="store_true", help="what each coder would have cost"
+  )
+  sub = add("decompress", _decompress, "write plain safetensors again")
+  sub.add_argument("output", type=Path, help="safetensors file or directory")
+  sub = add("inspect", _inspect, "show what each tensor weighs")
+  sub.add_argument(
+    "--plot", action="store_true", help="draw each histogram with its fit"
+  )
+  return parser
+
+
+def _compress(options, console) -> dict:
+  files = _files(options.input, options.output)
+  reports, costs = [], dict.fromkeys(archive.CODERS, 0)
+  for source, target in files:
+    params = plain.read(source)
+    if not params:
+      raise ValueError(f"{source}: there is no tensor in it")
+    chosen = _chosen(params, options)
+    step = _steps(options.step, {n: params[n] for n in chosen})
+    select = {name: name in chosen for name in params}
+    total = sum(x.size for x in params.values())
+    with _Bar(console, f"compress {source.name}", total) as advance:
+      reports.append(
+        archive.save(
+          target,
+          params,
+          step=step,
+          coder=options.coder,
+          select=select,
+          mu=options.mu,
+          progress=advance,
+        )
+      )
+    if options.report:
+      with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        for coder in archive.CODERS:
+          report = archive.save(
+            Path(folder) / "file",
+            params,
+            step=step,
+            coder=coder,
+            select=select,
+            mu=options.mu,
+          )
+          costs[coder] += report.bytes
+  before = sum(source.stat().st_size for source, _ in files)
+  after = sum(report.bytes for report in reports)
+  parameters = sum(report.parameters for report in reports)
+  result = {
+    "input_bytes": before,
+    "output_bytes": after,
+    "parameters": parameters,
+    "bits_per_parameter": 8 * after / max(parameters, 1),
+  }
+  console.print(
+    f"{before:,} -> {after:,} bytes, {100 * after / before:.1f}%, "
+    f"{result['bits_per_parameter']:.3f} bits per parameter"
+  )
+  if options.report:
+    result["coders"] = costs
+    show.costs(console, costs, parameters)
+  return result
+
+
+def _decompress(options, console) -> dict:
+  files = _files(options.input, options.output)
+  total = 0
+  for source, target in files:
+    report = archive.inspect(source)
+    shapes = {t.name: (t.dtype, t.shape) for t in report.tensors}
+    with _Bar(
+      console, f"decompress {source.name}", report.parameters
+    ) as advance:
+      plain.write(target, shapes, _advancing(archive.stream(source), advance))
+    total += target.stat().st_size
+  console.print(f"{total:,} bytes of safetensors in {options.output}")
+  return {"output_bytes": total, "files": [str(target) for _, target in files]}
+
+
+def _inspect(options, console) -> dict:
+  files = [source for source, _ in _files(options.input, None)]
+  reports = [archive.inspect(file) for file in files]
+  for report in reports:
+    if not options.json:
+      show.report(console, report)
+      if options.plot:
+        show.plot(console, report)
+  return {"files": [_as_json(report) for report in reports]}
+
+
+def _files(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
+  """The files to read and to write; a directory's other files are copied."""
+  if not source.is_dir():
+    return [(source, target or source)]
+  shards = sorted(source.glob("*.safetensors"))
+  named = source / "model.safetensors.index.json"
+  if named.exists():
+    try:
+      weights = json.loads(named.read_text())["weight_map"]
+      shards = sorted({source / Path(name).name for name in weights.values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise ValueError(f"{named}: not an index of shards: {error}") from None
+  if not shards:
+    raise ValueError(f"{source}: no *.safetensors file in it")
+  if target is None:
+    return [(shard, shard) for shard in shards]
+  if target.resolve() == source.resolve():
+    raise ValueError(f"{target}: give another directory than the input's")
+  target.mkdir(parents=True, exist_ok=True)
+  for file in source.iterdir():
+    if file.is_file() and file not in shards:
+      shutil.copy2(file, target / file.name)
+  return [(shard, target / shard.name) for shard in shards]
+
+
+def _chosen(params: dict, options) -> set[str]:
+  """The names to quantize."""
+  patterns = options.select or ["*"]
+  for pattern in [*patterns, *options.exclude]:
+    if pattern != "*" and not fnmatch.filter(params, pattern):
+      print(f"backslash-jax: no tensor matches {pattern!r}", file=sys.stderr)
+  return {
+    name
+    for name, x in params.items()
+    if x.ndim >= options.min_rank
+    and selection.is_floating(x.dtype)
+    and any(fnmatch.fnmatch(name, p) for p in patterns)
+    and not any(fnmatch.fnmatch(name, p) for p in options.exclude)
+  }
+
+
+def _steps(text: str, params: dict) -> float | dict[str, float]:
+  """A step from 2^-8 or 0.004, or one per tensor from absmax/127."""
+  try:
+    if text.startswith("absmax/"):
+      levels = int(text.removeprefix("absmax/"))
+      return quantize.absmax_steps(params, levels, select=["*"])
+    base, power, exponent = text.partition("^")
+    step = float(base) ** float(exponent) if power else float(base)
+  except (ValueError, OverflowError, ZeroDivisionError):
+    step = math.nan
+  if not isinstance(step, float) or not 0 < step < math.inf:
+    raise ValueError(f"--step {text}: give a positive number, such as 2^-8")
+  return step
+
+
+class _Bar:
+  """A progress bar in parameters, where there is a terminal to show it."""
+
+  def __init__(self, console, title: str, total: int):
+    self._bar = rich_progress.Progress(
+      *rich_progress.Progress.get_default_columns(),
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task(title, total=total)
+
+  def __enter__(self):
+    self._bar.start()
+    return lambda count: self._bar.advance(self._task, count)
+
+  def __exit__(self, *exception):
+    self._bar.stop()
+
+
+def _advancing(tensors, advance):
+  for name, tensor in tensors:
+    advance(tensor.size)
+    yield name, tensor
+
+
+def _as_json(report: archive.Report) -> dict:
+  fields = dataclasses.asdict(report)
+  return fields | {"bits_per_parameter": report.bits_per_parameter}

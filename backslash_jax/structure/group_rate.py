@@ -1,0 +1,162 @@
+r"""The rate of whole units: the price of a neuron, a head, a row.
+
+A unit's magnitude is the root mean square r of its p weights, and the rate is
+
+  R = 1/N sum_units p (r + eps)^nu,     N = sum_units p,
+
+the elementwise rate for units of one weight. Its gradient shrinks a unit's
+weights in proportion, so the proximal step is exact: the unit as a whole moves
+towards zero by the same distance that one weight of size r would, and stops
+there.
+
+Sources: Yuan & Lin, J. R. Stat. Soc. B 68, 2006 (group norms); Parikh & Boyd,
+Proximal Algorithms, 2014, section 6.5 (their proximal operator).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from backslash_jax import quantize
+from backslash_jax import rate as rates
+from backslash_jax.moments import Moments, shape_parameter
+from backslash_jax.structure import groups as grouping
+
+
+class GroupRateState(NamedTuple):
+  """State of `group_rate`; read a field with `optax.tree.get(state, name)`.
+
+  Attributes:
+    count: updates so far, int32.
+    group_shape: nu that the last update paid for, float32.
+    group_zeros: fraction of the groups' parameters in units that the last
+      update ended at zero, float32.
+  """
+
+  count: jax.Array
+  group_shape: jax.Array
+  group_zeros: jax.Array
+
+
+def group_rate(
+  lmbda: float | optax.Schedule,
+  groups: Sequence[grouping.Group],
+  learning_rate: float | optax.Schedule,
+  *,
+  rate: str = "dggr",
+  shape: float | None = None,
+  epsilon: float | None = None,
+  step: float = 2**-8,
+) -> optax.GradientTransformationExtraArgs:
+  """Pulls whole units towards zero, and at most to zero.
+
+  It stands last in the chain, and sees the step that is about to be made:
+
+  >>> import backslash_jax as bs, optax
+  >>> from backslash_jax import structure
+  >>> rows = structure.Group("rows", (structure.Slice("embedding$", axis=-2),))
+  >>> tx = optax.chain(
+  ...   bs.backslash(1e3), optax.adamw(3e-5),
+  ...   structure.group_rate(1e3, [rows], 3e-5),
+  ... )
+
+  Args:
+    lmbda: weight of the rate, as in `bs.backslash`: a non-negative number or
+      a schedule of it.
+    groups: the units, see `groups.Group`.
+    learning_rate: what the step before it was multiplied with.
+    rate: "dggr", or "bits", which prices the units of each layer under the
+      scale of their own magnitudes.
+    shape: None estimates nu from the moments of the magnitudes, but takes no
+      more than 1, beyond which no unit would end at zero; a number fixes it.
+    epsilon: added to every magnitude; None means step / 2.
+    step: quantization step of the coded file, for epsilon.
+
+  Returns:
+    A transformation whose updates keep their shapes and dtypes. A unit that
+    it ends is exactly zero. Its update needs params.
+
+  Raises:
+    ValueError: for an argument out of its range; in update, see `groups.bind`.
+  """
+  if rate not in rates.RATES:
+    raise ValueError(
+      f"group_rate: rate must be one of {rates.RATES}, found {rate!r}"
+    )
+  if isinstance(lmbda, int | float) and not 0 <= lmbda < float("inf"):
+    raise ValueError(
+      f"group_rate: lmbda must be non-negative and finite, found {lmbda!r}"
+    )
+  if shape is not None and not 0 < shape <= 1:
+    raise ValueError(
+      f"group_rate: shape must be None or in (0, 1], found {shape!r}; beyond 1"
+      " no unit would end at zero"
+    )
+  quantize.check_step(step)
+  epsilon = step / 2 if epsilon is None else epsilon
+
+  def pulls(sizes, units):
+    """How far each unit is pulled by a lmbda and learning rate of 1; nu."""
+    # A unit counts as so many weights of its magnitude.
+    sums = [
+      u.size * jnp.stack([jnp.float32(s.size), jnp.sum(s), jnp.sum(s * s)])
+      for s, u in zip(sizes, units, strict=True)
+    ]
+    total = Moments(*sum(sums, start=jnp.zeros(3)))
+    nu = jnp.minimum(shape_parameter(total), 1.0)
+    nu = nu if shape is None else jnp.float32(shape)
+    result = []
+    for s in sizes:
+      alpha = rates.price_scale(nu, jnp.mean(s), epsilon)
+      pull = rates.coefficient(rate, nu, alpha) / total.count
+      result.append(pull * rates.direction(s, nu, epsilon))
+    return result, nu
+
+  def init(params):
+    del params  # Whether the groups fit them is seen by the first update.
+    return GroupRateState(jnp.zeros([], jnp.int32), jnp.ones([]), jnp.zeros([]))
+
+  def update(updates, state, params=None, **extra_args):
+    del extra_args
+    if params is None:
+      raise ValueError(
+        "group_rate needs params: tx.update(grads, state, params)"
+      )
+    units = grouping.bind(groups, params)
+    weight, eta = (
+      jnp.asarray(v(state.count) if callable(v) else v, jnp.float32)
+      for v in (lmbda, learning_rate)
+    )
+    moved = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), params, updates)
+    leaves = grouping.flatten(moved)
+    sizes = [grouping.magnitudes(u, leaves) for u in units]
+    pulled, nu = pulls(sizes, units)
+    factors = []
+    for size, pull in zip(sizes, pulled, strict=True):
+      left = size - eta * weight * pull
+      factors.append(jnp.maximum(left, 0.0) / jnp.where(size > 0, size, 1.0))
+    ended = grouping.scale(moved, units, factors)
+    owned = {part.path for u in units for part in u.parts}
+
+    def step_to(path, u, x, end):
+      is_owned = grouping.path_name(path) in owned
+      return (end - x).astype(u.dtype) if is_owned else u
+
+    updates = jax.tree.map_with_path(step_to, updates, params, ended)
+    zeros = sum(
+      jnp.sum(f == 0) * float(u.size)
+      for f, u in zip(factors, units, strict=True)
+    )
+    # Floats, because JAX takes no integer of 2^31 and more.
+    total = float(
+      sum(f.size * u.size for f, u in zip(factors, units, strict=True))
+    )
+    count = jnp.asarray(optax.safe_increment(state.count))
+    return updates, GroupRateState(
+      count, jnp.asarray(nu), jnp.float32(zeros / max(total, 1.0))
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)

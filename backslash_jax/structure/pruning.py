@@ -1,0 +1,204 @@
+"""Weights that are removed while training runs, and stay removed.
+
+`gradual_pruning` and `keep_zeros` stand last in the chain, after the learning
+rate: they see the step that is about to be made, and replace it where a weight
+is removed. They cannot see the moments of the optimizers before them, which
+`clear_moments`, around the chain, sets to zero where a weight is removed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from backslash_jax import quantize, rounding
+from backslash_jax.structure import groups as grouping
+from backslash_jax.structure import magnitude
+
+
+class PruningState(NamedTuple):
+  """State of `gradual_pruning`.
+
+  Attributes:
+    count: updates so far, int32.
+    kept: bool, per parameter: whether it has not been removed.
+  """
+
+  count: jax.Array
+  kept: Any
+
+
+def gradual_pruning(
+  sparsity: float,
+  end: int,
+  *,
+  begin: int = 0,
+  every: int = 10,
+  scope: str = "tensor",
+  block: int | None = None,
+  groups: Sequence[grouping.Group] | None = None,
+  mask: rounding.Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Removes the smallest weights, by default of each tensor, ever more.
+
+  The fraction removed rises from 0 at the update `begin` to `sparsity` at the
+  update `end`, fast at first,
+
+  .. math:: s_t = s (1 - (1 - (t - begin) / (end - begin))^3)
+
+  >>> import backslash_jax as bs, optax
+  >>> from backslash_jax import structure
+  >>> tx = optax.chain(optax.adamw(1e-3), structure.gradual_pruning(0.8, 1000))
+
+  Args:
+    sparsity: fraction of the weights to remove, in [0, 1).
+    end: update after which nothing more is removed.
+    begin: update before which nothing is.
+    every: updates from one choice of weights to the next.
+    scope, block, groups, mask: which weights are compared, see
+      `magnitude.kept`: those of a tensor, of the model, n of m consecutive
+      ones, or whole units of groups.
+
+  Returns:
+    A transformation, last in a chain. Its update needs params.
+
+  Raises:
+    ValueError: for an argument out of its range.
+
+  Source: Zhu & Gupta, To prune, or not to prune, arXiv 1710.01878.
+  """
+  if not 0 <= sparsity < 1:
+    raise ValueError(f"sparsity must be in [0, 1), found {sparsity!r}")
+  if not 0 <= begin < end:
+    raise ValueError(
+      f"0 <= begin < end must hold, found begin {begin!r}, end {end!r}"
+    )
+  if every < 1:
+    raise ValueError(f"every must be at least 1, found {every!r}")
+  magnitude.check(scope, block, groups)
+
+  def init(params):
+    kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    return PruningState(jnp.zeros([], jnp.int32), kept)
+
+  def update(updates, state, params=None, **extra_args):
+    del extra_args
+    _check_params("gradual_pruning", params)
+    left = jnp.clip((end - state.count) / (end - begin), 0.0, 1.0)
+    fraction = sparsity * (1.0 - left**3)
+    chooses = (state.count - begin) % every == 0
+    chooses &= (begin <= state.count) & (state.count <= end)
+    chooses |= state.count == end
+
+    def choose():
+      largest = magnitude.kept(
+        params, fraction, scope=scope, block=block, groups=groups, mask=mask
+      )
+      return jax.tree.map(jnp.logical_and, state.kept, largest)
+
+    kept = jax.lax.cond(chooses, choose, lambda: state.kept)
+    updates = jax.tree.map(
+      lambda u, x, k: jnp.where(k, u, -x.astype(u.dtype)), updates, params, kept
+    )
+    count = jnp.asarray(optax.safe_increment(state.count))
+    return updates, PruningState(count, kept)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+class KeepZerosState(NamedTuple):
+  """State of `keep_zeros`: the updates so far, int32."""
+
+  count: jax.Array
+
+
+def keep_zeros(
+  step: float, begin: int, *, mask: rounding.Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+  """From the update `begin` on, weights that are coded as zeros are zeros.
+
+  For a phase of plain training after one with the rate: the weights whose
+  magnitude is within half a step by then become zero and stay so.
+
+  Args:
+    step: quantization step of the coded file.
+    begin: updates that are made freely.
+    mask: as in `gradual_pruning`.
+
+  Returns:
+    A transformation, last in a chain. Its update needs params.
+
+  Raises:
+    ValueError: for a step that is not positive and finite.
+  """
+  quantize.check_step(step)
+
+  def init(params):
+    del params
+    return KeepZerosState(jnp.zeros([], jnp.int32))
+
+  def update(updates, state, params=None, **extra_args):
+    del extra_args
+    _check_params("keep_zeros", params)
+    # The bin of zero at first, then nothing but what is zero already.
+    bound = jnp.where(state.count == begin, step / 2, 0.0)
+    bound = jnp.where(state.count < begin, -1.0, bound)
+    updates = jax.tree.map(
+      lambda u, x, m: (
+        jnp.where(jnp.abs(x) <= bound, -x.astype(u.dtype), u) if m else u
+      ),
+      updates,
+      params,
+      rounding.selected_leaves(params, mask),
+    )
+    count = jnp.asarray(optax.safe_increment(state.count))
+    return updates, KeepZerosState(count)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def clear_moments(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Forgets the moments of weights that a chain sets to zero.
+
+  Without it the momentum of a removed weight is what the first steps would
+  be made of, should the weight be let go again.
+
+  >>> import optax
+  >>> from backslash_jax import structure
+  >>> tx = structure.clear_moments(
+  ...   optax.chain(optax.adam(1e-3), structure.gradual_pruning(0.8, 1000))
+  ... )
+
+  Args:
+    tx: the chain, which ends with what removes weights.
+
+  Returns:
+    A transformation with the state of tx. Where a step ends at exactly zero,
+    what the state holds of the weight in floating numbers is set to zero
+    (`optax.tree.map_params` tells which arrays those are).
+    Its update needs params.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def update(updates, state, params=None, **extra_args):
+    _check_params("clear_moments", params)
+    updates, state = tx.update(updates, state, params, **extra_args)
+    gone = jax.tree.map(lambda x, u: x + u == 0, params, updates)
+
+    def forget(s, gone):
+      if not jnp.issubdtype(jnp.result_type(s), jnp.inexact):
+        return s  # The masks of pruning.
+      return jnp.where(gone, jnp.zeros_like(s), s)
+
+    return updates, optax.tree.map_params(tx.init, forget, state, gone)
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _check_params(name: str, params: Any) -> None:
+  if params is None:
+    raise ValueError(f"{name} needs params: tx.update(grads, state, params)")

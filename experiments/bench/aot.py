@@ -1,0 +1,288 @@
+"""Compiles the training step of a config for a TPU slice that is not there.
+
+python -m experiments.bench.aot \
+  --config=configs/quickstart.py --topology=v5e:2x2
+
+Needs libtpu (pip install 'backslash-jax[tpu]') and no TPU. Prints what one chip
+holds, computes and communicates in a step, with the rate term and without: the
+numbers are the compiler's, nothing is run. The body of a loop counts once, also
+where the layers are scanned. --vocabulary=N takes the place of the tokenizer's
+vocabulary, and --save=NAME keeps the numbers in experiments/bench/results.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import app, flags, logging
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_flags
+
+from experiments import data, learner, optimizer, settings, sharding
+from experiments.bench import hlo, timing
+
+# Generation -> what libtpu calls a slice of it, GiB of memory per chip. Source:
+# Google Cloud's pages on the TPU versions.
+CHIPS = {
+  "v4": ("v4", 32),
+  "v5e": ("v5litepod", 16),
+  "v5p": ("v5p", 95),
+  "v6e": ("v6e", 32),
+}
+
+
+class Program(NamedTuple):
+  """What the compiler says of a step, per chip; sizes in bytes.
+
+  Attributes:
+    parameters: of the parameters.
+    optimizer: of the optimizer state.
+    temporary: of activations, gradients and everything else that is live.
+    peak: of all memory at once.
+    flops: floating point operations.
+    moved: bytes read and written.
+    collectives: kind -> (number, bytes).
+    kernels: Mosaic kernels of the moments in the program.
+  """
+
+  parameters: int
+  optimizer: int
+  temporary: int
+  peak: int
+  flops: float
+  moved: float
+  collectives: dict[str, tuple[int, int]]
+  kernels: int
+
+
+def topology_devices(name: str) -> list[Any]:
+  """The devices of a TPU topology such as "v5e:4x4", to compile for.
+
+  Raises:
+    UserError: there is no libtpu, or no such topology.
+  """
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
+  if not match or match[1] not in CHIPS:
+    raise settings.UserError(
+      f"there is no topology {name!r}: a generation of {', '.join(CHIPS)}, a"
+      " colon and the chips in each direction are wanted, such as v5e:4x4,"
+      " v6e:2x4 or v5p:2x2x2"
+    )
+  # libtpu would otherwise ask the machine's metadata server, and lock the TPU.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{CHIPS[match[1]][0]}-16")
+  try:
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+  except (RuntimeError, ValueError, NotImplementedError) as error:
+    raise settings.UserError(
+      f"cannot describe the topology {name!r}: {_line(error)}. It needs libtpu"
+      " (pip install 'backslash-jax[tpu]') and sizes that exist, such as"
+      " v5e:2x2, v5e:4x4 or v5p:2x2x2"
+    ) from error
+  return list(topology.devices)
+
+
+def compile_step(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  rate: bool,
+  vocabulary: int | None = None,
+) -> Program:
+  """Compiles the training step for a mesh.
+
+  Args:
+    config: of the training.
+    mesh: from `sharding.make_mesh`.
+    rate: whether with the rate term and what it measures; False trains with
+      lmbda 0.
+    vocabulary: tokens that the model knows; None: the tokenizer's.
+
+  Raises:
+    UserError: the mesh does not divide the model, or a chip's memory does not
+      hold it.
+  """
+  config = ml_collections.ConfigDict(config.to_dict())
+  if not rate:
+    config.rate.lmbda = 0.0
+  elif config.rate.lmbda == 0:
+    config.rate.lmbda = 1.0
+  try:
+    task = data.load_task(config.data)
+    if vocabulary is not None:
+      task = dataclasses.replace(task, vocab_size=vocabulary)
+    forward, params = learner.build_abstract(config, task)
+  except (ValueError, OSError) as error:
+    raise settings.UserError(str(error)) from error
+  placed = sharding.parameters(params, mesh)
+  tx = optimizer.create(config, placed)
+  opt_state = jax.eval_shape(tx.init, params)
+  state = {"params": params, "opt_state": opt_state}
+  state_shardings = {
+    "params": placed,
+    "opt_state": sharding.like(opt_state, params, placed, mesh),
+  }
+  replicated = NamedSharding(mesh, PartitionSpec())
+  step = jax.jit(
+    learner.make_step(config, forward, tx, measure_rate=rate),
+    donate_argnums=0,
+    in_shardings=(
+      state_shardings,
+      NamedSharding(mesh, sharding.BATCH),
+      replicated,
+    ),
+    out_shardings=(state_shardings, replicated, replicated),
+  )
+  lowered = step.lower(
+    state, _batch(config, task), jax.ShapeDtypeStruct((), jnp.int32)
+  )
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise settings.UserError(
+      f"the step does not fit a chip: {_line(error)}. Use more chips, a larger"
+      " config.mesh.fsdp or config.mesh.tensor, a smaller"
+      " config.data.batch_size, or config.model.remat"
+    ) from error
+  memory: Any = compiled.memory_analysis()
+  cost: Any = compiled.cost_analysis()
+  text = compiled.as_text() or ""
+  return Program(
+    parameters=_bytes(params, placed),
+    optimizer=_bytes(opt_state, state_shardings["opt_state"]),
+    temporary=memory.temp_size_in_bytes,
+    peak=memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes,
+    flops=cost["flops"],
+    moved=cost["bytes accessed"],
+    collectives=_count(hlo.collectives(text)),
+    kernels=moments_kernels(text),
+  )
+
+
+def table(name: str, off: Program, on: Program, memory: int) -> str:
+  """The two programs side by side, a Markdown table; memory is of one chip."""
+  mib = 2**20
+  rows = [
+    ("parameters, MiB", off.parameters / mib, on.parameters / mib),
+    ("optimizer state, MiB", off.optimizer / mib, on.optimizer / mib),
+    (
+      "activations and other temporaries, MiB",
+      off.temporary / mib,
+      on.temporary / mib,
+    ),
+    ("peak memory, MiB", off.peak / mib, on.peak / mib),
+    (
+      "peak memory, % of the chip",
+      100 * off.peak / memory,
+      100 * on.peak / memory,
+    ),
+    ("GFLOP", off.flops / 1e9, on.flops / 1e9),
+    ("GB read and written", off.moved / 1e9, on.moved / 1e9),
+  ]
+  for kind in hlo.KINDS:
+    a, b = (p.collectives.get(kind, (0, 0)) for p in (off, on))
+    if a[0] or b[0]:
+      rows.append((f"{kind}, number", a[0], b[0]))
+      rows.append((f"{kind}, MiB", a[1] / mib, b[1] / mib))
+  rows.append(("moments kernels (Mosaic)", off.kernels, on.kernels))
+  lines = [
+    f"| {name}, per chip and step | without rate | with rate | change |",
+    "|---|---|---|---|",
+  ]
+  for label, a, b in rows:
+    change = f"{100 * (b - a) / a:+.2f}%" if a else f"{b - a:+.4g}"
+    lines.append(f"| {label} | {a:,.5g} | {b:,.5g} | {change} |")
+  return "\n".join(lines)
+
+
+def moments_kernels(text: str) -> int:
+  """How many Mosaic kernels of the moments a compiled program has."""
+  return len(re.findall(r"%backslash_moments[\w.]* = .* custom-call\(", text))
+
+
+def _batch(config, task):
+  """The shapes of a training batch."""
+  size, length = config.data.batch_size, config.data.seq_len
+  targets = (size,) if task.kind == "classification" else (size, length)
+  shape = jax.ShapeDtypeStruct
+  return {
+    "tokens": shape((size, length), jnp.int32),
+    "mask": shape((size, length), jnp.bool),
+    "targets": shape(targets, jnp.int32),
+    "weights": shape(targets, jnp.float32),
+  }
+
+
+def _bytes(tree, shardings):
+  """What one device holds of a tree."""
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+  return sum(
+    math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs
+  )
+
+
+def _count(collectives):
+  counts: dict[str, tuple[int, int]] = {}
+  for c in collectives:
+    number, size = counts.get(c.kind, (0, 0))
+    counts[c.kind] = number + 1, size + c.bytes
+  return counts
+
+
+def _line(error):
+  return " ".join(str(error).split())[:300]
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The experiment, a file of configs/.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The TPU slice.")
+_VOCABULARY = flags.DEFINE_integer(
+  "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
+)
+_SAVE = flags.DEFINE_string("save", None, "Name to keep the numbers by.")
+
+
+def _main(argv):
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  jax.config.update("jax_platforms", "cpu")  # Whatever this host has.
+  config, name = _CONFIG.value, _TOPOLOGY.value
+  try:
+    if not config:
+      raise settings.UserError("--config=FILE is needed")
+    mesh = sharding.make_mesh(config, topology_devices(name))
+    off, on = (
+      compile_step(config, mesh, rate=r, vocabulary=_VOCABULARY.value)
+      for r in (False, True)
+    )
+  except settings.UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+  axes = ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
+  memory = CHIPS[name.split(":")[0]][1] * 2**30
+  if _SAVE.value:
+    results = {"off": off._asdict(), "on": on._asdict()}
+    results |= {"topology": name, "memory": memory}
+    command = " ".join(["python -m experiments.bench.aot", *sys.argv[1:]])
+    timing.write(f"aot_{_SAVE.value}", command, results)
+  print(f"{name}: {mesh.size} chips, mesh {axes}")
+  print(table(name, off, on, memory))
+
+
+if __name__ == "__main__":
+  app.run(_main)

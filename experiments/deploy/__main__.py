@@ -1,0 +1,5 @@
+"""The command `python -m experiments.deploy`, see release."""
+
+from experiments.deploy import release
+
+release.main()

@@ -1,0 +1,261 @@
+"""The paper's cells: planned, run, and written down one file each.
+
+The configs are those of configs/paper. A record is a JSON file that holds all
+that tables and figures show of a cell and one seed, so that they can be drawn
+again without the trained models.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import backslash_jax as bs
+from backslash_jax.coding import exp_golomb
+from experiments import atomic, cells, metrics, resume, settings
+from experiments.data import bpe
+
+# In the order in which they run.
+CONFIGS = (
+  "sweep",
+  "table4_gpt2",
+  "table4_llama3",
+  "table4_gemma2",
+  "table6",
+  "table5_enron",
+  "table5_squad",
+  "table5_wmt19",
+  "table4_bert",
+  "table5_newsgroups",
+)
+STEP = 2.0**-8  # The paper's, of all of its tables.
+ORDERS = range(5)
+WORDS = "runs/paper/words"  # As configs/paper/common.py calls them.
+
+# What differs between machines, and is not part of a record.
+_PLACES = ("data.source", "data.dir", "data.tokenizer", "model.weights")
+_POINTS = 100  # Of the training metrics, per record.
+_BINS = 121  # Of a histogram.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell(cells.Cell):
+  """A cell of the paper and one seed. Equal ones of two tables share `record`.
+
+  Attributes:
+    name: of the config and its arm, "table4_bert/normal".
+    seed: of the initial parameters and the order of the data.
+    record: the file that it is written down in.
+  """
+
+  name: str
+  seed: int
+  record: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+  """Where things are: `source` as data.source, `encoder` MiniLM's directory
+  or hub id, `workdir` for trainings and `results` for records and tables."""
+
+  workdir: pathlib.Path
+  results: pathlib.Path
+  source: str | None = None
+  encoder: str | None = None
+
+
+def plan(profile: str, places: Places, seeds: Sequence[int]) -> list[Cell]:
+  """Every cell of the paper, in the order in which they run.
+
+  Args:
+    profile: "small" or "full".
+    places: only named in the cells, nothing is looked up.
+    seeds: a whole set of cells of the first, then of the next.
+
+  Raises:
+    UserError: a config that does not serve.
+  """
+  planned: list[Cell] = []
+  first: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
+  trainings: dict[str, pathlib.Path] = {}
+  for seed in seeds:
+    for module in CONFIGS:
+      config = _config(module, profile, places)
+      for arm, (own, _) in settings.arms(config, places.workdir).items():
+        own = own.copy_and_resolve_references().unlock()
+        own.seed, own.baseline = seed, "normal"
+        label = f"{module}-{arm}-seed{seed}"
+        directory = places.workdir / "cells" / label
+        key = json.dumps(resume.decisive(own), sort_keys=True)
+        training = trainings.setdefault(key, directory)
+        key += json.dumps(own.evaluate.to_dict(), sort_keys=True)
+        record = places.results / "cells" / f"{label}.json"
+        directory, record = first.setdefault(key, (directory, record))
+        planned.append(
+          Cell(
+            config=own.lock(),
+            directory=directory,
+            training=training,
+            name=f"{module}/{arm}",
+            seed=seed,
+            record=record,
+          )
+        )
+  return planned
+
+
+def run(planned: Sequence[Cell], names: Collection[str]) -> None:
+  """Runs what is missing of the cells of these names, or goes on with it.
+
+  Raises:
+    UserError: what the user can mend.
+  """
+  wanted: dict[pathlib.Path, Cell] = {}
+  for cell in planned:
+    if cell.name in names:
+      wanted.setdefault(cell.record, cell)
+  missing = [cell for cell in wanted.values() if read(cell) is None]
+  scores: dict[str, Any] = {}
+  for number, cell in enumerate(cells.take(missing), start=1):
+    if read(cell) is not None:
+      continue  # Another process was faster.
+    print(
+      f"{cell.name}, seed {cell.seed}: cell {number} of {len(missing)}",
+      flush=True,
+    )
+    if cell.config.data.tokenizer.endswith("words"):
+      _make_words(cell.config)
+    began = time.monotonic()
+    evaluation = cells.finish(cell, scores)
+    seconds = time.monotonic() - began
+    _write(cell, evaluation, seconds)
+
+
+def read(cell: Cell) -> dict[str, Any] | None:
+  """The record of a cell; None where there is none of this configuration."""
+  try:
+    record = json.loads(cell.record.read_text())
+    return record if record["config"] == _described(cell.config) else None
+  except FileNotFoundError:
+    return None
+  except (ValueError, KeyError, TypeError) as error:
+    raise settings.UserError(
+      f"{cell.record} is no record of a cell ({error!r}); delete it to run the"
+      " cell again"
+    ) from error
+
+
+def records(planned: Sequence[Cell], name: str) -> dict[int, dict[str, Any]]:
+  """Seed -> record of the cells of this name, as far as there are any."""
+  found = {c.seed: read(c) for c in planned if c.name == name}
+  return {seed: record for seed, record in found.items() if record}
+
+
+def quantized(record: Mapping[str, Any], step: float = STEP) -> dict[str, Any]:
+  """What the evaluation holds of the model quantized with a step."""
+  found = record["evaluation"]["quantized"]
+  return next(q for q in found if q["step"] == step)
+
+
+def _config(module, profile, places):
+  """The config of a row of a table, with the places of this machine."""
+  config = importlib.import_module(f"configs.paper.{module}").get_config(
+    profile
+  )
+  config.data.source = places.source
+  if config.data.tokenizer == WORDS:
+    config.data.tokenizer = str(places.workdir / "words")
+  if places.encoder and profile == "small" and config.model.weights:
+    config.data.tokenizer = config.model.weights = places.encoder
+  return config.lock()
+
+
+def _make_words(config):
+  try:
+    bpe.write(
+      "imdb",
+      pathlib.Path(config.data.tokenizer),
+      size=4096,
+      source=config.data.source,
+    )
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    raise settings.UserError(str(error)) from error
+
+
+def _described(config) -> dict[str, Any]:
+  """The fields that decide a record, without the places of a machine."""
+  fields = resume.decisive(config)
+  fields["evaluate"] = json.loads(json.dumps(config.evaluate.to_dict()))
+  return {k: v for k, v in fields.items() if k not in _PLACES}
+
+
+def _write(cell: Cell, evaluation: dict[str, Any], seconds: float) -> None:
+  params, _ = cells.load(cell)
+  matrices = _matrices(params)
+  history = metrics.read(cell.training / "metrics.jsonl")
+  record = {
+    "cell": cell.name,
+    "seed": cell.seed,
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "cpus": os.cpu_count(),
+    "seconds": round(seconds, 1),
+    "config": _described(cell.config),
+    "evaluation": evaluation,
+    "exp_golomb_orders": _orders(matrices),
+    "distribution": _distribution(matrices),
+    "history": _thinned([r for r in history if r["split"] == "train"]),
+  }
+  text = json.dumps(record, indent=1) + "\n"
+  atomic.write(cell.record, lambda file: file.write_text(text))
+
+
+def _matrices(params) -> np.ndarray:
+  selected = jax.tree.leaves(bs.matrices(params))
+  leaves = jax.tree.leaves(params)
+  pairs = zip(leaves, selected, strict=True)
+  return np.concatenate([np.ravel(x) for x, m in pairs if m])
+
+
+def _orders(matrices: np.ndarray) -> list[float]:
+  """Bits per parameter of exp-Golomb codes of each order, at STEP."""
+  symbols = np.rint(matrices / STEP).astype(np.int32)
+  model = exp_golomb.fit(symbols, ranked=True)
+  return [
+    exp_golomb.code_length(symbols, model._replace(order=k)) / symbols.size
+    for k in ORDERS
+  ]
+
+
+def _distribution(matrices: np.ndarray) -> dict[str, Any]:
+  """A histogram of the matrices, and the generalized Gaussian that fits."""
+  moments = bs.moments(jnp.asarray(matrices))
+  nu = bs.shape_parameter(moments)
+  alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
+  limit = max(float(np.quantile(np.abs(matrices), 0.999)), 1e-6)
+  density, _ = np.histogram(
+    matrices, bins=_BINS, range=(-limit, limit), density=True
+  )
+  inside = float(np.mean(np.abs(matrices) <= limit))
+  return {
+    "nu": float(nu),
+    "alpha": float(alpha),
+    "deviation": float(np.sqrt(np.mean(np.square(matrices, dtype=float)))),
+    "limit": limit,
+    "density": [float(f"{d * inside:.4g}") for d in density],
+  }
+
+
+def _thinned(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+  """At most _POINTS records, the last among them, of what figures show."""
+  every = max(1, -(-len(history) // _POINTS))
+  kept = history[::-1][::every][::-1]
+  names = "step", "loss", "accuracy", "nu", "bits"
+  return [{k: float(f"{r[k]:.5g}") for k in names} for r in kept]

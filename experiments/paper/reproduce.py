@@ -1,0 +1,80 @@
+"""The flags that the commands of tables and of figures share."""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from experiments import settings
+from experiments.paper import plan
+
+# Of name and seed, see `plan.read`.
+Records = Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+
+def launch(
+  kind: str,
+  names: Sequence[str],
+  cells: Callable[[str], Collection[str]],
+  write: Callable[[str, Records, pathlib.Path], None],
+) -> None:
+  """Runs the program: what is missing is run, then everything is written.
+
+  Args:
+    kind: "table" or "figure", the flag that chooses one of `names`, or "all".
+    names: of what there is.
+    cells: the names of the cells that one of them shows.
+    write: called with one of them, its records and the results' directory.
+  """
+  flags.DEFINE_enum(kind, "all", [*names, "all"], f"Which {kind}.")
+  flags.DEFINE_enum("profile", "small", ["small", "full"], "See docs.")
+  flags.DEFINE_string("source", None, "As data.source; None downloads.")
+  flags.DEFINE_string("encoder", None, "MiniLM's directory; None downloads.")
+  flags.DEFINE_string("workdir", None, "Of trainings; runs/paper/PROFILE.")
+  flags.DEFINE_string("results", None, "Of records and tables; in workdir.")
+  flags.DEFINE_list("seeds", ["0", "1", "2"], "A set of cells for each.")
+  flags.DEFINE_bool("run", True, "Whether to run what is missing.")
+  app.run(functools.partial(_main, kind, names, cells, write))
+
+
+def _main(kind, names, cells, write, argv) -> None:
+  logging.set_verbosity(logging.FATAL)
+  values = flags.FLAGS
+  chosen = getattr(values, kind)
+  try:
+    if len(argv) > 1:
+      raise settings.UserError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not all(seed.isdecimal() for seed in values.seeds):
+      raise settings.UserError(
+        f"--seeds is {','.join(values.seeds)}, wanted numbers like 0,1,2"
+      )
+    workdir = pathlib.Path(values.workdir or f"runs/paper/{values.profile}")
+    results = pathlib.Path(values.results or workdir / "results")
+    planned = plan.plan(
+      values.profile,
+      plan.Places(
+        workdir=workdir,
+        results=results,
+        source=values.source,
+        encoder=values.encoder,
+      ),
+      [int(seed) for seed in values.seeds],
+    )
+    for name in names if chosen == "all" else [chosen]:
+      shown = with_normal(cells(name))
+      if values.run:
+        plan.run(planned, shown)
+      write(name, {n: plan.records(planned, n) for n in shown}, results)
+      print(f"{kind} {name} is in {results}")
+  except settings.UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def with_normal(names: Collection[str]) -> list[str]:
+  """The cells of these names and the normal trainings they compare with."""
+  normal = [f"{name.partition('/')[0]}/normal" for name in names]
+  return list(dict.fromkeys([*normal, *names]))

@@ -1,0 +1,254 @@
+"""A damaged file is refused or gives exactly what was saved; nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+from backslash_jax import archive
+from backslash_jax.archive import container
+
+_ORIGINAL = "the original"
+
+
+def _params(scale=1):
+  rng = np.random.default_rng(0)
+  return {
+    "w": rng.laplace(scale=0.05, size=(4 * scale, 9)).astype(np.float32),
+    "t": rng.choice([0.0, 1.0], (3, 20 * scale)).astype(np.float32),
+    "b": rng.normal(size=3).astype(np.float32),
+    "n": np.arange(2),
+  }
+
+
+@pytest.fixture(params=archive.CODERS)
+def saved(request, tmp_path):
+  """The file, its bytes and the bytes of each of its tensors."""
+  path = tmp_path / "file"
+  archive.save(path, _params(), step=2**-5, coder=request.param)
+  return path, path.read_bytes(), _contents(path)
+
+
+def _contents(path):
+  return {name: x.tobytes() for name, x in archive.load(path).items()}
+
+
+def _outcome(path, data, wanted):
+  """What came of loading `data`: the original, or the error's message."""
+  path.write_bytes(data)
+  try:
+    found = _contents(path)
+  except archive.ArchiveError as error:
+    return str(error)
+  assert found == wanted
+  return _ORIGINAL
+
+
+def test_every_flipped_byte_is_found(saved):
+  path, data, wanted = saved
+  for place in range(len(data)):
+    damaged = bytearray(data)
+    damaged[place] ^= 1 << place % 8
+    assert str(path) in _outcome(path, damaged, wanted), place
+
+
+def test_every_truncation_is_found(saved):
+  path, data, wanted = saved
+  for length in range(len(data)):
+    assert _outcome(path, data[:length], wanted) != _ORIGINAL, length
+  assert _outcome(path, data + b"\0", wanted) != _ORIGINAL
+
+
+@pytest.mark.parametrize(
+  "count", [500, pytest.param(20_000, marks=pytest.mark.slow)]
+)
+def test_random_mutations_are_found(tmp_path, count):
+  path = tmp_path / "file"
+  archive.save(path, _params(40), step=2**-5)
+  data, wanted = path.read_bytes(), _contents(path)
+  rng = np.random.default_rng(count)
+  for _ in range(count):
+    damaged = _mutated(rng, data)
+    expected = _ORIGINAL if damaged == data else None
+    outcome = _outcome(path, damaged, wanted)
+    assert (outcome == _ORIGINAL) == (expected == _ORIGINAL)
+
+
+def _mutated(rng, data):
+  out = bytearray(data)
+  for _ in range(rng.integers(1, 4)):
+    start = int(rng.integers(len(out)))
+    length = int(rng.integers(1, 40))
+    match rng.integers(5):
+      case 0:
+        out[start] = rng.integers(256)
+      case 1:
+        out[start : start + length] = rng.bytes(length)
+      case 2:
+        del out[start : start + length]
+      case 3:
+        out[start:start] = out[start : start + length]
+      case 4:
+        out[start : start + length] = bytes(length)
+    out = out or bytearray(b"\0")
+  return bytes(out)
+
+
+def _forge(path, change):
+  """Rewrites a file's index with valid checksums, as an attacker could."""
+  data = path.read_bytes()
+  size = json.loads(data[8:256])["payload"]["shape"][0]
+  fields = json.loads(zlib.decompress(data[256 + size :]))
+  changed = change(fields)
+  packed = zlib.compress(
+    json.dumps(fields if changed is None else changed).encode()
+  )
+  header = container._header(size, len(packed), zlib.crc32(packed))
+  path.write_bytes(header + data[256 : 256 + size] + packed)
+
+
+def _set(field, value, place=0):
+  def change(fields):
+    fields[field][place] = value
+
+  return change
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    _set("shape", [10**15, 9]),
+    _set("shape", [10**15, 9], 2),
+    _set("shape", [2**40] * 64),
+    _set("shape", [4, -9]),
+    _set("shape", [4.0, 9]),
+    _set("shape", "36"),
+    _set("shape", [5, 9]),
+    _set("dtype", "object"),
+    _set("dtype", "U8"),
+    _set("dtype", 7),
+    _set("dtype", "float64", 2),
+    _set("dtype", "int32"),
+    _set("step", 0.0),
+    _set("step", -1.0),
+    _set("step", "1"),
+    _set("step", float("inf")),
+    _set("step", float("nan")),
+    _set("coder", "zip"),
+    _set("coder", "huffman"),
+    _set("coder", None),
+    _set("model", None),
+    _set("model", []),
+    _set("model", [0, [16384]]),
+    _set("model", [0, 0, 0, 0, None, None]),
+    _set("model", [0, 0, 0, 0, 0, 0]),
+    _set("model", [0, 0, 0, 20, None, None]),
+    _set("model", [0, 10**30, 0, 0, None, None]),
+    _set("model", [0, True, 0, 0, None, None]),
+    _set("model", {"a": 1}),
+    _set("bytes", 10**12),
+    _set("bytes", -1),
+    _set("bytes", 0),
+    _set("crc32", "x"),
+    _set("bits", "many"),
+    _set("nu", "wide"),
+    _set("alpha", [1]),
+    _set("tree", None, "w"),
+    _set("tree", ["set", 0], "w"),
+    lambda fields: [],
+    lambda fields: 5,
+    lambda fields: {},
+    lambda fields: fields | {"tree": 0},
+    lambda fields: fields | {"tree": ["dict", [0, 0], [0, 0], [1, 0], [2, 0]]},
+    lambda fields: (
+      fields | {"tree": ["dict", [[0], 0], [1, 0], [2, 0], [3, 0]]}
+    ),
+    lambda fields: fields | {"tree": ["dict", 0, 0, 0, 0]},
+    lambda fields: fields | {"bytes": fields["bytes"][:1]},
+    lambda fields: fields | {"bytes": None},
+  ],
+)
+def test_forged_indices_are_refused(tmp_path, change):
+  path = tmp_path / "file"
+  archive.save(path, _params(), step=2**-5)
+  _forge(path, lambda fields: None)
+  _contents(path)  # Forging alone does no harm.
+  _forge(path, change)
+  with pytest.raises(archive.ArchiveError, match="file"):
+    archive.load(path)
+
+
+def test_a_deeply_nested_index_is_refused(tmp_path):
+  path = tmp_path / "file"
+  archive.save(path, {"x": np.ones(3)})
+  packed = zlib.compress(b"[" * 100_000, 0)
+  header = container._header(0, len(packed), zlib.crc32(packed))
+  path.write_bytes(header + packed)
+  with pytest.raises(archive.ArchiveError, match="index cannot be read"):
+    archive.load(path)
+
+
+def test_an_index_that_inflates_without_end_is_refused(tmp_path):
+  path = tmp_path / "file"
+  packed = zlib.compress(b" " * 10**8, 9)
+  header = container._header(0, len(packed), zlib.crc32(packed))
+  path.write_bytes(header + packed)
+  with pytest.raises(archive.ArchiveError, match="does not end"):
+    archive.load(path)
+
+
+def test_a_newer_version_asks_for_an_update(tmp_path):
+  path = tmp_path / "file"
+  archive.save(path, {"x": np.ones(3)})
+  data = path.read_bytes().replace(
+    b'"backslash_jax":"1"', b'"backslash_jax":"9"'
+  )
+  path.write_bytes(data)
+  with pytest.raises(archive.ArchiveError, match=r"version '9'.*update"):
+    archive.inspect(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+  path = tmp_path / "file"
+  for data in (b"", b"{}", b"\x10" * 300, bytes(8) + b"{}" + bytes(400)):
+    path.write_bytes(data)
+    with pytest.raises(archive.ArchiveError, match="not a coded model file"):
+      archive.load(path)
+  with pytest.raises(FileNotFoundError):
+    archive.load(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills with SIGKILL")
+def test_a_kill_leaves_the_old_file(tmp_path):
+  path = tmp_path / "file"
+  archive.save(path, {"x": np.ones((4, 4), np.float32)})
+  before = path.read_bytes()
+  code = """
+    import sys, numpy as np
+    from backslash_jax import archive
+    params = {str(i): np.random.randn(300, 300) for i in range(200)}
+    ready = lambda count: print("begun", flush=True)
+    while True:
+      archive.save(sys.argv[1], params, step=2**-4, progress=ready)
+      sys.exit(9)
+  """
+  process = subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(code), str(path)],
+    stdout=subprocess.PIPE,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  assert process.stdout is not None
+  with process.stdout:
+    assert process.stdout.readline() == b"begun\n"
+    time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert path.read_bytes() == before
+  archive.load(path)

@@ -1,0 +1,311 @@
+"""A second decoder, written from docs/format.md, reads the same files."""
+
+import functools
+import itertools
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backslash_jax import archive
+from backslash_jax.archive import index
+from tests import paths
+
+_M, _E = 1 << 14, 1 << 24
+
+
+@functools.cache
+def _root(exponent, halvings):
+  value = 1 << exponent
+  for _ in range(halvings):
+    value = math.isqrt(value)
+  return value
+
+
+@functools.cache
+def _log2(m):
+  w = m.bit_length() - 1
+  y = m << (31 - w)
+  for _ in range(24):
+    y = y * y >> 31
+    b = y >> 32
+    y >>= b
+    w = 2 * w + b
+  return w
+
+
+def _exp2(x):
+  t = _root(256 * 30 + ((x >> 16) & 255), 8)
+  e = (x & 65535) * 2977044471 >> 32
+  return (t + (t * (e + (e * e >> 25)) >> 24)) >> min(6 - (x >> 24), 62)
+
+
+def _frequencies(nu, alpha, tail):
+  """[(symbol, frequency)] of a Gaussian, the escape's symbol None."""
+  n = _root(160 + nu, 3)
+
+  def g(logarithm):
+    z = ((logarithm - (alpha << 20)) * n >> 20) + 8872266
+    return _exp2(-_exp2(min(max(z, -40 * _E), 6 * _E - 1)))
+
+  odd = range(1, 16, 2)
+  mass = [
+    sum(
+      g(_log2(16 + u) - (o + 5) * _E) << (25 - o)
+      for o in range(1, 25)
+      for u in odd
+    )
+  ]
+  for k in range(1, 32):
+    mass.append(sum(g(_log2(16 * k - 8 + u) - 4 * _E) for u in odd) << 25)
+  mass += [g(_log2(k)) << 28 for k in range(32, 2048)]
+  total = mass[0] + 2 * sum(mass[1:])
+  largest = min(sum(m >= total >> 15 for m in mass[1:]), 4095)
+  free = _M - 2 * largest - 1 - (1 << tail)
+  d = max(total.bit_length() - 48, 0)
+  tails = list(itertools.accumulate([0, *mass[::-1]]))[::-1]
+  unit = [(t >> d) * free // (total >> d) for t in tails[: largest + 2]]
+  f = {k: unit[k] - unit[k + 1] + 1 for k in range(1, largest + 1)}
+  f[0] = free - 2 * unit[1] + 1
+  table = [(k, f[abs(k)]) for k in range(-largest, largest + 1)]
+  return [*table, (None, 2 * unit[largest + 1] + (1 << tail))]
+
+
+def _slots(table):
+  """(symbol, frequency, slot - start) by slot."""
+  return [(s, f, i) for s, f in table for i in range(f)]
+
+
+def _fields(data, widths):
+  whole, position, out = int.from_bytes(data, "little"), 0, []
+  for width in widths:
+    out.append((whole >> position) & ((1 << width) - 1))
+    position += width
+  return out
+
+
+def _exp_golomb(data, k, count):
+  """The zigzagged symbols of an exp-Golomb code."""
+  bits = [b >> j & 1 for b in data for j in range(8)]
+  ones = [i for i, bit in enumerate(bits) if bit][:count]
+  zeros = [b - a - 1 for a, b in zip([-1, *ones], ones, strict=False)]
+  head = (ones[-1] + 8) // 8
+  widths = [z + k for z in zeros]
+  fields = _fields(data[head:], widths)
+  v = [(1 << w) + x - (1 << k) for w, x in zip(widths, fields, strict=True)]
+  return [x >> 1 ^ -(x & 1) for x in v]
+
+
+def _rans(data, parts):
+  """The symbols of each (rows, columns, model) of a chunk."""
+  cut = 10
+  lanes, tail, count = struct.unpack_from("<HII", data)
+  states = list(struct.unpack_from(f"<{lanes}I", data, cut))
+  cut += 4 * lanes
+  words = list(struct.unpack_from(f"<{count}H", data, cut))[::-1]
+  cut += 2 * count
+  total = sum(
+    rows * columns
+    + (0 if len(m) == 2 or m[4] is None else rows)
+    + (0 if len(m) == 2 or m[5] is None else columns)
+    for rows, columns, m in parts
+    if len(m) > 2 or len(m[1]) > 1
+  )
+  done = 0
+
+  def segment(slots_of, size):
+    nonlocal done, states
+    out = []
+    while len(out) < size:
+      if done == total - tail:
+        words.extend(x & 0xFFFF for x in reversed(states[max(lanes >> 3, 1) :]))
+        states = states[: max(lanes >> 3, 1)]
+      row = min(len(states), size - len(out))
+      if done < total - tail:
+        row = min(row, total - tail - done)
+      for lane in range(row):
+        x = states[lane]
+        s, f, bias = slots_of(len(out))[x % _M]
+        out.append(s)
+        x = f * (x >> 14) + bias
+        states[lane] = x if x >= 1 << 16 else x << 16 | words.pop()
+      done += row
+    return out
+
+  decoded = []
+  for rows, columns, m in parts:
+    if len(m) == 2:
+      table = list(enumerate(m[1], m[0]))
+      slots = _slots(table)
+      constant = len(table) == 1
+      size = rows * columns
+      decoded.append(
+        [m[0]] * size if constant else segment(lambda _, s=slots: s, size)
+      )
+      continue
+    nu, alpha, extra, shift, row_grid, column_grid = m
+    classes = []
+    for grid, n in ((row_grid, rows), (column_grid, columns)):
+      if grid is None:
+        classes.append([0] * n)
+      else:
+        slots = _slots(_frequencies(8, grid, 0))
+        classes.append(segment(lambda _, s=slots: s, n))
+    r, c = classes
+    points = [min(max(alpha + 4 * (a + b), -320), 176) for a in r for b in c]
+    tables = {p: _slots(_frequencies(nu, p, extra)) for p in set(points)}
+    found = segment(lambda i, t=tables, p=points: t[p[i]], rows * columns)
+    decoded.append(
+      [
+        (None, max(s for s, _, _ in tables[p] if s is not None))
+        if y is None
+        else y
+        for y, p in zip(found, points, strict=True)
+      ]
+    )
+  assert not words
+  assert set(states) == {1 << 16}
+  low = []
+  for rows, columns, m in parts:
+    width = m[3] if len(m) > 2 else 0
+    size = rows * columns * width
+    low.append(
+      _fields(data[cut : cut + (size + 7) // 8], [width] * rows * columns)
+    )
+    cut += (size + 7) // 8
+  escapes = sum(type(y) is tuple for out in decoded for y in out)
+  excess = iter(
+    _exp_golomb(data[cut + 1 :], data[cut], escapes) if escapes else []
+  )
+  for out, fields, (_, _, m) in zip(decoded, low, parts, strict=True):
+    shift = m[3] if len(m) > 2 else 0
+    for i, y in enumerate(out):
+      if type(y) is tuple:
+        e = next(excess)
+        y = e + y[1] if e > 0 else e - y[1]
+      out[i] = (y << shift) + fields[i] - (1 << shift >> 1)
+  return decoded
+
+
+def _read(path):
+  """{name: (symbols or values, step)} of a file with a flat tree."""
+  file = Path(path).read_bytes()
+  header = json.loads(file[8:256])
+  size = header["payload"]["shape"][0]
+  assert zlib.crc32(file[256 + size :]) == int(
+    header["__metadata__"]["index_crc32"], 16
+  )
+  fields = json.loads(zlib.decompress(file[256 + size :]))
+  quantized = [i for i, s in enumerate(fields["step"]) if s is not None]
+  exact = [i for i, s in enumerate(fields["step"]) if s is None]
+  names, found, cut = list(fields["tree"]), {}, 256
+  groups = [g for g in (quantized, exact) if g]
+  for group, length, crc in zip(
+    groups, fields["bytes"], fields["crc32"], strict=True
+  ):
+    data = file[cut : cut + length]
+    assert zlib.crc32(data) == crc
+    cut += length
+    shapes = [fields["shape"][i] for i in group]
+    if group is quantized:
+      parts = [
+        (math.prod(s[:-1]), s[-1], fields["model"][i])
+        for s, i in zip(shapes, group, strict=True)
+      ]
+      for i, symbols in zip(group, _rans(data, parts), strict=True):
+        found[names[i]] = (symbols, fields["step"][i])
+    else:
+      data = zlib.decompress(data[1:], -15) if data[0] else data[1:]
+      for i, shape in zip(group, shapes, strict=True):
+        dtype = np.dtype(fields["dtype"][i])
+        count = math.prod(shape)
+        octets = np.frombuffer(data[: count * dtype.itemsize], np.uint8)
+        data = data[count * dtype.itemsize :]
+        octets = octets.reshape(dtype.itemsize, count).T.copy()
+        found[names[i]] = (octets.view(dtype).ravel(), None)
+  return found
+
+
+def _example():
+  rng = np.random.default_rng(7)
+  spread = np.exp(rng.normal(size=(60, 1)) + rng.normal(size=40))
+  scaled = rng.normal(size=(60, 40)) * spread * 0.02
+  scaled[5, 5] = 90.0
+  return {
+    "scaled": scaled.astype(np.float32),
+    "heavy": rng.standard_cauchy(size=(50, 30)).astype(np.float32) * 0.01,
+    "fine": rng.normal(size=(30, 30)) * 300.0,
+    "sparse": (rng.random((90, 90)) < 0.05) * rng.choice([-1.0, 1.0], (90, 90)),
+    "table": rng.choice([-1.0, 1.0], size=(90, 90)).astype(np.float16),
+    "zeros": np.zeros((20, 20), np.float32),
+    "bias": rng.normal(size=40).astype(np.float32),
+    "count": np.int64(12345),
+  }
+
+
+def _check(path):
+  loaded = archive.load(path)
+  for name, (values, step) in _read(path).items():
+    wanted = loaded[name]
+    found = np.array(values).reshape(wanted.shape)
+    if step is not None:
+      found = (found.astype(np.float64) * step).astype(np.float32)
+    np.testing.assert_array_equal(found.astype(wanted.dtype), wanted)
+  return loaded
+
+
+def test_the_second_decoder_agrees(tmp_path):
+  path = tmp_path / "file"
+  archive.save(path, _example(), step=2**-6)
+  loaded = _check(path)
+  for name, x in _example().items():
+    bound = 2**-7 if np.ndim(x) > 1 else 0
+    assert np.abs(loaded[name].astype(np.float64) - x).max() <= bound
+
+
+@pytest.mark.parametrize("version", [1])
+def test_old_files_always_load(version):
+  """Files that an earlier version of the library wrote, and their values."""
+  path = paths.GOLDEN / f"version{version}.safetensors"
+  loaded = _check(path)
+  wanted = np.load(paths.GOLDEN / f"version{version}.npz")
+  assert sorted(wanted) == sorted(loaded)
+  for name in wanted:
+    np.testing.assert_array_equal(loaded[name], wanted[name])
+    assert loaded[name].dtype == wanted[name].dtype
+
+
+def test_the_plan_of_chunks_is_the_documented_one(monkeypatch):
+  monkeypatch.setattr(index, "CHUNK", 100)
+
+  def entry(shape, step=0.5, dtype="float32"):
+    kind = "exact" if step is None else "rans"
+    return index.Entry("x", np.dtype(dtype), shape, step, kind)
+
+  entries = [
+    entry((6, 10)),
+    entry((10,), None),
+    entry((41, 7)),
+    entry((0, 5)),
+    entry((5, 10)),
+    entry((2, 8), None),
+    entry((1, 250)),
+  ]
+  plan = [[tuple(part) for part in parts] for parts in index.plan(entries)]
+  # Weights 60, 40 (exact), 287, 0, 50, 64 (exact), 250.
+  assert plan == [
+    [(2, 0, 14)],
+    [(2, 14, 28)],
+    [(2, 28, 41)],
+    [(0, 0, 6)],
+    [(1, 0, 10)],
+    [(6, 0, 84)],
+    [(6, 84, 168)],
+    [(6, 168, 250)],
+    [(4, 0, 5)],
+    [(5, 0, 2)],
+  ]

@@ -1,0 +1,117 @@
+"""Programs compiled for TPU slices that are not there."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from backslash_jax.moments import tree_moments
+from experiments import settings, sharding
+from experiments.bench import aot, hlo
+from tests import tiny
+
+TOPOLOGIES = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+
+
+def _devices(topology):
+  pytest.importorskip("libtpu", reason="libtpu is not installed")
+  return aot.topology_devices(topology)
+
+
+def _compiled_moments(topology, shape, dtype):
+  """The moments of one tensor on a 2x2 mesh."""
+  mesh = jax.make_mesh(
+    (2, 2), ("fsdp", "tensor"), (AxisType.Auto,) * 2, devices=_devices(topology)
+  )
+  placed = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+  x = jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+  moments = jax.jit(lambda x: tree_moments(x, placed))
+  return moments.lower(x).compile()
+
+
+@TOPOLOGIES
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shards_go_through_the_mosaic_kernel(topology, dtype):
+  compiled = _compiled_moments(topology, (2048, 3000), dtype)
+  text = compiled.as_text()
+  assert aot.moments_kernels(text) == 1
+  assert 'custom_call_target="tpu_custom_call"' in text
+  found = hlo.collectives(text)
+  assert {c.kind for c in found} == {"all-reduce"}
+  assert sum(c.bytes for c in found) == 8
+  # One read of the shard, and no copy of it.
+  shard = 1024 * 1500 * jnp.dtype(dtype).itemsize
+  assert compiled.cost_analysis()["bytes accessed"] < 1.05 * shard
+
+
+def test_small_shards_are_left_to_xla():
+  text = _compiled_moments("v5e:2x2", (64, 256), "float32").as_text()
+  assert aot.moments_kernels(text) == 0
+
+
+@pytest.mark.slow
+def test_a_step_compiles_with_and_without_the_rate():
+  config = tiny.config(mesh__data=1, mesh__fsdp=2, mesh__tensor=2)
+  mesh = sharding.make_mesh(config, _devices("v5e:2x2"))
+  off, on = (aot.compile_step(config, mesh, rate=r) for r in (False, True))
+  assert on.parameters == off.parameters
+  # Nothing is gathered for the rate.
+  gathers = [p.collectives.get("all-gather", (0, 0))[1] for p in (off, on)]
+  assert gathers[1] <= gathers[0]
+  text = aot.table("v5e:2x2", off, on, 16 * 2**30)
+  assert "| parameters, MiB |" in text
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "4x4"])
+def test_a_topology_that_is_none_is_explained(name):
+  with pytest.raises(settings.UserError, match="such as v5e:4x4"):
+    aot.topology_devices(name)
+
+
+def test_a_topology_of_a_size_that_does_not_exist_is_explained():
+  pytest.importorskip("libtpu", reason="libtpu is not installed")
+  with pytest.raises(settings.UserError, match=r"'v5e:3x7'.*such as"):
+    aot.topology_devices("v5e:3x7")
+
+
+def test_a_mesh_is_made_of_what_is_left():
+  mesh = sharding.make_mesh(tiny.config(mesh__fsdp=2, mesh__tensor=2))
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+  ("fields", "reason"),
+  [
+    ({"mesh__data": 3}, "there are 8 devices"),
+    ({"mesh__fsdp": -1}, "one of them may be -1"),
+    ({"mesh__tensor": 0}, "sizes are positive"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_explained(fields, reason):
+  with pytest.raises(settings.UserError, match=reason):
+    sharding.make_mesh(tiny.config(**fields))
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_explained():
+  mesh = sharding.make_mesh(tiny.config(mesh__tensor=8))
+  shape = jax.ShapeDtypeStruct((16, 12), jnp.float32)
+  params = {"mlp": {"up": {"kernel": shape}}}
+  with pytest.raises(
+    settings.UserError, match=r"tensor is 8.*mlp of mlp/up/kernel, 12"
+  ):
+    sharding.parameters(params, mesh)
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_stays_whole():
+  mesh = sharding.make_mesh(tiny.config(mesh__fsdp=4, mesh__tensor=2))
+  params = {"embed": {"embedding": jax.ShapeDtypeStruct((257, 16), "float32")}}
+  placed = sharding.parameters(params, mesh)
+  assert placed["embed"]["embedding"].spec == PartitionSpec(None, "fsdp")
+
+
+def test_stacked_layers_are_split_within_a_layer():
+  mesh = sharding.make_mesh(tiny.config(mesh__fsdp=4, mesh__tensor=2))
+  shape = jax.ShapeDtypeStruct((3, 16, 32), jnp.float32)
+  params = {"layers": {"mlp": {"up": {"kernel": shape}}}}
+  (placed,) = jax.tree.leaves(sharding.parameters(params, mesh))
+  assert placed.spec == PartitionSpec(None, "fsdp", "tensor")

@@ -1,0 +1,194 @@
+"""The paper's tables and figures, from records that were made up."""
+
+import csv
+import importlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs.paper import common, numbers
+from experiments import cells, settings
+from experiments.paper import figures, plan, reproduce, tables
+from tests import tiny
+
+PLACES = plan.Places(
+  workdir=pathlib.Path("runs"), results=pathlib.Path("results")
+)
+STEPS = 2.0**-8, 2.0**-4, 2.0**-2
+
+
+def _record(bits, accuracies, *, nu=1.0):
+  """A record whose quantized models have these bits and accuracies."""
+  quantized = [
+    {
+      "step": step,
+      "bytes": int(1000 * b / 8),
+      "bits": {
+        "fixed": 10,
+        "exp_golomb": b,
+        "huffman": b,
+        "entropy": b,
+      },
+      "test": {"accuracy": a, "loss": 0.5},
+      "validation": {"accuracy": a, "loss": 0.5},
+    }
+    for step, b, a in zip(STEPS, bits, accuracies, strict=True)
+  ]
+  scores = {"accuracy": accuracies[0], "loss": 0.5}
+  return {
+    "evaluation": {
+      "parameters": 1000,
+      "exact": {"test": scores, "validation": scores},
+      "quantized": quantized,
+      "shipped": 1,
+      "pruned": [{"rate": 0.5, "test": {"accuracy": 0.5, "loss": 0.7}}],
+    },
+    "exp_golomb_orders": [bits[0] + k for k in plan.ORDERS],
+    "distribution": {
+      "nu": nu,
+      "alpha": 0.1,
+      "deviation": 0.1,
+      "limit": 0.3,
+      "density": [0.0, 2.0, 0.0],
+    },
+    "history": [
+      {"step": s, "loss": 1 / s, "accuracy": s / 8, "nu": nu, "bits": 4.0}
+      for s in range(1, 9)
+    ],
+  }
+
+
+NORMAL = _record((8.0, 4.0, 2.0), (0.9, 0.8, 0.6))
+SMALLER = _record((3.0, 2.0, 1.5), (0.7, 0.7, 0.5))
+
+
+def _records(names, seeds=(0, 1)):
+  return {
+    name: {s: NORMAL if name.endswith("normal") else SMALLER for s in seeds}
+    for name in names
+  }
+
+
+def test_a_cell_is_compared_with_the_normal_model_at_its_accuracy():
+  found = tables.measure(SMALLER, NORMAL)
+  assert found["file"] == 3.0
+  assert found["accuracy"] == pytest.approx(70)
+  # Half way between the steps of 80% and of 60%.
+  assert found["coarser_exp_golomb"] == pytest.approx(3.0)
+  assert found["reached"]
+  assert found["train_accuracy"] == pytest.approx(100 * 7.5 / 8)
+  assert not tables.measure(NORMAL, SMALLER)["reached"]
+
+
+@pytest.mark.parametrize("table", tables.NAMES)
+def test_a_table_shows_the_paper_and_every_cell(tmp_path, table):
+  names = tables.cell_names(table)
+  records = _records(reproduce.with_normal(names))
+  stated = numbers.TABLE_3 if table == "3" else tables.SPECS[table].paper
+  lacking = [*stated][-1]
+  del records[lacking]
+  tables.write(table, records, tmp_path)
+  text = (tmp_path / f"table_{table}.md").read_text()
+  assert f"Not run: {lacking}." in text
+  assert all(f"| {name} |" in text for name in names)
+  assert "3.00 ± 0.00" in text
+  with (tmp_path / f"table_{table}.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert {r["cell"] for r in rows if r["seed"] == "1"} == {*names} - {lacking}
+  assert {r["seed"] for r in rows} == {"paper", "0", "1"}
+
+
+def test_only_seeds_that_have_a_normal_training_are_compared():
+  records = _records(["sweep/normal", "sweep/lambda10"])
+  del records["sweep/normal"][0]
+  assert len(tables.measured(records, "sweep/lambda10")) == 1
+
+
+@pytest.mark.parametrize("figure", figures.FIGURES)
+def test_a_figure_is_drawn_and_its_points_kept(tmp_path, figure):
+  _, names, _ = figures.FIGURES[figure]
+  figures.write(figure, _records(reproduce.with_normal(names)), tmp_path)
+  picture = (tmp_path / f"figure_{figure}.png").read_bytes()
+  assert picture.startswith(b"\x89PNG")
+  with (tmp_path / f"figure_{figure}.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert rows
+  assert np.isfinite([float(r["y"]) for r in rows]).all()
+
+
+def test_a_figure_without_records_is_not_written(tmp_path, capsys):
+  figures.write("7", {}, tmp_path)
+  assert not list(tmp_path.iterdir())
+  assert "none of its cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("profile", common.PROFILES)
+def test_every_number_of_the_paper_has_a_cell(profile):
+  planned = plan.plan(profile, PLACES, [0])
+  names = {c.name for c in planned}
+  stated = (numbers.TABLE_3, numbers.TABLE_4, numbers.TABLE_5, numbers.TABLE_6)
+  assert names >= {name for table in (*stated, numbers.SWEEP) for name in table}
+  for _, shown, _ in figures.FIGURES.values():
+    assert names >= set(shown)
+
+
+def test_equal_cells_of_two_tables_are_one():
+  planned = {c.name: c for c in plan.plan("full", PLACES, [0])}
+  assert planned["table4_bert/normal"].record == planned["sweep/normal"].record
+  assert (
+    planned["table4_bert/backslash"].training
+    == planned["sweep/lambda1000"].directory
+  )
+  small = {c.name: c for c in plan.plan("small", PLACES, [0])}
+  assert small["table6/normal"].record == small["sweep/normal"].record
+
+
+def test_one_arm_can_be_asked_for_alone():
+  module = importlib.import_module("configs.paper.table6")
+  assert list(module.get_config("full/l1").arms) == ["l1"]
+  for argument in ("tiny", "small/l7"):
+    with pytest.raises(ValueError, match=r"small, full"):
+      module.get_config(argument)
+
+
+def _cell(tmp_path):
+  return plan.Cell(
+    config=tiny.config(evaluate__steps=(plan.STEP,)),
+    directory=tmp_path / "cell",
+    training=tmp_path / "cell",
+    name="sweep/normal",
+    seed=0,
+    record=tmp_path / "results" / "cell.json",
+  )
+
+
+@pytest.mark.slow
+def test_a_cell_is_run_once_and_written_down(tmp_path, monkeypatch):
+  cell = _cell(tmp_path)
+  plan.run([cell], ["sweep/normal"])
+  record = plan.read(cell)
+  assert record is not None
+  golomb = plan.quantized(record)["bits"]["exp_golomb"]
+  assert record["exp_golomb_orders"][0] == pytest.approx(golomb)
+  distribution = record["distribution"]
+  width = 2 * distribution["limit"] / len(distribution["density"])
+  assert width * sum(distribution["density"]) == pytest.approx(1, abs=0.01)
+  assert record["history"][-1]["step"] == cell.config.total_steps
+
+  def refuse(*_):
+    raise AssertionError("what is finished was done again")
+
+  monkeypatch.setattr(cells, "finish", refuse)
+  plan.run([cell], ["sweep/normal"])
+
+
+def test_a_record_of_another_configuration_is_none(tmp_path):
+  cell = _cell(tmp_path)
+  cell.record.parent.mkdir()
+  cell.record.write_text(json.dumps({"config": {"seed": 7}}))
+  assert plan.read(cell) is None
+  cell.record.write_text("{")
+  with pytest.raises(settings.UserError, match=r"cell\.json is no record"):
+    plan.read(cell)

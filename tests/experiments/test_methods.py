@@ -1,0 +1,287 @@
+"""What the fields of a config make of the chain and of the loss."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import backslash_jax as bs
+from experiments import evaluate, learner, metrics, optimizer, settings
+from tests import tiny
+
+KEY = jax.random.key(0)
+PARAMS = {
+  "a": {"kernel": jax.random.normal(KEY, (24, 16)) * 0.2},
+  "b": {"kernel": jax.random.normal(KEY, (16, 4)) * 0.5, "bias": jnp.zeros(4)},
+}
+BATCH = {
+  "tokens": jax.random.normal(KEY, (32, 24)),
+  "mask": jnp.ones((32, 24), bool),
+  "targets": jnp.arange(32) % 4,
+  "weights": jnp.ones(32),
+}
+
+
+def _forward(params, tokens, mask):
+  del mask
+  return (
+    jnp.tanh(tokens @ params["a"]["kernel"]) @ params["b"]["kernel"]
+    + params["b"]["bias"][None]
+  )
+
+
+def _config(**fields):
+  return tiny.config(**{"rate__lmbda": 0.0} | fields)
+
+
+def _train(config, steps=12):
+  """Optimizer states and parameters, without the metrics of a real step."""
+  tx = optimizer.create(config)
+
+  @jax.jit
+  def step(params, opt_state):
+    updates, opt_state = tx.update(params, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  params, opt_state = PARAMS, tx.init(PARAMS)
+  states, history = [], [params]
+  for _ in range(steps):
+    params, opt_state = step(params, opt_state)
+    states.append(opt_state)
+    history.append(params)
+  return states, history
+
+
+def _lmbdas(config):
+  return [float(optax.tree.get(s, "lmbda")) for s in _train(config)[0]]
+
+
+def _zeros(params):
+  return params["a"]["kernel"] == 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_sgd_is_algorithm_1_as_it_is_written(momentum):
+  config = _config(
+    optimizer__name="sgd",
+    optimizer__b1=momentum,
+    optimizer__warmup_steps=0,
+    optimizer__clip_norm=1e9,
+    rate__lmbda=448.0,
+    rate__shape=1.0,
+    rate__epsilon=0.0,
+  )
+  _, history = _train(config, steps=2)
+  heavy = 0.0
+  for t, (before, after) in enumerate(itertools.pairwise(history)):
+    x = np.asarray(before["a"]["kernel"])  # Its task's gradient is itself.
+    heavy = momentum * heavy + x + np.sign(x)
+    wanted = x - optimizer.schedule(config)(t) * heavy
+    np.testing.assert_allclose(after["a"]["kernel"], wanted, rtol=1e-5)
+
+
+def test_balance_is_a_fraction_of_the_clipped_gradient():
+  config = _config(
+    rate__balance=0.5, rate__shape=1.0, optimizer__clip_norm=0.25
+  )
+  # The gradient of L1 has the norm of a vector of 448 times 1 / 448.
+  wanted = 0.5 * 0.25 * 448**0.5
+  np.testing.assert_allclose(_lmbdas(config), wanted, rtol=1e-4)
+
+
+def test_a_target_is_logged_with_whether_it_is_met(capsys):
+  config = _config(rate__target=0.01, optimizer__learning_rate=1e-8)
+  tx = optimizer.create(config)
+  step_fn = jax.jit(learner.make_step(config, _forward, tx))
+  state = {"params": PARAMS, "opt_state": tx.init(PARAMS)}
+  progress = metrics.Progress("arm", 0, 600, 600)
+  for step in range(1, 601):
+    state, values, _ = step_fn(state, BATCH, step)
+    values = {k: float(v) for k, v in values.items()}
+    progress.update(step, values)
+  assert values["unmet"] > 60
+  assert capsys.readouterr().out.count("out of reach") == 1
+
+
+def test_the_rate_warms_up_and_stops():
+  config = _config(rate__lmbda=2.0, rate__warmup_steps=4, rate__stop_step=8)
+  assert _lmbdas(config) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0, 0, 0, 0]
+
+
+def test_zeros_of_the_rate_are_kept_in_the_plain_phase():
+  config = _config(
+    rate__lmbda=2.0, rate__stop_step=6, rate__keep_zeros=True, rate__step=0.25
+  )
+  _, history = _train(config)
+  zeros = jnp.abs(history[6]["a"]["kernel"]) <= 0.125
+  assert jnp.sum(zeros) > 0
+  np.testing.assert_array_equal(_zeros(history[7]), zeros)
+  np.testing.assert_array_equal(_zeros(history[12]), zeros)
+
+
+def test_the_released_form_adds_what_the_learning_rate_does_not_scale():
+  fields = {"rate__epsilon": 1.0, "rate__mask": "all", "rate__lmbda": 3.0}
+  config = _config(rate__placement="unscaled", **fields)
+  tx = optimizer.create(config)
+  grads = jax.tree.map(jnp.zeros_like, PARAMS)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
+  rate = bs.backslash(3.0, epsilon=1.0)
+  wanted, _ = jax.jit(rate.update)(grads, rate.init(PARAMS), PARAMS)
+  jax.tree.map(
+    lambda u, w: np.testing.assert_allclose(u, -w, rtol=1e-6), updates, wanted
+  )
+
+
+def test_proximal_differs_from_decoupled_only_in_stopping_at_zero():
+  fields = {"rate__shape": 1.0, "optimizer__warmup_steps": 0}
+  before = PARAMS["a"]["kernel"]
+  plain, decoupled, proximal = (
+    _train(_config(**fields, **more), 1)[1][-1]["a"]["kernel"]
+    for more in (
+      {},
+      {"rate__lmbda": 300.0, "rate__placement": "decoupled"},
+      {"rate__lmbda": 300.0, "rate__placement": "proximal"},
+    )
+  )
+  stays = jnp.sign(plain) == jnp.sign(before)
+  crosses = stays & (jnp.sign(decoupled) != jnp.sign(before))
+  assert jnp.sum(crosses) > 0
+  np.testing.assert_allclose(proximal[crosses], 0, atol=1e-7)
+  same = stays & ~crosses
+  np.testing.assert_allclose(
+    proximal[same], decoupled[same], rtol=1e-4, atol=1e-7
+  )
+
+
+def test_pruning_ends_with_its_sparsity():
+  config = _config(
+    prune__sparsity=0.5, prune__begin_step=1, prune__end_step=8, prune__every=2
+  )
+  _, history = _train(config)
+  assert jnp.mean(_zeros(history[-1])) == pytest.approx(0.5, abs=0.01)
+  assert jnp.mean(_zeros(history[1])) == 0
+
+
+def _seen(step=1, **fields):
+  seen = learner._seen_by_loss(_config(**fields), PARAMS, (), step)
+  return seen["a"]["kernel"]
+
+
+def _quantized(config, directory, step, score):
+  """What is measured of PARAMS, coded with a step."""
+  params = jax.device_get(PARAMS)
+  steps = evaluate._find_steps(config, params, score, {})(step)
+  return evaluate._quantized(config, directory, params, step, score, steps)
+
+
+def test_noise_is_of_the_step_and_the_seed():
+  x = _seen(noise_step=0.25)
+  assert 0.1 < np.abs(x - PARAMS["a"]["kernel"]).max() <= 0.125
+  np.testing.assert_array_equal(x, _seen(noise_step=0.25))
+  assert np.all(x != _seen(2, noise_step=0.25))
+  assert np.all(x != _seen(noise_step=0.25, seed=1))
+
+
+def test_until_it_starts_the_loss_sees_the_exact_parameters():
+  fields = {"round_step": 0.25, "round_start": 3}
+  np.testing.assert_array_equal(_seen(3, **fields), PARAMS["a"]["kernel"])
+  np.testing.assert_array_equal(_seen(4, **fields), _seen(round_step=0.25))
+
+
+def test_fitted_steps_are_those_of_the_loss_and_of_the_file(tmp_path):
+  config = _config(round_bits=2.0, round_start=4, evaluate__steps=(1.0,))
+  states, history = _train(config)
+  opt_state = states[-1]
+  steps = learner.fitted_steps(config, opt_state)
+  assert list(steps) == ["a/kernel", "b/kernel"]
+  shown = {}
+
+  def score(params, split):
+    shown[split] = params
+    return {"accuracy": 0.0, "loss": 0.0}
+
+  params = jax.device_get(history[-1])
+  result = evaluate.evaluate(config, tmp_path, "run", params, score, steps)
+  assert result["quantized"][0]["step"] == 1.0
+  assert 1.0 < result["quantized"][0]["bits"]["entropy"] < 3.0
+  seen = learner._seen_by_loss(config, params, opt_state, 12)
+  jax.tree.map(
+    lambda x, q: np.testing.assert_allclose(x, q, rtol=1e-6),
+    seen,
+    bs.load(tmp_path / evaluate.SHIPPED),
+  )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_loss_sees_what_is_coded_after_quantization_aware_training(
+  bits, tmp_path
+):
+  config = _config(evaluate__absmax=True, quantize_bits=bits)
+  shown = {}
+
+  def score(params, split):
+    shown[split] = params
+    return {"accuracy": 0.0, "loss": 0.0}
+
+  params = jax.device_get(PARAMS)
+  levels = 2 ** (bits - 1) - 1
+  result = _quantized(config, tmp_path, 1 / levels, score)
+  coded = shown["test"]
+  for name in ("a", "b"):
+    x, q = params[name]["kernel"], coded[name]["kernel"]
+    assert np.unique(np.abs(q)).size <= levels + 1
+    assert np.abs(q).max() == pytest.approx(np.abs(x).max(), rel=1e-6)
+  assert result["bits"]["entropy"] <= np.log2(2 * levels + 1)
+  seen = learner._seen_by_loss(config, PARAMS, (), 1)
+  jax.tree.map(
+    lambda x, q: np.testing.assert_allclose(x, q, rtol=1e-6), seen, coded
+  )
+
+
+def test_the_gradient_passes_straight_through_quantization():
+  def loss(params):
+    seen = learner._seen_by_loss(_config(quantize_bits=2), params, (), 1)
+    return sum(jnp.sum(3.0 * x) for x in jax.tree.leaves(seen))
+
+  for x in jax.tree.leaves(jax.grad(loss)(PARAMS)):
+    np.testing.assert_array_equal(x, 3.0)
+
+
+def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
+  sizes = []
+  for mu in (0.0, 0.3):
+    config = _config(evaluate__mu=mu)
+    result = _quantized(config, tmp_path, 2.0**-5, lambda params, split: {})
+    sizes.append(result["bits"]["entropy"])
+  assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"rate__lmbda": 1.0, "rate__balance": 2.0},
+      r"rate\.lmbda is 1\.0 and config\.rate\.balance is 2\.0",
+    ),
+    ({"rate__lmbda": 1.0, "rate__target": 2.0}, r"rate\.lmbda is 1\.0"),
+    ({"round_step": 0.1, "noise_step": 0.1}, r"noise_step is 0\.1"),
+    ({"quantize_bits": 1}, r"quantize_bits is 1"),
+    ({"round_bits": 40.0}, r"round_bits is 40\.0"),
+    ({"round_bits": 2.0, "quantize_bits": 4}, r"round_bits is 2\.0"),
+    ({"round_bits": 2.0, "round_start": 1000}, r"round_start is 1000"),
+    ({"rate__target": 40.0}, r"rate\.target is 40\.0"),
+    ({"rate__keep_zeros": True}, r"rate\.stop_step"),
+    ({"prune__sparsity": 1.0}, r"prune\.sparsity is 1\.0"),
+    (
+      {"prune__sparsity": 0.5, "prune__begin_step": 700},
+      r"prune\.begin_step is 700",
+    ),
+    ({"rate__placement": "beside"}, r"rate\.placement is 'beside'"),
+  ],
+)
+def test_fields_that_do_not_go_together_are_named(fields, message):
+  with pytest.raises(settings.UserError, match=message):
+    settings.check(_config(**fields))

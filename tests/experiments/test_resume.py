@@ -1,0 +1,216 @@
+"""A run that was cut off ends as an unbroken one, bit for bit."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import interrupt, metrics, settings, train
+from tests import tiny
+
+
+def _config(**fields):
+  """Steps are chosen after 4 updates, the run is stopped after 6."""
+  return tiny.config(round_bits=3.0, round_start=4, **fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("compiled")
+  with tiny.compiled_once(directory):
+    yield directory
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  """The directory of a finished run."""
+  directory = tmp_path_factory.mktemp("unbroken")
+  train.train_and_evaluate(_config(), directory)
+  return directory
+
+
+@pytest.fixture
+def stopped(unbroken, tmp_path, monkeypatch):
+  """The directory of a run that SIGTERM stopped after step 6 of 12."""
+  update = metrics.Progress.update
+
+  def update_and_signal(self, step, values):
+    update(self, step, values)
+    if step == 5:
+      # Arrives while step 6 is under way.
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.Progress, "update", update_and_signal)
+    with pytest.raises(interrupt.StoppedError, match="step 6 of 12") as caught:
+      train.train_and_evaluate(_config(), tmp_path)
+  assert caught.value.exit_code == 128 + signal.SIGTERM
+  return tmp_path
+
+
+def _checkpoint(directory, step):
+  path = directory.absolute() / "checkpoints" / str(step) / "state"
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path)
+
+
+def _assert_same_run(one, other, step=12):
+  name = "metrics.jsonl"
+  assert (one / name).read_text() == (other / name).read_text()
+  a, b = (_checkpoint(directory, step) for directory in (one, other))
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_metrics_hold_every_interval_and_no_wall_clock(unbroken):
+  records = metrics.read(unbroken / "metrics.jsonl")
+  steps = [r["step"] for r in records if r["split"] == "train"]
+  assert steps == [2, 4, 6, 8, 10, 12]
+  steps = [r["step"] for r in records if r["split"] == "validation"]
+  assert steps == [6, 12]
+  assert not any("time" in k or "second" in k for r in records for k in r)
+  assert list((unbroken / "tensorboard").iterdir())
+
+
+def test_stopped_run_resumes_exactly(unbroken, stopped):
+  assert metrics.read(stopped / "metrics.jsonl")[-1]["step"] == 6
+  train.train_and_evaluate(_config(), stopped)
+  _assert_same_run(unbroken, stopped)
+  reports = [
+    json.loads((d / "report.json").read_text()) for d in (unbroken, stopped)
+  ]
+  assert reports[0] == reports[1]
+
+
+def test_records_after_the_checkpoint_are_dropped(unbroken, stopped):
+  with (stopped / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 8, "split": "train", "loss": 1.0}\n{"step": 10, "sp')
+  train.train_and_evaluate(_config(), stopped)
+  _assert_same_run(unbroken, stopped)
+
+
+def test_damaged_records_are_named(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 2, "split": "train"}\nnonsense\n{"step": 4}\n')
+  with pytest.raises(settings.UserError, match=r"metrics\.jsonl, line 2"):
+    metrics.read(path)
+
+
+def test_other_configuration_is_refused_by_field(stopped):
+  config = _config(optimizer__learning_rate=0.5, model__width=32)
+  with pytest.raises(settings.UserError) as caught:
+    train.train_and_evaluate(config, stopped)
+  message = str(caught.value)
+  assert "config.optimizer.learning_rate was 0.001, is 0.5" in message
+  assert "config.model.width was 16, is 32" in message
+  assert "log_every" not in message
+
+
+def test_what_is_only_written_down_may_change(unbroken, tmp_path):
+  shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+  config = _config(log_every=5, keep_checkpoints=1, evaluate__steps=(2.0**-6,))
+  report = train.train_and_evaluate(config, tmp_path)
+  steps = [q["step"] for q in report["evaluations"]["run"]["quantized"]]
+  assert steps == [2.0**-6]
+
+
+def _files(directory):
+  """The files that hold the arrays of a checkpoint, the largest last."""
+  files = [path for path in directory.rglob("*") if path.is_file()]
+  return sorted(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "overwritten"])
+def test_damaged_checkpoint_is_named_and_an_earlier_one_goes_on(
+  unbroken, stopped, damage
+):
+  newest = stopped / "checkpoints" / "6"
+  file = _files(newest / "state")[-1]
+  content = file.read_bytes()
+  if damage == "truncated":
+    file.write_bytes(content[: len(content) // 2])
+  elif damage == "deleted":
+    shutil.rmtree(newest / "state")
+  else:
+    file.write_bytes(bytes(len(content)))
+  with pytest.raises(settings.UserError) as caught:
+    train.train_and_evaluate(_config(), stopped)
+  assert f"cannot read the checkpoint {newest}" in str(caught.value)
+  assert "delete that folder to go on from step 4" in str(caught.value)
+  shutil.rmtree(newest)
+  train.train_and_evaluate(_config(), stopped)
+  _assert_same_run(unbroken, stopped)
+
+
+def test_lost_checkpoints_are_an_error(unbroken, tmp_path):
+  shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / "checkpoints")
+  with pytest.raises(settings.UserError, match="holds no checkpoint") as caught:
+    train.train_and_evaluate(_config(), tmp_path)
+  assert str(tmp_path / "checkpoints") in str(caught.value)
+
+
+def _command(workdir):
+  fields = ["--config.total_steps=200", "--config.checkpoint_every=20"]
+  main = [sys.executable, "-m", "experiments.main"]
+  where = ["--config=configs/default.py", f"--workdir={workdir}"]
+  return [*main, *where, *tiny.flags(), *fields]
+
+
+def _start(workdir, cache):
+  environment = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  }
+  return subprocess.Popen(
+    _command(workdir),
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _wait_for(path: pathlib.Path, process):
+  while not path.exists():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_exactly(tmp_path, compilation_cache):
+  killed, whole = tmp_path / "killed", tmp_path / "whole"
+  process = _start(killed, compilation_cache)
+  _wait_for(killed / "checkpoints" / "20", process)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert not (killed / "checkpoints" / "200").exists()
+  for directory in (killed, whole):
+    process = _start(directory, compilation_cache)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+  _assert_same_run(killed, whole, 200)
+
+
+@pytest.mark.slow
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+  # A limit on the size of files stands in for the disk, which it is for the
+  # tests' own cache as well.
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  command = ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", *_command(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: cannot write")
+  assert str(tmp_path) in done.stderr
+  assert "Traceback" not in done.stderr
