@@ -5,13 +5,19 @@ bits. `choose_step` finds how coarse the levels may be.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from backslash_jax import selection, tree
+from backslash_jax import tree
 from backslash_jax.coding import fit
 
+# The quantization step where none is given: of the meter, the rate's epsilon
+# and the recipes. What is from scratch and was trained with it loses nothing
+# that matters by rounding; `save` and `compress` are told theirs.
+STEP = 2.0**-6
 # Sensitivities are compared within this ratio to their geometric mean.
 MAX_RATIO = 256.0
 
@@ -102,7 +108,7 @@ def apply(
   *,
   mu: float = 0.0,
   sensitivity=None,
-  select=None,
+  mask: tree.Mask = tree.matrices,
 ):
   """`params` with the values that a file with this step would give back.
 
@@ -112,43 +118,88 @@ def apply(
 
   Args:
     params: as for `archive.save`.
-    step: one, or one for each selected name.
+    step: one, or one for each leaf to quantize, by name.
     mu: see `rate_distortion`; 0 rounds to nearest.
     sensitivity: a tree like `params` of weights for the squared errors; they
       are divided by their mean over all selected tensors.
-    select: as for `archive.save`.
+    mask: the leaves that are quantized, see `bs.matrices`.
+
+  Raises:
+    ValueError: as `quantize`, `rate_distortion` and `steps_by_name`.
   """
-  _, leaves = tree.describe(params)
-  chosen = selection.selected(params, leaves, select)
-  weights = _normalized(leaves, chosen, sensitivity)
-  found = {}
-  for name, leaf in leaves:
-    found[name] = leaf
-    if name in chosen:
-      x = np.asarray(leaf)
-      own = step[name] if isinstance(step, Mapping) else step
-      symbols = rate_distortion(x, own, mu, sensitivity=weights.get(name))
-      found[name] = dequantize(symbols, own, x.dtype)
-  return tree.rebuild(tree.describe(params)[0], found.__getitem__)
+  steps = steps_by_name(params, step, mask)
+  weights = _normalized(params, steps.keys(), sensitivity)
+
+  def leaf(name, x):
+    if name not in steps:
+      return x
+    x = np.asarray(x)
+    own = steps[name]
+    symbols = rate_distortion(x, own, mu, sensitivity=weights.get(name))
+    return dequantize(symbols, own, x.dtype)
+
+  return tree.map_named(leaf, params)
 
 
-def absmax_steps(params, levels: int = 127, *, select=None) -> dict[str, float]:
+def steps_by_name(
+  params, step: float | Mapping[str, float], mask: tree.Mask = tree.matrices
+) -> dict[str, float]:
+  """The step of every leaf that is quantized, by its name.
+
+  Args:
+    params: a tree of arrays.
+    step: one step for all, or steps by name. With names, the default mask means
+      the leaves that are named.
+    mask: the leaves that are quantized, see `bs.matrices`.
+
+  Raises:
+    ValueError: a step is not positive and finite, names no floating leaf of
+      params, or is missing for a leaf of the mask; the mask selects nothing.
+  """
+  if not isinstance(step, Mapping):
+    check_step(step)
+    return dict.fromkeys(tree.selected(params, mask), step)
+  leaves = dict(tree.named_leaves(params))
+  step = {name: tree.value_of(own) for name, own in step.items()}
+  for name in step:
+    if name not in leaves or not tree.is_float(leaves[name]):
+      what = "is not floating" if name in leaves else "is not in the tree"
+      raise ValueError(f"step has a step for {name!r}, which {what}")
+    check_step(step[name], name)
+  if mask is tree.matrices:
+    return {name: step[name] for name in leaves if name in step}
+  chosen = tree.selected(params, mask)
+  if missing := [name for name in chosen if name not in step]:
+    raise ValueError(
+      f"tensor {missing[0]!r} has no step: name it in step, or leave it out of"
+      " the mask"
+    )
+  return {name: step[name] for name in chosen}
+
+
+def absmax_steps(
+  params, levels: int = 127, *, mask: tree.Mask = tree.matrices
+) -> dict[str, float]:
   """A step per tensor: its largest magnitude divided by `levels`."""
-  _, leaves = tree.describe(params)
-  chosen = selection.selected(params, leaves, select)
-  largest = {n: np.abs(np.asarray(x)).max(initial=0) for n, x in leaves}
-  return {
-    n: float(largest[n] or 1.0) / levels for n, _ in leaves if n in chosen
+  largest = {
+    name: float(np.abs(np.asarray(x)).max(initial=0))
+    for name, x in tree.selected(params, mask).items()
   }
+  return {name: (size or 1.0) / levels for name, size in largest.items()}
 
 
 def sensitive_steps(
-  params, step: float, sensitivity, *, limit: float = 2.0, select=None
+  params,
+  step: float,
+  sensitivity,
+  *,
+  limit: float = 2.0,
+  mask: tree.Mask = tree.matrices,
 ) -> dict[str, float]:
-  """A step per tensor, finer where errors hurt: see `allocate`.
+  """A step per tensor, finer where errors cost more loss: see `allocate`.
 
-  What `allocate` says holds for small errors; those of a tensor whose values
-  all become zero are not, which `limit` prevents.
+  `allocate` assumes small errors. `limit` keeps its steps from becoming so
+  large that all values of a tensor round to zero.
 
   Args:
     params: as for `archive.save`.
@@ -157,7 +208,7 @@ def sensitive_steps(
     sensitivity: a tree like `params`, of each tensor's squared gradients or of
       their mean, a scalar.
     limit: a step is at most so many root mean squares of its tensor.
-    select: as for `archive.save`.
+    mask: the leaves that get a step, see `bs.matrices`.
 
   Returns:
     Steps by name, as `archive.save` takes them.
@@ -169,18 +220,18 @@ def sensitive_steps(
   check_step(step)
   if not limit > 0:
     raise ValueError(f"limit is {limit}: it must be positive")
-  _, leaves = tree.describe(params)
-  chosen = selection.selected(params, leaves, select)
-  given = _given(chosen, sensitivity)
-  tensors = {n: np.asarray(x) for n, x in leaves if n in chosen}
+  tensors = {
+    name: np.asarray(x) for name, x in tree.selected(params, mask).items()
+  }
+  given = _given(tensors.keys(), sensitivity)
   means = {
     n: float(np.mean(np.asarray(given[n]), dtype=np.float64)) for n in tensors
   }
   for name, mean in means.items():
     if not 0 <= mean < math.inf:
       raise ValueError(
-        f"the sensitivity of {name!r} is {mean:g} in the mean, wanted a finite"
-        " number that is not negative"
+        f"the mean sensitivity of {name!r} is {mean:g}: it must be finite and"
+        " not negative"
       )
   if not any(means.values()):
     raise ValueError("the sensitivity is zero everywhere")
@@ -235,7 +286,7 @@ def choose_step(
   coarsest: float = 1.0,
   resolution: float = 0.125,
   mu: float = 0.0,
-  select=None,
+  mask: tree.Mask = tree.matrices,
 ) -> float:
   """The coarsest step that costs no more than `tolerance` of the metric.
 
@@ -250,7 +301,7 @@ def choose_step(
     coarsest: the largest step to consider.
     resolution: where to stop, in octaves.
     mu: of the quantizer, see `rate_distortion`.
-    select: as for `archive.save`.
+    mask: the leaves that are quantized, see `bs.matrices`.
 
   Raises:
     ValueError: if even `finest` is not within the tolerance.
@@ -258,7 +309,7 @@ def choose_step(
   wanted = evaluate(params) - tolerance
 
   def within(octave: float) -> bool:
-    quantized = apply(params, 2.0**octave, mu=mu, select=select)
+    quantized = apply(params, 2.0**octave, mu=mu, mask=mask)
     return evaluate(quantized) >= wanted
 
   good, bad = math.log2(finest), math.log2(coarsest)
@@ -275,14 +326,12 @@ def choose_step(
   return 2.0**good
 
 
-def _normalized(leaves, chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
+def _normalized(params, chosen, sensitivity) -> dict[str, np.ndarray]:
   """The sensitivities of the chosen tensors, of mean one over all of them."""
   if sensitivity is None:
     return {}
   given = _given(chosen, sensitivity)
-  found = {
-    n: np.asarray(given[n], np.float64) for n, _ in leaves if n in chosen
-  }
+  found = {name: np.asarray(given[name], np.float64) for name in chosen}
   total = sum(float(x.sum()) for x in found.values())
   count = sum(x.size for x in found.values())
   if not 0 < total < math.inf:
@@ -292,18 +341,31 @@ def _normalized(leaves, chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
   return {name: x * (count / total) for name, x in found.items()}
 
 
-def _given(chosen: set[str], sensitivity) -> dict[str, np.ndarray]:
+def _given(chosen, sensitivity) -> dict[str, np.ndarray]:
   """The sensitivity by name; it must have every chosen tensor."""
-  given = dict(tree.describe(sensitivity)[1])
+  given = dict(tree.named_leaves(sensitivity))
   if missing := sorted(chosen - given.keys()):
     raise ValueError(f"the sensitivity has no tensor {missing[0]!r}")
   return given
 
 
-def check_step(step: float) -> None:
-  """ValueError unless `step` is a positive finite number."""
-  if not (np.isfinite(step) and step > 0):
-    raise ValueError(f"step is {step}: it must be positive and finite")
+def check_step(step: Any, name: str | None = None) -> None:
+  """ValueError unless `step` is a positive finite number.
+
+  Arrays of JAX pass: they may be traced, and 0 for "not chosen yet".
+  """
+  jax = sys.modules.get("jax")
+  if jax and isinstance(step, jax.Array):
+    return
+  try:
+    is_good = bool(np.ndim(step) == 0 and 0 < step < math.inf)
+  except TypeError:
+    is_good = False
+  if not is_good:
+    where = "" if name is None else f" of tensor {name!r}"
+    raise ValueError(
+      f"the step{where} is {step!r}: it must be positive and finite"
+    )
 
 
 def _raise(x: np.ndarray, step: float):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backslash_jax import selection, tree
+from backslash_jax import tree
+from backslash_jax.archive import nesting
 from backslash_jax.coding import coders
 
 CHUNK = 1 << 21  # Symbols of a chunk, or bytes of one of exact tensors.
@@ -144,7 +145,7 @@ def from_json(index: dict, payload: int, file_size: int):
   ]
   entries = [
     _entry(name, *fields)
-    for name, *fields in zip(tree.names(structure), *columns, strict=True)
+    for name, *fields in zip(nesting.names(structure), *columns, strict=True)
   ]
   if len({e.name for e in entries}) < len(entries):
     raise ValueError("two tensors have one name")
@@ -174,7 +175,7 @@ def _entry(name, dtype, shape, step, coder, model, bits, nu, alpha) -> Entry:
   else:
     if not isinstance(step, float) or not 0 < step < math.inf:
       raise ValueError(f"tensor {name!r} has the step {step!r}")
-    if coder not in coders.NAMES or not selection.is_floating(dtype):
+    if coder not in coders.NAMES or not tree.is_floating(dtype):
       raise ValueError(f"tensor {name!r}: coder {coder!r}, dtype {dtype.name}")
     model = coders.from_json(coder, model)
   if type(bits) is not int or not all(

@@ -187,7 +187,7 @@ def test_forged_indices_are_refused(tmp_path, change):
 
 def test_a_deeply_nested_index_is_refused(tmp_path):
   path = tmp_path / "file"
-  archive.save(path, {"x": np.ones(3)})
+  archive.save(path, {"x": np.ones(3)}, step=None)
   packed = zlib.compress(b"[" * 100_000, 0)
   header = container._header(0, len(packed), zlib.crc32(packed))
   path.write_bytes(header + packed)
@@ -206,7 +206,7 @@ def test_an_index_that_inflates_without_end_is_refused(tmp_path):
 
 def test_a_newer_version_asks_for_an_update(tmp_path):
   path = tmp_path / "file"
-  archive.save(path, {"x": np.ones(3)})
+  archive.save(path, {"x": np.ones(3)}, step=None)
   data = path.read_bytes().replace(
     b'"backslash_jax":"1"', b'"backslash_jax":"9"'
   )
@@ -228,7 +228,7 @@ def test_foreign_files_are_refused(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="kills with SIGKILL")
 def test_a_kill_leaves_the_old_file(tmp_path):
   path = tmp_path / "file"
-  archive.save(path, {"x": np.ones((4, 4), np.float32)})
+  archive.save(path, {"x": np.ones((4, 4), np.float32)}, step=2**-8)
   before = path.read_bytes()
   code = """
     import sys, numpy as np
