@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backslash_jax import selection, tree
+from backslash_jax.archive import reported
 from backslash_jax.coding import coders
 
 CHUNK = 1 << 21  # Symbols of a chunk, or bytes of one of exact tensors.
@@ -203,6 +204,7 @@ def _checked(index: object) -> dict:
       raise ValueError(f"{', '.join(group)} must be lists")
     if len({len(index[field]) for field in group}) > 1:
       raise ValueError(f"{', '.join(group)} differ in length")
+  low, high = reported.NU_RANGE
   wanted = {
     "dtype": lambda x: isinstance(x, str),
     "shape": _is_shape,
@@ -210,7 +212,7 @@ def _checked(index: object) -> dict:
     "coder": lambda x: x == EXACT or x in coders.NAMES,
     "model": lambda x: x is None or isinstance(x, list),
     "bits": lambda x: _is_integer(x, 1 << 63),
-    "nu": lambda x: x is None or _is_positive(x),
+    "nu": lambda x: x is None or (_is_positive(x) and low <= x <= high),
     "alpha": lambda x: x is None or _is_positive(x),
     "bytes": lambda x: _is_integer(x, 1 << 53),
     "crc32": lambda x: _is_integer(x, 1 << 32),

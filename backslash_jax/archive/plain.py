@@ -80,13 +80,15 @@ def write(
     tensors: (name, tensor) pairs, each name once, in any order.
 
   Raises:
-    ValueError: if safetensors has no such dtype, or the tensors are not those
-      of `shapes`.
+    ValueError: if safetensors has no such dtype or name, or the tensors are
+      not those of `shapes`.
     OSError: as atomic.replacing.
   """
   entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
   offset = 0
   for name, (dtype, shape) in shapes.items():
+    if name in entries:
+      raise ValueError(f"tensor {name!r}: safetensors reserves this name")
     if dtype not in _CODES:
       raise ValueError(f"tensor {name!r}: safetensors has no dtype {dtype}")
     stop = offset + math.prod(shape) * index.dtype_of(dtype).itemsize

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+NU_RANGE = (0.1, 8.0)
 _SAMPLE = 1 << 18
 _ALPHA_LIMITS = (1e-308, 1e308)  # Of float64, after rounding to three digits.
 
@@ -18,7 +19,7 @@ def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
     values: finite numbers, of at least one axis; the first one is the rows.
 
   Returns:
-    nu, clamped to [0.1, 8], and alpha, in the unit of the values, both to three
+    nu, clamped to NU_RANGE, and alpha, in the unit of the values, both to three
     digits; None and None if all values are zero or there are none.
   """
   flat = values[:: max(values.size // _SAMPLE, 1)].astype(np.float64).ravel()
@@ -32,7 +33,7 @@ def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
     a, b, c = (math.lgamma(k / nu) for k in (1, 2, 3))
     return a + c - 2 * b - ratio
 
-  low, high = 0.1, 8.0
+  low, high = NU_RANGE
   for _ in range(40):  # The ratio of the moments falls as nu grows.
     middle = (low + high) / 2
     low, high = (middle, high) if excess(middle) > 0 else (low, middle)

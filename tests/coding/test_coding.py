@@ -114,6 +114,29 @@ def test_foreign_bytes_raise_value_error_at_most(coder, code, size, seed):
     pass
 
 
+_JSON = st.recursive(
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(max_size=2)
+  | st.integers(-40, 40)
+  | st.just(models.TOTAL),
+  lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(), inner),
+)
+
+
+@pytest.mark.parametrize("coder", coders.NAMES)
+@hypothesis.given(fields=_JSON)
+@_FAST
+def test_a_forged_model_raises_value_error_at_most(coder, fields):
+  try:
+    model = coders.from_json(coder, fields)
+  except ValueError:
+    return
+  assert coders.to_json(coder, model) == fields
+
+
 def test_fields_are_packed_from_the_lowest_bit():
   values = np.array([1, 0, 5, 2**33 - 1, 3], np.uint64)
   widths = np.array([1, 0, 3, 33, 2])
