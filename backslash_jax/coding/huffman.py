@@ -46,11 +46,11 @@ def fit(symbols: np.ndarray) -> Model:
 
 def check(model: Model) -> Model:
   """Returns the model; ValueError if its lengths are not a prefix code."""
-  lowest, lengths, _ = model
+  lowest, lengths, escape = model
   ok = (
     len(lengths) <= 2 * LARGEST + 2
     and abs(lowest) <= LARGEST
-    and lowest + len(lengths) - 1 <= _ESCAPE
+    and lowest + len(lengths) - escape <= LARGEST + 1
     and all(0 <= length <= LIMIT for length in lengths)
   )
   if not ok or sum(0.5**length for length in lengths if length) > 1:

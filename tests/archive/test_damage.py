@@ -237,6 +237,8 @@ def test_forged_indices_are_refused(tmp_path, change):
     ("huffman", [0, [1, -1], False]),
     ("huffman", [10**30, [1, 1], False]),
     ("huffman", [0, [1, 1], 0]),
+    ("huffman", [2047, [1, 1], False]),
+    ("huffman", [-2048, [1, 1], False]),
     ("huffman", [0, 1, False]),
     ("exp_golomb", [10**30, None]),
     ("exp_golomb", [31, None]),

@@ -44,12 +44,12 @@ def _exp2(x):
   return (t + (t * (e + (e * e >> 25)) >> 24)) >> min(6 - (x >> 24), 62)
 
 
-def _frequencies(nu, alpha, tail):
-  """[(symbol, frequency)] of a Gaussian, the escape's symbol None."""
-  n = _root(160 + nu, 3)
+def _frequencies(nu_index, alpha_index, tail):
+  """[(symbol, frequency)] of a GGD; the symbol of the escape is None."""
+  n = _root(160 + nu_index, 3)
 
   def g(logarithm):
-    z = ((logarithm - (alpha << 20)) * n >> 20) + 8872266
+    z = ((logarithm - (alpha_index << 20)) * n >> 20) + 8872266
     return _exp2(-_exp2(min(max(z, -40 * _E), 6 * _E - 1)))
 
   odd = range(1, 16, 2)
@@ -64,7 +64,7 @@ def _frequencies(nu, alpha, tail):
     mass.append(sum(g(_log2(16 * k - 8 + u) - 4 * _E) for u in odd) << 25)
   mass += [g(_log2(k)) << 28 for k in range(32, 2048)]
   total = mass[0] + 2 * sum(mass[1:])
-  largest = min(sum(m >= total >> 15 for m in mass[1:]), 4095)
+  largest = sum(m >= total >> 15 for m in mass[1:])
   free = _M - 2 * largest - 1 - (1 << tail)
   d = max(total.bit_length() - 48, 0)
   tails = list(itertools.accumulate([0, *mass[::-1]]))[::-1]
@@ -147,17 +147,19 @@ def _rans(data, parts):
         [m[0]] * size if constant else segment(lambda _, s=slots: s, size)
       )
       continue
-    nu, alpha, extra, shift, row_grid, column_grid = m
+    nu_index, alpha_index, extra, shift, row_index, column_index = m
     classes = []
-    for grid, n in ((row_grid, rows), (column_grid, columns)):
-      if grid is None:
+    for point, n in ((row_index, rows), (column_index, columns)):
+      if point is None:
         classes.append([0] * n)
       else:
-        slots = _slots(_frequencies(8, grid, 0))
+        slots = _slots(_frequencies(8, point, 0))
         classes.append(segment(lambda _, s=slots: s, n))
     r, c = classes
-    points = [min(max(alpha + 4 * (a + b), -320), 176) for a in r for b in c]
-    tables = {p: _slots(_frequencies(nu, p, extra)) for p in set(points)}
+    points = [
+      min(max(alpha_index + 4 * (a + b), -320), 176) for a in r for b in c
+    ]
+    tables = {p: _slots(_frequencies(nu_index, p, extra)) for p in set(points)}
     found = segment(lambda i, t=tables, p=points: t[p[i]], rows * columns)
     decoded.append(
       [
@@ -196,9 +198,8 @@ def _read(path):
   file = Path(path).read_bytes()
   header = json.loads(file[8:256])
   size = header["payload"]["shape"][0]
-  assert zlib.crc32(file[256 + size :]) == int(
-    header["__metadata__"]["index_crc32"], 16
-  )
+  checksum = header["__metadata__"]["index_crc32"]
+  assert f"{zlib.crc32(file[256 + size :]):08x}" == checksum
   fields = json.loads(zlib.decompress(file[256 + size :]))
   quantized = [i for i, s in enumerate(fields["step"]) if s is not None]
   exact = [i for i, s in enumerate(fields["step"]) if s is None]
