@@ -100,6 +100,56 @@ def _exp_golomb(data, k, count):
   return [x >> 1 ^ -(x & 1) for x in v]
 
 
+def _huffman(data, size, model):
+  """The symbols of one part; the escape's symbol is None."""
+  lowest, lengths, escape = model
+  order = sorted((n, i) for i, n in enumerate(lengths) if n)
+  words, code, last = {}, 0, 0
+  for n, i in order:
+    code <<= n - last
+    escaped = escape and i == len(lengths) - 1
+    words[n, code] = None if escaped else lowest + i
+    code, last = code + 1, n
+  runs = -(-size // 4096)
+  cut = 4 * (runs - 1)
+  sizes = struct.unpack_from(f"<{runs - 1}I", data)
+  bits = [b >> j & 1 for b in data[cut:] for j in range(8)]
+  out, position, borders = [], 0, []
+  for i in range(size):
+    if i % 4096 == 0:
+      borders.append(position)
+    n, code = 0, 0
+    while (n, code) not in words:
+      n, code = n + 1, 2 * code + bits[position]
+      position += 1
+    out.append(words[n, code])
+  assert [b - a for a, b in itertools.pairwise(borders)] == list(sizes)
+  cut += (position + 7) // 8
+  count = out.count(None)
+  excess = iter(_exp_golomb(data[cut + 1 :], data[cut], count) if count else [])
+  return [next(excess) if y is None else y for y in out]
+
+
+def _ranked(data, size, model):
+  """The symbols of one part, coded by exp-Golomb with or without ranks."""
+  k, ranks = model
+  symbols = _exp_golomb(data, k, size)
+  if ranks is None:
+    return symbols
+  return [ranks[2 * q if q >= 0 else -2 * q - 1] for q in symbols]
+
+
+def _apart(data, parts, decode):
+  """The symbols of each (rows, columns, model), coded one after another."""
+  out = []
+  for rows, columns, model in parts:
+    (length,) = struct.unpack_from("<I", data)
+    out.append(decode(data[4 : 4 + length], rows * columns, model))
+    data = data[4 + length :]
+  assert not data
+  return out
+
+
 def _rans(data, parts):
   """The symbols of each (rows, columns, model) of a chunk."""
   cut = 10
@@ -217,7 +267,14 @@ def _read(path):
         (math.prod(s[:-1]), s[-1], fields["model"][i])
         for s, i in zip(shapes, group, strict=True)
       ]
-      for i, symbols in zip(group, _rans(data, parts), strict=True):
+      (coder,) = {fields["coder"][i] for i in group}
+      if coder == "rans":
+        decoded = _rans(data, parts)
+      elif coder == "huffman":
+        decoded = _apart(data, parts, _huffman)
+      else:
+        decoded = _apart(data, parts, _ranked)
+      for i, symbols in zip(group, decoded, strict=True):
         found[names[i]] = (symbols, fields["step"][i])
     else:
       data = zlib.decompress(data[1:], -15) if data[0] else data[1:]
@@ -259,9 +316,10 @@ def _check(path):
   return loaded
 
 
-def test_the_second_decoder_agrees(tmp_path):
+@pytest.mark.parametrize("coder", archive.CODERS)
+def test_the_second_decoder_agrees(tmp_path, coder):
   path = tmp_path / "file"
-  archive.save(path, _example(), step=2**-6)
+  archive.save(path, _example(), step=2**-6, coder=coder)
   loaded = _check(path)
   for name, x in _example().items():
     bound = 2**-7 if np.ndim(x) > 1 else 0
