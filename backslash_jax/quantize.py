@@ -96,7 +96,7 @@ def rate_distortion(
   if sensitivity is not None:
     loss *= sensitivity
   for _ in range(2):
-    model, _ = fit.gaussian(levels)
+    model, _ = fit.quantized_ggd(levels)
     gain = fit.code_lengths(nearest, model) - fit.code_lengths(lower, model)
     levels = np.where(loss < mu * gain, lower, nearest)
   return levels

@@ -78,6 +78,9 @@ def _build(node, path: tuple, leaf: Callable):
   if isinstance(node, list) and node:
     kind, *children = node
     if kind == "dict":
+      for key, _ in children:
+        if type(key) not in (str, int):
+          raise ValueError(f"a tree with the key {key!r}")
       return {k: _build(child, path + (k,), leaf) for k, child in children}
     if kind in ("list", "tuple"):
       made = [_build(c, path + (i,), leaf) for i, c in enumerate(children)]

@@ -167,15 +167,9 @@ def test_errors_name_the_file(model, tmp_path, capsys):
     (("inspect", foreign), "foreign: not a coded model file"),
     (("inspect", model), "model.safetensors: not a coded model file"),
     (("decompress", foreign, tmp_path / "x"), "foreign: not a coded"),
-    (
-      ("compress", foreign, tmp_path / "x", "--step=1"),
-      "foreign: not a safetensors",
-    ),
+    (("compress", foreign, *coding), "foreign: not a safetensors"),
     (("inspect", tmp_path / "nothing"), "nothing: No such file"),
-    (
-      ("compress", tmp_path / "nothing", tmp_path / "x", "--step=1"),
-      "nothing: No such",
-    ),
+    (("compress", tmp_path / "nothing", *coding), "nothing: No such"),
   ]
   for arguments, message in cases:
     assert _run(*arguments) == 1
