@@ -195,7 +195,9 @@ def steps(opt_state: Any) -> dict[str, Any]:
 
 def _check_chosen(state, own):
   """Raises ValueError where fitted steps are still 0 in concrete values."""
-  if jax.config.jax_disable_jit or all(step > 0 for step in own.values()):
+  if jax.config.read("jax_disable_jit") or all(
+    step > 0 for step in own.values()
+  ):
     return
   begin, count = (
     int(tree.value_of(state("fit")["fit_begin"])),

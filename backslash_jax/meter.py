@@ -7,6 +7,7 @@ wrong by half. So the meter counts: it takes the entropy of the integers, from a
 histogram whose bins grow with the magnitude, over a sample of each tensor.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
+from backslash_jax import sampling
 from backslash_jax.moments import sharded, split
 
 # A tensor, or a shard of one, is sampled down to at most so many elements.
@@ -105,13 +107,25 @@ def _reached_in_turn(level):
 
 
 def _sample(x):
-  """Every so many elements of x; strides are powers of two.
+  """At most SAMPLE elements of x, spread over each axis.
 
-  Where the shards of an axis are as well, none of it leaves its device.
+  An axis is cut in parts of a power of two, and one index is taken from each.
+  Where the shards of the axis are such parts as well, none of it leaves its
+  device.
   """
-  taken, strides = list(x.shape), [1] * x.ndim
-  while np.prod(taken, dtype=np.int64) > SAMPLE:
-    axis = int(np.argmax(taken))
-    strides[axis] *= 2
-    taken[axis] = -(-x.shape[axis] // strides[axis])
-  return x[tuple(slice(None, None, s) for s in strides)]
+  parts, widths = list(x.shape), [1] * x.ndim
+  while np.prod(parts, dtype=np.int64) > SAMPLE:
+    axis = int(np.argmax(parts))
+    widths[axis] *= 2
+    parts[axis] = x.shape[axis] // widths[axis]
+  for axis, (count, width) in enumerate(zip(parts, widths, strict=True)):
+    if width == 1:
+      continue
+    x = jax.lax.slice_in_dim(x, 0, count * width, axis=axis)
+    blocks = x.reshape(*x.shape[:axis], count, width, *x.shape[axis + 1 :])
+    places = sampling.strata(count * width, count) % width
+    take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+    x = jax.vmap(take, (axis, 0, None), axis)(
+      blocks, places.astype(np.int32), axis
+    )
+  return x

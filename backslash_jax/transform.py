@@ -57,7 +57,7 @@ class BackslashState(NamedTuple):
   rate_shape: jax.Array
   rate_scale: jax.Array
   bits: jax.Array
-  steps: dict[str, jax.Array]
+  steps: Any
   fit: Any
   control: Any
 
@@ -359,7 +359,7 @@ def _is_bad(value, is_good) -> bool:
   return not (value is None or isinstance(value, jax.Array) or is_good(value))
 
 
-def _number(value):
+def _number(value) -> Any:
   """A Python number; None and arrays of JAX, which may be traced, stay."""
   if value is None or isinstance(value, jax.Array):
     return value

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import backslash_jax as bs
+from backslash_jax import control, fitting, rate
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:backslash fits quantization steps"
@@ -324,3 +325,111 @@ def test_params_are_needed():
 def test_arguments_out_of_range_are_refused_by_name(arguments, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     bs.backslash(**{"lmbda": 1.0, **arguments})
+
+
+FIELDS = ("rate_count", "lmbda", "rate_shape", "rate_scale", "bits", "steps")
+
+
+@pytest.mark.parametrize("step", [0.1, bs.fit_steps(2.0, begin=1)])
+def test_every_field_is_read_beside_adam_and_parameters_of_any_name(step):
+  """No field has the name of a field of optax, or of usual parameters."""
+  kernel = PARAMS["dense"]["kernel"]
+  params = {
+    name: {"kernel": kernel, "scale": jnp.ones(3), "bias": jnp.ones(3)}
+    for name in ("count", "shape", "scale", "step", "mu", "nu", "error")
+  }
+  link = bs.backslash(bs.target_rate(2.0), step=step)
+  tx = optax.chain(optax.clip_by_global_norm(1.0), link, optax.adamw(1e-3))
+  _, state = _update(tx, params)
+  found = {name: optax.tree.get(state, name) for name in FIELDS}
+  assert found["rate_count"] == 1
+  assert found["steps"].keys() == {f"{name}/kernel" for name in params}
+  for name in control.TargetState._fields:
+    assert optax.tree.get(state, name) is not None
+  if not isinstance(step, float):
+    for name in fitting.FitState._fields:
+      assert optax.tree.get(state, name) is not None
+
+
+def test_two_transformations_are_told_apart():
+  def tx(step):
+    return optax.chain(bs.backslash(1.0, step=step), optax.adam(1e-3))
+
+  multi = optax.multi_transform(
+    {"x": tx(0.1), "y": tx(0.01)}, {"dense": "x", "out": "y"}
+  )
+  _, state = _update(multi, PARAMS)
+
+  def bits(label):
+    return optax.tree.get(
+      state,
+      "bits",
+      filtering=lambda path, _: f"'{label}'" in jax.tree_util.keystr(path),
+    )
+
+  assert bits("y") > bits("x") + 1
+
+
+def test_state_may_be_donated():
+  for link in (
+    bs.recommended(2.0),
+    bs.recommended(2.0, begin=1),
+    bs.backslash(bs.gradient_balance(0.1)),
+  ):
+    tx = optax.chain(link, optax.adam(1e-3))
+    state = tx.init(PARAMS)
+    update = jax.jit(tx.update, donate_argnums=1)
+    for _ in range(2):
+      _, state = update(_zeros(PARAMS), state, PARAMS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_runs_with_64_bits(name):
+  with jax.enable_x64(True):
+    for lmbda in LAMBDAS.values():
+      tx = bs.backslash(lmbda, **VARIANTS[name])
+      for dtype in (jnp.float32, jnp.float64):
+        params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)  # noqa: B023
+        state = tx.init(params)
+        updates, new = jax.jit(tx.update)(_random_like(params), state, params)
+        chex.assert_trees_all_equal_dtypes(updates, params)
+        chex.assert_trees_all_equal_dtypes(new, state)
+
+
+def test_numbers_of_numpy_are_numbers():
+  tx = bs.backslash(
+    np.float32(1.0), shape=np.float64(1.0), step=np.float32(0.5)
+  )
+  assert bs.steps(tx.init(PARAMS))["dense/kernel"] == 0.5
+
+
+def test_targets_may_differ_under_vmap():
+  def bits_after(bits):
+    tx = bs.recommended(bits)
+    _, state = tx.update(_zeros(PARAMS), tx.init(PARAMS), PARAMS)
+    return optax.tree.get(state, "log_error")
+
+  found = jax.vmap(bits_after)(jnp.array([1.0, 2.0]))
+  np.testing.assert_allclose(found[0] - found[1], np.log(2), rtol=1e-4)
+
+
+def test_a_rate_may_be_an_object():
+  ridge = rate.Rate(
+    "ridge",
+    value=lambda x, nu, alpha, epsilon, step: jnp.sum(x * x),
+    gradient=lambda x, nu, alpha, epsilon: 2 * x,
+    is_learned=False,
+  )
+  updates, _ = _update(bs.backslash(1.0, rate=ridge, shape=2.0), PARAMS)
+  kernel = PARAMS["dense"]["kernel"]
+  size = kernel.size + PARAMS["out"][0].size
+  np.testing.assert_allclose(
+    updates["dense"]["kernel"], 2 * kernel / size, rtol=1e-5
+  )
+
+
+def test_the_number_zero_changes_no_update_and_measures():
+  tx = bs.backslash()
+  updates, state = _update(tx, PARAMS, PARAMS)
+  chex.assert_trees_all_equal(updates, PARAMS)
+  assert optax.tree.get(state, "bits") > 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from backslash_jax import quantize
+from backslash_jax import quantize, sampling
 from backslash_jax.archive import container, index, reported
 from backslash_jax.archive.index import Entry, Part
 from backslash_jax.coding import coders, exact, loops
@@ -58,12 +58,14 @@ class Encoder:
       i, start, stop = parts[0]
       rows = self._entries[i].matrix[0]
       if start == 0 and stop < rows and self._entries[i].step is not None:
-        # A tensor of several chunks has one model. That of rANS is fitted to
-        # evenly spaced rows, since it can code any symbols. The other coders'
+        # A tensor of several chunks has one model. That of rANS is fitted to a
+        # sample of its rows, since it can code any symbols. The other coders'
         # models are fitted to all symbols, since they can code no others.
         sample = self._entries[i].coder == "rans" and not self._constant(i)
-        stride = -(-rows // stop) if sample else 1
-        self._fit(i, self._matrix(i)[::stride], sample)
+        matrix = self._matrix(i)
+        if sample:
+          matrix = matrix[sampling.strata(rows, stop)]
+        self._fit(i, matrix, sample)
       yield parts
 
   def _encode(self, parts: list[Part]):

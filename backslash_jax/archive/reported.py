@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from backslash_jax import sampling
+
 NU_RANGE = (0.1, 8.0)
 _SAMPLE = 1 << 18
 _ALPHA_LIMITS = (1e-308, 1e308)  # Of float64, after rounding to three digits.
@@ -13,7 +15,7 @@ def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
   """nu and alpha of the generalized Gaussian that has the values' moments.
 
   The moments are the means of |x| and x^2, in float64. Of a tensor of more than
-  2**18 values, evenly spaced rows are taken.
+  2**18 values, so many are sampled.
 
   Args:
     values: finite numbers, of at least one axis; the first one is the rows.
@@ -22,7 +24,8 @@ def shape_and_scale(values: np.ndarray) -> tuple[float | None, float | None]:
     nu, clamped to NU_RANGE, and alpha, in the unit of the values, both to three
     digits; None and None if all values are zero or there are none.
   """
-  flat = values[:: max(values.size // _SAMPLE, 1)].astype(np.float64).ravel()
+  flat = values.reshape(-1)[sampling.strata(values.size, _SAMPLE)]
+  flat = flat.astype(np.float64)
   scale = float(np.abs(flat).max(initial=0.0))
   if scale == 0:
     return None, None

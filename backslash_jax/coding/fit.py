@@ -6,6 +6,7 @@ the file format, and it computes in floating point.
 
 import numpy as np
 
+from backslash_jax import sampling
 from backslash_jax.coding import classes, expected, frequencies, models
 from backslash_jax.coding.models import QuantizedGGD, Table
 
@@ -46,19 +47,21 @@ def quantized_ggd(symbols: np.ndarray) -> tuple[QuantizedGGD, float]:
   """
   columns = symbols.shape[-1] if symbols.ndim > 1 else 1
   matrix = symbols.reshape(-1, columns)
-  stride = -(-symbols.size // _SAMPLE)
-  shift = _shift(matrix[::stride])
+  rows = matrix.shape[0]
+  taken = sampling.strata(rows, max(rows * _SAMPLE // max(symbols.size, 1), 1))
+  weight = rows / max(taken.size, 1)
+  shift = _shift(matrix[taken])
   sizes = classes.magnitudes(matrix, shift)
-  keys = np.minimum(sizes[::stride], frequencies.LARGEST + 1).astype(np.intp)
+  keys = np.minimum(sizes[taken], frequencies.LARGEST + 1).astype(np.intp)
   histograms = _histograms(keys, 0)
   model, _ = _search(histograms, None, (4, 2))
   side = 0.0
   if min(matrix.shape) > 1:
     model, histograms, side = _fit_classes(
-      model, classes.means(sizes), keys, stride
+      model, classes.means(sizes), keys, taken
     )
   model, bits = _search(histograms, model, (2, 1))
-  bits = bits * stride + side + shift * symbols.size
+  bits = bits * weight + side + shift * symbols.size
   return model._replace(shift=shift), bits
 
 
@@ -81,7 +84,9 @@ def code_lengths(symbols: np.ndarray, model: QuantizedGGD) -> np.ndarray:
   return table[total - low, sizes].reshape(symbols.shape)
 
 
-def _fit_classes(plain: QuantizedGGD, means, keys: np.ndarray, stride: int):
+def _fit_classes(
+  plain: QuantizedGGD, means, keys: np.ndarray, taken: np.ndarray
+):
   """Compares no, row, column, and row and column classes.
 
   Returns:
@@ -91,7 +96,7 @@ def _fit_classes(plain: QuantizedGGD, means, keys: np.ndarray, stride: int):
   for row, column in ((None, None), (_ANY, None), (None, _ANY), (_ANY, _ANY)):
     model = plain._replace(row_alpha_index=row, column_alpha_index=column)
     row_class, column_class = classes.assign(means, model)
-    total = row_class[::stride, None] + column_class
+    total = row_class[taken, None] + column_class
     histograms = _histograms(keys, total)
     side = 0.0
     if row is not None:
@@ -100,7 +105,8 @@ def _fit_classes(plain: QuantizedGGD, means, keys: np.ndarray, stride: int):
     if column is not None:
       column, bits = _fit_alpha_index(column_class)
       side += bits
-    bits = stride * sum(_entropy(counts) for _, counts in histograms) + side
+    bits = sum(_entropy(counts) for _, counts in histograms)
+    bits = bits * row_class.size / taken.size + side
     if bits < lowest:
       model = plain._replace(row_alpha_index=row, column_alpha_index=column)
       best, lowest = (model, histograms, side), bits
@@ -235,7 +241,7 @@ def _quantize_counts(counts: np.ndarray) -> np.ndarray:
 def _shift(symbols: np.ndarray) -> int:
   """How many low bits to store uncoded, since a model cannot predict them."""
   flat = symbols.ravel()
-  flat = np.abs(flat[:: -(-flat.size // 4096)].astype(np.int64))
+  flat = np.abs(flat[sampling.strata(flat.size, 4096)].astype(np.int64))
   wide = float(np.quantile(flat, 0.8))
   return min(
     max(int(np.ceil(np.log2(max(wide, 1) / _WIDE))), 0), models.MAX_SHIFT
