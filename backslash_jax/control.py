@@ -17,6 +17,9 @@ import optax
 MIN_FRACTION = 1e-4
 # How strongly `target_rate` follows the error.
 _GAIN = 30.0
+# The time constant of `target_rate` is at least that in which updates like the
+# fastest so far move the parameters by so many times their norm.
+_TRAVEL = 0.8
 # Bits within this of the target, in relative terms, meet it.
 _TOLERANCE = 0.03
 
@@ -33,6 +36,8 @@ class Signals(NamedTuple):
       cannot be compared with the one before, bool.
     rate_norms: norm of the gradient of the rate, per selected leaf [T].
     task_norms: norm of the incoming updates, per selected leaf [T].
+    places: of each selected leaf its projection on a fixed direction and its
+      squared norm, [T, 2]; see `motion`. Zeros where bits was not measured.
   """
 
   count: jax.Array
@@ -42,20 +47,23 @@ class Signals(NamedTuple):
   is_first: jax.Array
   rate_norms: jax.Array
   task_norms: jax.Array
+  places: jax.Array
 
 
 class Controller(NamedTuple):
   """Chooses lambda.
 
   Attributes:
-    init: () -> state, a pytree of arrays.
+    init: number T of selected leaves -> state, a pytree of arrays.
     update: (signals, state) -> (lambda, state), lambda a float32 scalar.
     needs_norms: whether it reads the norms; they are zeros otherwise.
+    needs_places: whether it reads the places; they are zeros otherwise.
   """
 
-  init: Callable[[], Any]
+  init: Callable[[int], Any]
   update: Callable[[Signals, Any], tuple[jax.Array, Any]]
   needs_norms: bool = True
+  needs_places: bool = False
 
 
 def scheduled(lmbda: float | jax.Array | optax.Schedule) -> Controller:
@@ -65,7 +73,7 @@ def scheduled(lmbda: float | jax.Array | optax.Schedule) -> Controller:
     value = lmbda(signals.count) if callable(lmbda) else lmbda
     return jnp.asarray(value, jnp.float32), state
 
-  return Controller(lambda: (), update, needs_norms=False)
+  return Controller(lambda count: (), update, needs_norms=False)
 
 
 def gradient_balance(fraction: float | jax.Array) -> Controller:
@@ -93,7 +101,7 @@ def gradient_balance(fraction: float | jax.Array) -> Controller:
     ratio = _ratio(_norm(signals.task_norms), _norm(signals.rate_norms))
     return fraction * ratio, state
 
-  return Controller(lambda: (), update)
+  return Controller(lambda count: (), update)
 
 
 class TargetState(NamedTuple):
@@ -104,6 +112,10 @@ class TargetState(NamedTuple):
     log_unit: running mean of log(|grad D| / |grad R|), float32.
     log_error: log(bits / target) as last measured, float32.
     log_error_speed: running mean of its change per update, float32.
+    projection: of each selected leaf as last measured, see `motion`, float32
+      [T].
+    mobility: relative movement of the parameters per update, the fastest so
+      far, float32.
     unmet: for how many updates on end bits has been more than 3% off the
       target, int32: positive while it is above, negative while it is below, 0
       when the target is met. A training that ends with another value than 0
@@ -114,6 +126,8 @@ class TargetState(NamedTuple):
   log_unit: jax.Array
   log_error: jax.Array
   log_error_speed: jax.Array
+  projection: jax.Array
+  mobility: jax.Array
   unmet: jax.Array
 
 
@@ -132,10 +146,11 @@ def target_rate(
     gain (speed + error / horizon),  error = log(measured / bits)
 
   per update, whenever the bits are measured. It rests when the error approaches
-  zero with the time constant `horizon`, an eighth of the updates made so far:
-  the time scale on which the parameters move need not be known. The ratio grows
-  by a factor of e in no less than a quarter of the horizon, so parameters that
-  respond slowly are not driven to zero.
+  zero with the time constant `horizon`. That is an eighth of the updates made
+  so far, but no less than the time in which updates like the fastest so far
+  move the parameters by 0.8 of their norm: while a learning rate warms up the
+  bits cannot respond, and the ratio does not grow. It grows by a factor of e in
+  no less than a quarter of the horizon.
 
   Args:
     bits: the target, bits per parameter, in (0, 32).
@@ -161,12 +176,14 @@ def target_rate(
   )
   low, high = math.log(MIN_FRACTION), jnp.log(jnp.float32(limit))
 
-  def init():
+  def init(count):
     return TargetState(
       log_fraction=jnp.minimum(jnp.log(jnp.float32(initial)), high),
       log_unit=jnp.zeros([], jnp.float32),
       log_error=jnp.zeros([], jnp.float32),
       log_error_speed=jnp.zeros([], jnp.float32),
+      projection=jnp.zeros([count], jnp.float32),
+      mobility=jnp.zeros([], jnp.float32),
       unmet=jnp.zeros([], jnp.int32),
     )
 
@@ -184,7 +201,9 @@ def target_rate(
 
   def steer(t, signals, state):
     interval = signals.interval
+    mobility = _mobility(signals, state)
     horizon = jnp.maximum(jnp.maximum(t / 8.0, 50.0), 4.0 * interval)
+    horizon = jnp.maximum(horizon, _TRAVEL / jnp.maximum(mobility, 1e-9))
     error = jnp.log(jnp.maximum(signals.bits, 1e-3) / jnp.float32(bits))
     change = (error - state.log_error) / interval
     change = jnp.where(signals.is_first, 0.0, change)
@@ -199,9 +218,57 @@ def target_rate(
     side = jnp.where(is_off, jnp.sign(error), 0.0).astype(jnp.int32)
     since = jnp.where(side * state.unmet > 0, state.unmet, 0)
     unmet = (since + side * interval).astype(jnp.int32)
-    return TargetState(log_fraction, state.log_unit, error, speed, unmet)
+    return TargetState(
+      log_fraction=log_fraction,
+      log_unit=state.log_unit,
+      log_error=error,
+      log_error_speed=speed,
+      projection=signals.places[:, 0],
+      mobility=mobility,
+      unmet=unmet,
+    )
 
-  return Controller(init, update)
+  return Controller(init, update, needs_places=True)
+
+
+def motion(x: jax.Array) -> jax.Array:
+  """The projection of a tensor on a fixed direction, and its squared norm.
+
+  The direction has entries of 1 and -1, hashed from the indices. The squared
+  change of the projection is then that of the tensor on average, so the
+  movement of the parameters is known without keeping where they were.
+
+  Returns:
+    float32 [2].
+  """
+  x = x.astype(jnp.float32)
+  signs = jnp.ones([1] * x.ndim, jnp.float32)
+  for axis in range(x.ndim):
+    i = jax.lax.broadcasted_iota(
+      jnp.uint32, [n if a == axis else 1 for a, n in enumerate(x.shape)], axis
+    )
+    # The finalizer of MurmurHash3.
+    i = (i + jnp.uint32(1 + axis)) * jnp.uint32(0x9E3779B9)
+    i = (i ^ (i >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+    i = (i ^ (i >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    i = (i ^ (i >> jnp.uint32(16))) & jnp.uint32(1)
+    signs = signs * (1.0 - 2.0 * i.astype(jnp.float32))
+  return jnp.stack([jnp.sum(x * signs), jnp.sum(jnp.square(x))])
+
+
+def _mobility(signals, state):
+  """The relative movement per update, the fastest so far.
+
+  No more than twice what it was: a few leaves tell it only roughly.
+  """
+  moved = jnp.sum(jnp.square(signals.places[:, 0] - state.projection))
+  size = jnp.sum(signals.places[:, 1])
+  found = jnp.sqrt(moved / jnp.where(size > 0, size, 1.0)) / signals.interval
+  is_known = (signals.count > 0) & (size > 0) & jnp.isfinite(found)
+  found = jnp.where(is_known, found, 0.0)
+  last = state.mobility
+  bound = jnp.where(last > 0, 2.0 * last, jnp.inf)
+  return jnp.maximum(last, jnp.minimum(found, bound))
 
 
 def running_mean(mean, x, window):

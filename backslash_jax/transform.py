@@ -21,6 +21,7 @@ from backslash_jax import (
   tree,
 )
 from backslash_jax import rate as rates
+from backslash_jax.moments import sharded
 
 SCOPES = ("model", "tensor")
 
@@ -174,7 +175,7 @@ def backslash(
       steps={name: jnp.full([], own, jnp.float32) for name in names}
       or jnp.zeros([], jnp.float32),
       fit=fitting.init(plan, t) if plan else (),
-      control=controller.init(),
+      control=controller.init(t),
     )
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -228,6 +229,11 @@ def backslash(
     norms = jnp.zeros([2, len(pulls)], jnp.float32)
     if controller.needs_norms:
       norms = jnp.stack([_norms(pulls), _norms(gradients)])
+    places = jnp.zeros([len(pulls), 2], jnp.float32)
+    if controller.needs_places:
+      places = jax.lax.cond(
+        is_measured, lambda: _places(kept, placed), lambda: places
+      )
     signals = control.Signals(
       count=state.rate_count,
       interval=measure_every,
@@ -236,6 +242,7 @@ def backslash(
       is_first=(state.rate_count == 0) | is_new,
       rate_norms=norms[0],
       task_norms=norms[1],
+      places=places,
     )
     weight, control_state = controller.update(signals, state.control)
     new = new._replace(lmbda=weight, control=control_state)
@@ -262,6 +269,12 @@ def _estimate(price, params, sharding, implementation):
   paid = jnp.broadcast_to(paid, tensor_nu.shape)
   mean_abs = per_tensor.abs_sum / jnp.maximum(per_tensor.count, 1.0)
   return estimated, rates.scale(paid, mean_abs, price.epsilon)
+
+
+def _places(params, sharding):
+  """`control.motion` of each leaf, [T, 2]."""
+  leaves, shardings = moments.split(params, sharding)
+  return sharded.each(leaves, shardings, control.motion)
 
 
 def _gradients(price, leaves, nu, alpha):

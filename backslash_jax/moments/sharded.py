@@ -49,6 +49,32 @@ def sums(
   return jnp.stack([rows[i] for i in range(len(leaves))])
 
 
+def each(
+  leaves: list[jax.Array],
+  shardings: list[NamedSharding | None],
+  fn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """The sum of fn(shard) over the shards of each of T tensors, [T, ...].
+
+  Args:
+    leaves: the tensors.
+    shardings: of each; None counts as one shard.
+    fn: array -> array of a shape that is the same for all.
+  """
+  pairs = enumerate(zip(leaves, shardings, strict=True))
+  rows = {i: fn(x) for i, (x, s) in pairs if s is None}
+  for mesh, axes, members in _groups(shardings):
+    reduced = _reduce(
+      lambda *shards: jnp.stack([fn(x) for x in shards]),
+      mesh,
+      axes,
+      members,
+      leaves,
+    )
+    rows |= zip(members, reduced, strict=True)
+  return jnp.stack([rows[i] for i in range(len(leaves))])
+
+
 def add_up(
   leaves: list[jax.Array],
   shardings: list[NamedSharding | None],
