@@ -195,9 +195,8 @@ def steps(opt_state: Any) -> dict[str, Any]:
 
 def _check_chosen(state, own):
   """Raises ValueError where fitted steps are still 0 in concrete values."""
-  if jax.config.read("jax_disable_jit") or all(
-    step > 0 for step in own.values()
-  ):
+  is_eager = getattr(jax.config, "jax_disable_jit")  # noqa: B009
+  if is_eager or all(step > 0 for step in own.values()):
     return
   begin, count = (
     int(tree.value_of(state("fit")["fit_begin"])),
