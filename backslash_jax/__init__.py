@@ -1,23 +1,44 @@
-"""Rate-constrained training: the price of a parameter, in bits, is minimized.
+"""Rate-constrained training: the loss includes the bits that the weights take.
 
 >>> import backslash_jax as bs, optax
 >>> tx = optax.chain(bs.backslash(1e3), optax.adamw(3e-5))
 """
 
-from backslash_jax import ggd
-from backslash_jax.archive import ArchiveError, Report, inspect, load, save
-from backslash_jax.control import gradient_balance, target_rate
-from backslash_jax.moments import Moments, moments, shape_parameter
-from backslash_jax.recipe import recommended
-from backslash_jax.rounding import matrices, perturb, round_through
-from backslash_jax.steps import FitStepsState, fit_steps
-from backslash_jax.transform import BackslashState, backslash
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+# Where each public name lives. They are imported when they are first used, so
+# that a program that only reads files needs neither JAX nor optax.
+_MODULES = {
+  "archive": ("ArchiveError", "Report", "inspect", "load", "save"),
+  "control": ("gradient_balance", "target_rate"),
+  "quantize": ("STEP",),
+  "recipe": ("recommended",),
+  "rounding": ("round_through",),
+  "fitting": ("fit_steps", "steps"),
+  "transform": ("BackslashState", "backslash"),
+  "tree": ("matrices",),
+}
+_HOMES = {name: home for home, names in _MODULES.items() for name in names}
+_PUBLIC_MODULES = ("ggd", "moments", "quantize", "structure")
+
+if TYPE_CHECKING:
+  from backslash_jax import ggd, moments, quantize, structure
+  from backslash_jax.archive import ArchiveError, Report, inspect, load, save
+  from backslash_jax.control import gradient_balance, target_rate
+  from backslash_jax.fitting import fit_steps, steps
+  from backslash_jax.quantize import STEP
+  from backslash_jax.recipe import recommended
+  from backslash_jax.rounding import round_through
+  from backslash_jax.transform import BackslashState, backslash
+  from backslash_jax.tree import matrices
 
 __all__ = [
+  "STEP",
   "ArchiveError",
   "BackslashState",
-  "FitStepsState",
-  "Moments",
   "Report",
   "backslash",
   "fit_steps",
@@ -27,10 +48,24 @@ __all__ = [
   "load",
   "matrices",
   "moments",
-  "perturb",
+  "quantize",
   "recommended",
   "round_through",
   "save",
-  "shape_parameter",
+  "steps",
+  "structure",
   "target_rate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  if name in _PUBLIC_MODULES:
+    return importlib.import_module(f"backslash_jax.{name}")
+  if name in _HOMES:
+    module = importlib.import_module(f"backslash_jax.{_HOMES[name]}")
+    return getattr(module, name)
+  raise AttributeError(f"module 'backslash_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return [*__all__, "__version__"]

@@ -1,12 +1,14 @@
-"""What quantized parameters weigh, measured while training runs.
+"""Entropy of the quantized parameters, measured while training runs.
 
-The code length that `bits` of a generalized Gaussian predicts from two moments
-is right as long as the parameters follow one. Rate-constrained training makes
-tensors that do not, of a few strong rows among zeros, and there it can be wrong
-by half. So the meter counts: the entropy of the integers themselves, from a
+A generalized Gaussian predicts the code length from two moments, and is right
+as long as the parameters follow it. Rate-constrained training makes tensors
+that do not, with a few strong rows among zeros, and there the prediction can be
+wrong by half. So the meter counts: it takes the entropy of the integers, from a
 histogram whose bins grow with the magnitude, over a sample of each tensor.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
+from backslash_jax import sampling
 from backslash_jax.moments import sharded, split
 
 # A tensor, or a shard of one, is sampled down to at most so many elements.
@@ -37,23 +40,24 @@ def entropy(x: jax.Array, step: float | jax.Array) -> jax.Array:
   if x.size == 0:
     return jnp.zeros([], jnp.float32)
   x = _sample(x).astype(jnp.float32)
-  level = jnp.round(jnp.abs(x) / step)
+  level = jnp.round(jnp.abs(x) / jnp.asarray(step, jnp.float32))
   reached = jax.lax.platform_dependent(
     level, cpu=_reached_in_turn, default=_reached
   )
-  count = reached - jnp.append(reached[1:], 0)
+  count = reached - jnp.append(reached[1:], jnp.int32(0))
   # Both signs, but for zero; the last bin has no end, and hardly an element.
   width = np.append(np.diff(_EDGES), _EDGES[-1]) * np.where(_EDGES == 0, 1, 2)
-  p = count / x.size
+  p = count.astype(jnp.float32) / x.size
   nats = jnp.sum(special.entr(p) + p * jnp.log(width.astype(np.float32)))
-  nats += (jnp.sum(count > 0) - 1) / (2 * x.size)
-  return jnp.where(reached[0] == x.size, nats / jnp.log(2.0), jnp.nan)
+  bins = jnp.sum((count > 0).astype(jnp.float32))
+  nats += (bins - 1.0) / (2.0 * x.size)
+  return jnp.where(reached[0] == x.size, nats / math.log(2.0), jnp.nan)
 
 
 def bits_per_parameter(
   params: Any, step: float | jax.Array, sharding: Any = None
 ) -> jax.Array:
-  """Mean bits of the floating leaves of params, each coded for itself.
+  """Mean bits of the floating leaves of params, each coded separately.
 
   A leaf that is split over a mesh is measured shard by shard, as the coded
   file's chunks are, and the shards' bits are added: one all-reduce of one
@@ -87,7 +91,9 @@ def _reached(level):
   edges = jnp.expand_dims(
     jnp.asarray(_EDGES, level.dtype), range(1, level.ndim + 1)
   )
-  return jnp.sum(level[None] >= edges, axis=range(1, level.ndim + 1))
+  return jnp.sum(
+    level[None] >= edges, axis=range(1, level.ndim + 1), dtype=jnp.int32
+  )
 
 
 def _reached_in_turn(level):
@@ -101,13 +107,25 @@ def _reached_in_turn(level):
 
 
 def _sample(x):
-  """Every so many elements of x; strides are powers of two.
+  """At most SAMPLE elements of x, spread over each axis.
 
-  Where the shards of an axis are as well, none of it leaves its device.
+  An axis is cut in parts of a power of two, and one index is taken from each.
+  Where the shards of the axis are such parts as well, none of it leaves its
+  device.
   """
-  taken, strides = list(x.shape), [1] * x.ndim
-  while np.prod(taken, dtype=np.int64) > SAMPLE:
-    axis = int(np.argmax(taken))
-    strides[axis] *= 2
-    taken[axis] = -(-x.shape[axis] // strides[axis])
-  return x[tuple(slice(None, None, s) for s in strides)]
+  parts, widths = list(x.shape), [1] * x.ndim
+  while np.prod(parts, dtype=np.int64) > SAMPLE:
+    axis = int(np.argmax(parts))
+    widths[axis] *= 2
+    parts[axis] = x.shape[axis] // widths[axis]
+  for axis, (count, width) in enumerate(zip(parts, widths, strict=True)):
+    if width == 1:
+      continue
+    x = jax.lax.slice_in_dim(x, 0, count * width, axis=axis)
+    blocks = x.reshape(*x.shape[:axis], count, width, *x.shape[axis + 1 :])
+    places = sampling.strata(count * width, count) % width
+    take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+    x = jax.vmap(take, (axis, 0, None), axis)(
+      blocks, places.astype(np.int32), axis
+    )
+  return x

@@ -1,18 +1,19 @@
-r"""The price of a parameter: value and gradient.
+r"""Rates: the price of a parameter, its value and its gradient.
 
 Both rates are a mean over the N parameters of a price per element,
 
   dggr   (|x| + eps)^nu                                  (dimensionless)
   bits   -log2( step f(|x| + eps) ),  f of (nu, alpha)   (bits per parameter)
 
-with nu and alpha held constant in the gradient, which is therefore in both
-cases a coefficient per tensor times sign(x) (|x| + eps)^(nu - 1). The epsilon
-keeps it finite at zero for nu < 1.
+with nu and alpha held constant in the gradient. The epsilon keeps the gradient
+finite at zero for nu < 1. Another rate is another `Rate`.
 
 Source: Wu, Wen & Han, ICML 2025, arXiv 2504.16968, for dggr.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,76 +21,142 @@ from jax.typing import ArrayLike
 
 from backslash_jax import ggd
 
-RATES = ("dggr", "bits")
 
+class Rate(NamedTuple):
+  """A price per parameter.
 
-def value(
-  x: jax.Array,
-  rate: str,
-  nu: ArrayLike,
-  alpha: ArrayLike,
-  *,
-  epsilon: float,
-  step: float,
-) -> jax.Array:
-  """Sum of the prices of the elements of one tensor, float32 scalar.
-
-  Divide by the number of parameters of the model for its mean.
-
-  Args:
-    x: parameters, any shape.
-    rate: "dggr" or "bits".
-    nu: shape.
-    alpha: scale, as `price_scale` gives it; only "bits" looks at it.
-    epsilon: added to every magnitude.
-    step: distance between quantization levels; only "bits" looks at it.
+  Attributes:
+    name: for messages and configs.
+    value: (x, nu, alpha, epsilon, step) -> the sum of the prices of the
+      elements of a tensor, float32 scalar.
+    gradient: (x, nu, alpha, epsilon) -> the gradient of `value`, float32 of
+      the shape of x; 0 where x is 0, nan where x is nan. nu and alpha are
+      scalars; nu may be a Python number, which saves a power for 1 and 2.
+    is_learned: whether a fixed shape still leaves something to estimate, as
+      the scale of "bits" is.
   """
-  size = jnp.abs(x.astype(jnp.float32)) + epsilon
-  if rate == "dggr":
-    return jnp.sum(size**nu)
-  nats = -ggd.log_prob(size, nu, alpha) - math.log(step)
-  return jnp.sum(nats) / math.log(2.0)
+
+  name: str
+  value: Callable[..., jax.Array]
+  gradient: Callable[..., jax.Array]
+  is_learned: bool
 
 
-def price_scale(
-  nu: ArrayLike, mean_abs: ArrayLike, epsilon: float
-) -> jax.Array:
+def scale(nu: ArrayLike, mean_abs: ArrayLike, epsilon: float) -> jax.Array:
   """alpha of the magnitudes that are priced, |x| + epsilon.
 
-  The epsilon in it is what bounds the price of a tensor that is almost all
-  zeros, as the code length of its integers is bounded.
+  With the epsilon the price of a tensor that is almost all zeros is bounded, as
+  the code length of its integers is.
+
+  Args:
+    nu: shape of the generalized Gaussian.
+    mean_abs: mean of |x|.
+    epsilon: added to every magnitude.
   """
   floor = float(jnp.finfo(jnp.float32).tiny)
   return ggd.scale(nu, jnp.maximum(mean_abs + epsilon, floor))
 
 
-def coefficient(rate: str, nu: ArrayLike, alpha: ArrayLike) -> jax.Array:
-  """What `direction` is multiplied with: nu, or nu alpha^-nu / ln 2."""
-  nu = jnp.asarray(nu, jnp.float32)
-  if rate == "dggr":
-    return nu
-  return nu * jnp.asarray(alpha) ** -nu / math.log(2.0)
+def direction(
+  x: jax.Array,
+  nu: ArrayLike,
+  epsilon: float,
+  alpha: ArrayLike | None = None,
+) -> jax.Array:
+  """sign(x) ((|x| + eps) / alpha)^(nu - 1), float32; 0 where x is 0.
 
-
-def direction(x: jax.Array, nu: ArrayLike, epsilon: float) -> jax.Array:
-  """sign(x) (|x| + eps)^(nu - 1) in float32; 0 where x is 0, nan where nan."""
+  Without alpha it is not divided.
+  """
   x = x.astype(jnp.float32)
+  inverse = None if alpha is None else 1.0 / jnp.asarray(alpha, jnp.float32)
   if isinstance(nu, int | float):
     if nu == 1:
       return jnp.sign(x)
     if nu == 2:
-      return x + epsilon * jnp.sign(x)
-  # By bits: what needs abs XLA on CPU would find shared with the moments, and
-  # store.
+      size = x + epsilon * jnp.sign(x)
+      return size if inverse is None else size * inverse
+  exponent = jnp.asarray(nu, jnp.float32) - 1.0
+  return _signed_power(x, exponent, jnp.float32(epsilon), inverse)
+
+
+@jax.custom_jvp
+def _signed_power(x, exponent, epsilon, inverse):
+  """sign(x) ((|x| + epsilon) inverse)^exponent; x where x is 0 or nan."""
+  # Bit operations: XLA on CPU would share `abs` with the moments and
+  # materialize it.
   bits = _bits(x)
   size_bits = bits & 0x7FFFFFFF
   size = _float(size_bits)
-  power = _power(size + epsilon, nu - 1.0)
+  base = size + epsilon
+  if inverse is not None:
+    base *= inverse
+  power = _power(base, exponent)
   return jnp.where(size > 0, _float(_bits(power) | (bits ^ size_bits)), x)
 
 
-# log2(m) - (m - 1) on [1, 2] and 2^r on [-1/2, 1/2]: the polynomials of least
-# greatest error, 1.9e-6 and, of the value, 2.6e-6.
+@_signed_power.defjvp
+def _signed_power_jvp(primals, tangents):
+  """Bit operations have no derivative: this is the function's own."""
+  x, exponent, epsilon, inverse = primals
+  value = _signed_power(*primals)
+  size = jnp.abs(x) + epsilon
+  base = size if inverse is None else size * inverse
+  tangent = jnp.sign(x) * tangents[0] + tangents[2]
+  tangent = value * exponent / size * tangent
+  tangent += value * jnp.log(base) * tangents[1]
+  if inverse is not None:
+    tangent += value * exponent / inverse * tangents[3]
+  return value, jnp.where(x == 0, 0.0, tangent)
+
+
+def _dggr_value(x, nu, alpha, epsilon, step):
+  del alpha, step
+  size = jnp.abs(x.astype(jnp.float32)) + epsilon
+  return jnp.sum(size**nu)
+
+
+def _dggr_gradient(x, nu, alpha, epsilon):
+  del alpha
+  return nu * direction(x, nu, epsilon)
+
+
+def _bits_value(x, nu, alpha, epsilon, step):
+  size = jnp.abs(x.astype(jnp.float32)) + epsilon
+  nats = -ggd.log_prob(size, nu, alpha) - math.log(step)
+  return jnp.sum(nats) / math.log(2.0)
+
+
+def _bits_gradient(x, nu, alpha, epsilon):
+  # Relative to alpha: a power of alpha itself could overflow.
+  return nu / (alpha * math.log(2.0)) * direction(x, nu, epsilon, alpha)
+
+
+RATES = {
+  rate.name: rate
+  for rate in (
+    Rate("dggr", _dggr_value, _dggr_gradient, is_learned=False),
+    Rate("bits", _bits_value, _bits_gradient, is_learned=True),
+  )
+}
+
+
+def find(rate: "str | Rate") -> Rate:
+  """The rate of a name, or the rate itself.
+
+  Raises:
+    ValueError: there is no such rate.
+  """
+  if isinstance(rate, Rate):
+    return rate
+  if rate not in RATES:
+    raise ValueError(
+      f"rate must be one of {', '.join(RATES)}, or a rate.Rate; found {rate!r}"
+    )
+  return RATES[rate]
+
+
+# log2(m) - (m - 1) on [1, 2] and 2^r on [-1/2, 1/2]: minimax polynomials, with
+# errors of 1.9e-6 and, relative to the value, 2.6e-6.
 _LOG2 = (-2.04004015, 5.11296262, -5.34198831, 3.28652795, -1.26691784)
 _LOG2 += (0.275148656, -0.0256910761)
 _EXP2 = (0.999999261, 0.693121815, 0.240247448, 0.0559178603, 0.0095701017)
@@ -98,15 +165,15 @@ _EXP2 = (0.999999261, 0.693121815, 0.240247448, 0.0559178603, 0.0095701017)
 def _power(base, exponent):
   """base^exponent for finite base > 0, float32.
 
-  To 1e-5 of the value for an exponent in [-1, 1], and of the order of that
-  times the exponent beyond. XLA on CPU has no vectorized power, and takes exp
-  and log for so expensive that it stores what they give; this it fuses with
-  what Adam does, and computes twice, in both averages: so it has to be short.
+  The relative error is 1e-5 for an exponent in [-1, 1], and about the exponent
+  times that beyond. XLA on CPU has no vectorized power, and considers exp and
+  log so expensive that it stores their results. This it fuses with the update
+  of Adam, and computes it twice, once for each average, so it has to be short.
   """
   bits = _bits(base)
   mantissa = _float((bits & 0x7FFFFF) | 0x3F800000)
-  # The number of the bits itself is linear between the powers of two.
-  linear = bits.astype(jnp.float32) * 2.0**-23 - 127.0
+  # The integer of the bits is linear between powers of two.
+  linear = bits.astype(jnp.float32) * jnp.float32(2.0**-23) - 127.0
   y = exponent * (linear + _polynomial(_LOG2, mantissa))
   y = jnp.clip(y, -126.0, 126.0)
   n = jnp.round(y)

@@ -1,54 +1,85 @@
-"""The recipe for a classifier of a given size."""
+"""The recipes of docs/frontier.md, as one function."""
 
-from typing import Any
-
+import jax
 import optax
 
-from backslash_jax import control, rounding, transform
+from backslash_jax import (
+  control,
+  fitting,
+  moments,
+  quantize,
+  transform,
+  tree,
+)
 
 
 def recommended(
-  bits: float,
+  bits: float | jax.Array,
   *,
-  step: float = 2**-6,
+  begin: int | jax.Array | None = None,
   limit: float = 30.0,
-  mask: rounding.Mask | None = rounding.matrices,
-  **options: Any,
+  step: float = quantize.STEP,
+  mask: tree.Mask = tree.DEFAULT,
+  sharding: moments.Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Trains towards a file of so many bits per parameter.
 
-  The L1 norm of the matrices, weighted by a controller that closes in on the
-  target, so that no weight of the rate has to be tuned. L1 saves as much as any
-  other rate in docs/frontier.md, and bears a target best; `fit_steps` beside it
-  saves another tenth. A language model can spare no weight: there `fit_steps`
-  alone is ahead; and the two together for a fine-tuned model of less than a
-  bit.
+  | model                           | arguments                         |
+  |---------------------------------|-----------------------------------|
+  | classifier, from scratch        | `bits`                            |
+  | the same, about a tenth smaller | `bits, begin=2 * updates / 3`     |
+  | language model, from scratch    | `bits, begin=..., limit=0`        |
+  | fine-tuned, 1 bit or less       | `bits, begin=..., limit=0.3`      |
+
+  Without `begin`: the L1 norm of the selected leaves, weighted by a controller
+  that steers them to `bits` at the quantization step `step`. L1 saves as much
+  as any other rate in docs/frontier.md, and is the most stable when steered to
+  a target. With `begin`: in that update each leaf gets a quantization step of
+  its own, all together for `bits`, and the loss then has to see the rounded
+  parameters. A language model needs all of its weights: there `limit=0` leaves
+  the rate out.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))
 
+  With `begin` the loss is that of the rounded parameters,
+
+    loss(bs.round_through(params, bs.steps(opt_state)), batch)
+
+  and every model is saved with `bs.save(path, params, step=bs.steps(state))`.
+
   Args:
-    bits: of the priced leaves, per parameter, in (0, 32): what they take when
-      they are quantized with `step`. The others are in the file exactly.
-    step: quantization step of the file, as for `bs.save`: so fine that
-      rounding to it alone costs nothing. Fewer bits at a fine step lose less
-      accuracy than the same file by a coarser step.
+    bits: bits per parameter of the selected leaves in the file, in (0, 32). The
+      other leaves are in the file exactly.
+    begin: update in which the steps are fitted; None: all have `step`.
     limit: how many times as hard as the task the rate may pull; 1 or less
-      to fine-tune a pretrained model, see `target_rate`.
-    mask: the leaves that are priced, as in `bs.backslash`; their bits are
-      what is asked for.
-    **options: further ones of `bs.backslash`.
+      to fine-tune a pretrained model, see `target_rate`; 0: no rate.
+    step: quantization step of the file, or until `begin`: so fine that rounding
+      to it alone loses nothing. Fewer bits at a fine step lose less accuracy
+      than the same bits at a coarser one.
+    mask: the leaves that are priced and quantized, see `bs.matrices`.
+    sharding: of params, see `bs.backslash`.
 
   Returns:
-    `bs.backslash` with the target and shape 1.
+    `bs.backslash` with these arguments.
 
   Raises:
-    ValueError: for an argument out of its range.
+    ValueError: for an argument out of its range; for a limit of 0 without
+      `begin`, which would leave the model as it is.
   """
+  is_free = isinstance(limit, int | float) and limit == 0
+  if is_free and begin is None:
+    raise ValueError(
+      "recommended: limit=0 leaves out the rate, and without begin no steps are"
+      " fitted: give one of them"
+    )
+  chosen = step
+  if begin is not None:
+    chosen = fitting.fit_steps(bits, begin=begin, step=step)
   return transform.backslash(
-    control.target_rate(bits, limit=limit),
+    0.0 if is_free else control.target_rate(bits, limit=limit),
     shape=1.0,
-    step=step,
+    step=chosen,
     mask=mask,
-    **options,
+    sharding=sharding,
   )

@@ -1,74 +1,108 @@
 """The optax transformation that adds the gradient of the rate."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from backslash_jax import code_length, control, ggd, meter
-from backslash_jax import rate as rates
-from backslash_jax.moments import (
-  Sharding,
-  shape_parameter,
-  tree_moments,
+from backslash_jax import (
+  control,
+  fitting,
+  ggd,
+  meter,
+  moments,
+  quantize,
+  rounding,
+  tree,
 )
+from backslash_jax import rate as rates
 
 SCOPES = ("model", "tensor")
-RATES = (*rates.RATES, "code_length")
 
 
 class BackslashState(NamedTuple):
   """State of `backslash`; read a field with `optax.tree.get(state, name)`.
 
+  No field has a name that optax's own states have, so that reading works beside
+  Adam. Where a chain or `optax.multi_transform` has several of these states,
+  `filtering` tells them apart:
+
+    optax.tree.get(state, "bits", filtering=lambda path, value:
+      "embeddings" in jax.tree_util.keystr(path))
+
   Attributes:
-    count: updates so far, int32.
-    lmbda: weight of the rate in the last update, float32; a scalar, or [T]
-      from a controller that gives each of the T priced leaves its own.
-    shape: nu as the last update estimated it, float32: a scalar for scope
-      "model", for scope "tensor" one per priced leaf, in the order of
-      `jax.tree.leaves`. Estimated also when a fixed shape is what is paid for.
-    scale: alpha per priced leaf at that shape, of the magnitudes plus epsilon.
-    bits: entropy of the parameters quantized with `step`, bits per parameter,
-      as it was last measured (see `meter`): what the file will weigh.
-    control: state of the controller of lmbda.
+    rate_count: updates so far, int32.
+    lmbda: weight of the rate in the last update, float32.
+    rate_shape: nu as it was last estimated, float32: a scalar for scope
+      "model"; for scope "tensor" one for each of the T selected leaves, [T], in
+      the order of `jax.tree.leaves`. It is estimated also when the price has a
+      fixed shape.
+    rate_scale: alpha of each selected leaf at the shape of the price, of the
+      magnitudes plus epsilon, float32 [T].
+    bits: entropy of the selected leaves, quantized with the steps in force,
+      bits per parameter, as last measured (see `meter`), float32.
+    steps: quantization step of each selected leaf by its name, float32 scalars;
+      0 where `fit_steps` has not chosen them. `bs.steps` reads them.
+    fit: state of `fit_steps`, see `fitting.FitState`; or ().
+    control: state of the controller of lmbda, see `control`.
   """
 
-  count: jax.Array
+  rate_count: jax.Array
   lmbda: jax.Array
-  shape: jax.Array
-  scale: jax.Array
+  rate_shape: jax.Array
+  rate_scale: jax.Array
   bits: jax.Array
+  steps: Any
+  fit: Any
   control: Any
 
 
+class _Price(NamedTuple):
+  """What the rate is, checked; see `backslash`."""
+
+  rate: rates.Rate
+  shape: Any
+  scope: str
+  epsilon: Any
+
+  @property
+  def is_estimated(self):
+    """Whether the gradient depends on the moments."""
+    return self.shape is None or self.rate.is_learned
+
+
 def backslash(
-  lmbda: float | optax.Schedule | control.Controller,
+  lmbda: float | optax.Schedule | control.Controller = 0.0,
   *,
-  rate: str = "dggr",
+  rate: str | rates.Rate = "dggr",
   shape: float | None = None,
   scope: str = "model",
   epsilon: float | None = None,
-  step: float = 2**-8,
-  mask: Any | Callable[[Any], Any] | None = None,
+  step: float | fitting.FitSteps = quantize.STEP,
+  mask: tree.Mask = tree.DEFAULT,
   update_every: int = 1,
   measure_every: int = 16,
   implementation: str | None = None,
-  sharding: Sharding | None = None,
+  sharding: moments.Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adds the gradient of lmbda * R(params) to the updates.
 
-  The rate of the paper, for all N parameters x_i together,
+  The rate of the paper, for all N selected parameters x_i together,
 
   .. math:: R = \frac{1}{N} \sum_i (|x_i| + \epsilon)^\nu
 
-  has a shape nu that is estimated anew from the parameters' moments and held
-  constant in the gradient. Where the transformation stands in the chain
-  decides what it is: before Adam the preconditioner spares the weights that
-  the loss is sensitive to, as in the paper's experiments; after Adam it is
-  decoupled, as weight decay is in AdamW.
+  has a shape nu that is estimated from the parameters' moments in every update
+  and held constant in the gradient. The place in the chain decides what the
+  transformation is: before Adam the rate goes through the preconditioner and
+  spares the weights that the loss is sensitive to, as in the paper's
+  experiments; after Adam it is decoupled, as weight decay is in AdamW. A
+  `target_rate`, a `gradient_balance` and `fit_steps` compare it with the
+  gradient of the loss: with them it stands before Adam.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.backslash(1e3), optax.adamw(3e-5))
@@ -76,103 +110,70 @@ def backslash(
   Args:
     lmbda: weight of the rate, in units of the loss per unit of rate: a
       non-negative number, a schedule of it, or a controller that chooses it,
-      `target_rate` or `gradient_balance`.
+      `target_rate` or `gradient_balance`. With the number 0 the updates pass
+      unchanged, and the state is still measured.
     rate: "dggr", the above, or "bits", the code length in bits per parameter
       under each tensor's own scale: lmbda is then in nats of loss for one
-      bit per parameter, and does not change when a tensor is rescaled. Or
-      "code_length", the same of the quantized weights: exact, and smooth at
-      zero, for two look-ups per weight, see `code_length`.
+      bit per parameter, and does not change when a tensor is rescaled. Or a
+      `rate.Rate`.
     shape: None estimates nu; a number fixes it: 0.5, 1 and 2 are the paper's
       L0.5, L1 and L2.
-    scope: "model", one nu for all parameters (paper), or "tensor", one each.
+    scope: "model", one nu for all selected leaves (paper), or "tensor", one
+      for each.
     epsilon: added to every magnitude; None means step / 2, the half width of
-      the zero bin. "code_length" has none.
-    step: quantization step of the coded file, for epsilon and state.bits.
-    mask: the leaves that are priced: a tree of bool, or a callable that makes
-      one of params, as in `optax.masked`. None prices every floating leaf.
+      the zero bin.
+    step: quantization step of the coded file: a number, or `fit_steps`, which
+      chooses one for each leaf. state.bits is measured with it.
+    mask: the leaves that are priced, measured and quantized, see `bs.matrices`,
+      the default. The paper prices all: mask=None.
     update_every: nu and alpha are estimated every so many updates.
     measure_every: bits are measured every so many updates; so are nu and alpha
-      where nobody pays for them, with a fixed shape of rate "dggr".
-    implementation: of the moments, see `moments`.
+      where the gradient does not need them, with a fixed shape of rate "dggr".
+    implementation: of the moments, see `moments.moments`.
     sharding: how params are sharded under automatic mesh axes, a tree of
       NamedSharding or a callable that makes one of params: the moments are then
       one all-reduce of two floats per tensor, and kernels can be used. Without
       it the compiler partitions the sums; explicit mesh axes need none.
 
   Returns:
-    A transformation whose updates keep their shapes and dtypes. Its update
-    raises ValueError without params.
+    A transformation whose updates keep their shapes and dtypes. Its init raises
+    ValueError where the mask selects nothing, its update without params.
 
   Raises:
     ValueError: for an argument out of its range.
 
   Source: Wu, Wen & Han, ICML 2025, arXiv 2504.16968, Algorithm 1.
   """
-  _check(
-    lmbda,
-    rate,
-    shape,
-    scope,
-    epsilon,
-    step,
-    update_every=update_every,
-    measure_every=measure_every,
-  )
-  if rate == "code_length":
-    epsilon = code_length.EPSILON * step  # Of the scale alone.
-  epsilon = step / 2 if epsilon is None else epsilon
+  plan = step if isinstance(step, fitting.FitSteps) else None
+  price = _price(rate, shape, scope, epsilon, plan.step if plan else step)
+  _check_lmbda(lmbda)
+  _check_period("update_every", update_every)
+  _check_period("measure_every", measure_every)
+  base_step = plan.step if plan else _number(step)
+  is_free = isinstance(lmbda, int | float | np.number) and lmbda == 0
   if isinstance(lmbda, control.Controller):
     controller = lmbda
   else:
     controller = control.scheduled(lmbda)
-  is_paid = shape is None or rate != "dggr"
-  estimate_every = update_every if is_paid else measure_every
-
-  def estimate(params):
-    """nu and the scale of the price, of params with a floating leaf."""
-    per_tensor = tree_moments(params, sharding, implementation=implementation)
-    total = jax.tree.map(jnp.sum, per_tensor)
-    joined = jax.tree.map(lambda t, s: jnp.append(t, s), per_tensor, total)
-    nu = shape_parameter(joined)
-    tensor_nu, model_nu = nu[:-1], nu[-1]
-    estimated = model_nu if scope == "model" else tensor_nu
-    paid = jnp.broadcast_to(
-      estimated if shape is None else jnp.float32(shape), tensor_nu.shape
-    )
-    mean_abs = per_tensor.abs_sum / jnp.maximum(per_tensor.count, 1.0)
-    return estimated, rates.price_scale(paid, mean_abs, epsilon)
-
-  def gradients(leaves, nu, alpha):
-    """grad R of each leaf, float32."""
-    paid = nu if shape is None else shape
-    # A float, because JAX takes no integer of 2^31 and more.
-    total = float(max(sum(x.size for x in leaves), 1))
-    if rate == "code_length":
-      shapes = jnp.broadcast_to(jnp.float32(paid), alpha.shape)
-      return [
-        code_length.gradient(x, s, a, step) / total
-        for x, s, a in zip(leaves, shapes, alpha, strict=True)
-      ]
-    coefficients = rates.coefficient(rate, paid, alpha) / total
-    coefficients = jnp.broadcast_to(coefficients, alpha.shape)
-    # A static shape stays a Python number, which needs no power.
-    if isinstance(paid, int | float) or paid.ndim == 0:
-      shapes = [paid] * len(leaves)
-    else:
-      shapes = list(paid)
-    return [
-      c * rates.direction(x, s, epsilon)
-      for c, x, s in zip(coefficients, leaves, shapes, strict=True)
-    ]
+  estimate_every = update_every
+  if is_free or not price.is_estimated:
+    estimate_every = measure_every
 
   def init_fn(params):
-    t = len(floating(params))
+    names = list(_selected(params, mask))
+    t = len(names)
+    own = 0.0 if plan else base_step
     return BackslashState(
-      count=jnp.zeros([], jnp.int32),
-      lmbda=jnp.zeros([t] if controller.per_tensor else [], jnp.float32),
-      shape=jnp.full([] if scope == "model" else [t], 2.0, jnp.float32),
-      scale=jnp.ones([t], jnp.float32),
+      rate_count=jnp.zeros([], jnp.int32),
+      lmbda=jnp.zeros([], jnp.float32),
+      rate_shape=jnp.full([] if scope == "model" else [t], 2.0, jnp.float32),
+      rate_scale=jnp.ones([t], jnp.float32),
       bits=jnp.zeros([], jnp.float32),
+      # A tree without leaves has a leaf here, which `optax.tree.map_params`
+      # takes for a prefix of any dict.
+      steps={name: jnp.full([], own, jnp.float32) for name in names}
+      or jnp.zeros([], jnp.float32),
+      fit=fitting.init(plan, t) if plan else (),
       control=controller.init(),
     )
 
@@ -182,66 +183,145 @@ def backslash(
       raise ValueError(
         "backslash needs params: tx.update(grads, state, params)"
       )
-    count = jnp.asarray(optax.safe_increment(state.count))
-    leaves = floating(params)
-    if not leaves:
-      return updates, state._replace(count=count)
+    count = jnp.asarray(optax.safe_increment(state.rate_count))
+    selected = _selected(params, mask)
+    if not selected:
+      return updates, state._replace(rate_count=count)
+    placed = sharding(params) if callable(sharding) else sharding
+    kept = tree.keep(params, mask)
+    gradients = _at(updates, params, mask)
+    by_name, fit = state.steps, state.fit
+    is_new = jnp.asarray(False)
+    if plan:
+      _warn_unless_rounded()
+      old = jnp.stack([by_name[name] for name in selected])
+      steps, fit, is_new = fitting.update(
+        plan, fit, old, count, gradients, kept, placed
+      )
+      by_name = dict(zip(selected, steps, strict=True))
+      step_in_force = jnp.where(steps > 0, steps, base_step)
+    else:
+      step_in_force = base_step
     nu, alpha = _every(
       estimate_every,
-      state.count,
-      lambda: estimate(params),
-      (state.shape, state.scale),
+      state.rate_count,
+      lambda: _estimate(price, kept, placed, implementation),
+      (state.rate_shape, state.rate_scale),
     )
-    bits = _every(
-      measure_every,
-      state.count,
-      lambda: meter.bits_per_parameter(params, step, sharding),
-      state.bits,
+    is_measured = (state.rate_count % measure_every == 0) | is_new
+    bits = jax.lax.cond(
+      is_measured,
+      lambda: meter.bits_per_parameter(kept, step_in_force, placed),
+      lambda: state.bits,
     )
-    rate_gradients = gradients(leaves, nu, alpha)
-    norms = jnp.zeros([2, len(leaves)], jnp.float32)
+    new = state._replace(
+      rate_count=count,
+      rate_shape=nu,
+      rate_scale=alpha,
+      bits=bits,
+      steps=by_name,
+      fit=fit,
+    )
+    if is_free:
+      return updates, new
+    pulls = _gradients(price, list(selected.values()), nu, alpha)
+    norms = jnp.zeros([2, len(pulls)], jnp.float32)
     if controller.needs_norms:
-      task_gradients = floating(params, updates)
-      norms = jnp.stack([_norms(rate_gradients), _norms(task_gradients)])
-    signals = control.Signals(state.count, measure_every, bits, *norms)
-    lmbda_, control_state = controller.update(signals, state.control)
+      norms = jnp.stack([_norms(pulls), _norms(gradients)])
+    signals = control.Signals(
+      count=state.rate_count,
+      interval=measure_every,
+      bits=bits,
+      is_measured=is_measured,
+      is_first=(state.rate_count == 0) | is_new,
+      rate_norms=norms[0],
+      task_norms=norms[1],
+    )
+    weight, control_state = controller.update(signals, state.control)
+    new = new._replace(lmbda=weight, control=control_state)
+    # Always false; the data dependency keeps XLA from copying donated
+    # parameters.
+    is_never = (bits < 0) | jnp.any(nu < 0)
+    weight = jnp.where(is_never, jnp.float32(0.0), weight)
+    return _add(updates, params, mask, [weight * pull for pull in pulls]), new
 
-    # Neither is ever negative, which the compiler does not know: it measures
-    # before it updates, and needs no copy of params that are given away.
-    weights = jnp.where((bits < 0) | jnp.any(nu < 0), 0.0, lmbda_)
-    weights = iter(jnp.broadcast_to(weights, alpha.shape))
-    rate_gradients = iter(rate_gradients)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-    def add(g, x):
-      if not _is_floating(x):
-        return g
-      return (g + next(weights) * next(rate_gradients)).astype(g.dtype)
 
-    updates = jax.tree.map(add, updates, params)
-    return updates, BackslashState(
-      count, lmbda_, nu, alpha, bits, control_state
+def _estimate(price, params, sharding, implementation):
+  """nu, and alpha of the magnitudes that are priced [T]."""
+  per_tensor = moments.tree_moments(
+    params, sharding, implementation=implementation
+  )
+  total = jax.tree.map(jnp.sum, per_tensor)
+  joined = jax.tree.map(lambda t, s: jnp.append(t, s), per_tensor, total)
+  nu = moments.shape_parameter(joined)
+  tensor_nu, model_nu = nu[:-1], nu[-1]
+  estimated = model_nu if price.scope == "model" else tensor_nu
+  paid = estimated if price.shape is None else jnp.float32(price.shape)
+  paid = jnp.broadcast_to(paid, tensor_nu.shape)
+  mean_abs = per_tensor.abs_sum / jnp.maximum(per_tensor.count, 1.0)
+  return estimated, rates.scale(paid, mean_abs, price.epsilon)
+
+
+def _gradients(price, leaves, nu, alpha):
+  """grad R of each selected leaf, float32."""
+  # A float, because JAX takes no integer of 2^31 and more.
+  total = float(max(sum(x.size for x in leaves), 1))
+  # A fixed shape stays a Python number, which needs no power.
+  shapes = [nu if price.shape is None else price.shape] * len(leaves)
+  if price.shape is None and price.scope == "tensor":
+    shapes = list(nu)
+  return [
+    price.rate.gradient(x, s, a, price.epsilon) / total
+    for x, s, a in zip(leaves, shapes, alpha, strict=True)
+  ]
+
+
+def _selected(params, mask):
+  """The selected leaves by name; none of a tree without floating leaves."""
+  return tree.selected(params, mask)
+
+
+def _at(updates, params, mask):
+  """The incoming updates of the selected leaves."""
+  flags = tree.select(params, mask)
+  found = []
+  jax.tree.map(
+    lambda flag, u: found.append(u) if flag else None, flags, updates
+  )
+  return found
+
+
+def _add(updates, params, mask, terms):
+  """The updates plus the terms of the selected leaves, each in its dtype."""
+  terms = iter(terms)
+
+  def add(flag, u):
+    return (u + next(terms)).astype(u.dtype) if flag else u
+
+  return jax.tree.map(
+    add, tree.select(params, mask), updates, is_leaf=lambda x: x is None
+  )
+
+
+def _warn_unless_rounded():
+  """Warns, while an update is traced, where no loss has been rounded."""
+  if not rounding.has_rounded():
+    warnings.warn(
+      "backslash fits quantization steps, but nothing in this process has been"
+      " rounded to them: from `begin` on the loss must see"
+      " bs.round_through(params, bs.steps(opt_state)), or the file will lose"
+      " what the training loss does not show",
+      stacklevel=4,
     )
 
-  tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-  return tx if mask is None else optax.masked(tx, mask)
 
-
-def _every(period, count, compute, kept):
+def _every(period: int, count, compute: Callable, kept):
   """compute() in every period-th update, from the first on; else kept."""
   if isinstance(period, int) and period == 1:
     return compute()
   return jax.lax.cond(count % period == 0, compute, lambda: kept)
-
-
-def _is_floating(x):
-  return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def floating(params, values=None):
-  """The leaves of `values`, or of `params`, where params has floating ones."""
-  values = params if values is None else values
-  pairs = zip(jax.tree.leaves(values), jax.tree.leaves(params), strict=True)
-  return [v for v, x in pairs if _is_floating(x)]
 
 
 def _norms(leaves):
@@ -249,43 +329,60 @@ def _norms(leaves):
   return jnp.sqrt(jnp.stack(squares))
 
 
-def _check(lmbda, rate, shape, scope, epsilon, step, **periods):
-  """Refuses arguments out of range; arrays, which may be traced, pass."""
+def _price(rate, shape, scope, epsilon, step) -> _Price:
+  """The price, or ValueError for an argument out of its range."""
+  try:
+    rate = rates.find(rate)
+    quantize.check_step(step)
+  except ValueError as error:
+    raise ValueError(f"backslash: {error}") from None
+  if scope not in SCOPES:
+    raise ValueError(
+      f"backslash: scope must be one of {', '.join(SCOPES)}, found {scope!r}"
+    )
+  if _is_bad(shape, lambda v: ggd.MIN_SHAPE <= v <= ggd.MAX_SHAPE):
+    raise ValueError(
+      f"backslash: shape must be None or in [{ggd.MIN_SHAPE},"
+      f" {ggd.MAX_SHAPE}], found {shape!r}"
+    )
+  if _is_bad(epsilon, lambda v: 0 <= v < math.inf):
+    raise ValueError(
+      "backslash: epsilon must be None or non-negative and finite, found"
+      f" {epsilon!r}"
+    )
+  epsilon = step / 2 if epsilon is None else epsilon
+  return _Price(rate, _number(shape), scope, _number(epsilon))
 
-  def check(name, found, wanted, good):
-    if not isinstance(found, jax.Array) and not good(found):
-      raise ValueError(f"backslash: {name} must be {wanted}, found {found!r}")
 
-  def within(low, high=math.inf):
-    return lambda v: (
-      isinstance(v, int | float) and low <= v <= high and math.isfinite(v)
+def _is_bad(value, is_good) -> bool:
+  """Whether a value is out of range; None and arrays of JAX pass."""
+  return not (value is None or isinstance(value, jax.Array) or is_good(value))
+
+
+def _number(value) -> Any:
+  """A Python number; None and arrays of JAX, which may be traced, stay."""
+  if value is None or isinstance(value, jax.Array):
+    return value
+  return float(value)
+
+
+def _check_lmbda(lmbda):
+  """Refuses what is no weight; arrays, which may be traced, pass."""
+  if callable(lmbda) or isinstance(lmbda, control.Controller | jax.Array):
+    return
+  if not isinstance(lmbda, int | float | np.number) or not (
+    0 <= lmbda < math.inf
+  ):
+    raise ValueError(
+      "backslash: lmbda must be a non-negative finite number, a schedule or a"
+      f" controller, found {lmbda!r}"
     )
 
-  check(
-    "lmbda",
-    lmbda,
-    "a non-negative finite number, a schedule or a controller",
-    lambda v: callable(v) or isinstance(v, control.Controller) or within(0)(v),
-  )
-  check("rate", rate, f"one of {RATES}", RATES.__contains__)
-  check("scope", scope, f"one of {SCOPES}", SCOPES.__contains__)
-  check("step", step, "positive and finite", lambda v: within(0)(v) and v > 0)
-  check(
-    "shape",
-    shape,
-    f"None or in [{ggd.MIN_SHAPE}, {ggd.MAX_SHAPE}]",
-    lambda v: v is None or within(ggd.MIN_SHAPE, ggd.MAX_SHAPE)(v),
-  )
-  check(
-    "epsilon",
-    epsilon,
-    "None or non-negative and finite, and None for code_length",
-    lambda v: v is None or (rate != "code_length" and within(0)(v)),
-  )
-  for name, period in periods.items():
-    check(
-      name,
-      period,
-      "a positive integer",
-      lambda v: isinstance(v, int) and v >= 1,
+
+def _check_period(name, period):
+  if isinstance(period, jax.Array):
+    return
+  if not isinstance(period, int | np.integer) or period < 1:
+    raise ValueError(
+      f"backslash: {name} must be a positive integer, found {period!r}"
     )

@@ -1,95 +1,322 @@
-"""Nested containers of tensors, as JSON and as names.
+"""Names and selection: which leaf is called what, and which leaves are meant.
 
-A leaf's name is its keys joined by "/": `layers/0/kernel`. The JSON keeps what
-the names do not: whether a level is a dict, a list or a tuple, and its keys.
+A leaf's name is its keys joined by "/", as in "encoder/layer_0/kernel". Every
+function of the library that works on some leaves of a tree takes a `mask`:
+
+- `matrices`, the default: weight matrices, see there;
+- None: every floating leaf;
+- glob patterns of names, one or a sequence: "*/kernel", ["embed*", "head/*"];
+- a tree of bool with the structure of the parameters, or a prefix of it;
+- a callable from the parameters to any of the above.
+
+Nothing here needs JAX. Where it is imported, trees are JAX's pytrees; otherwise
+they are nested dicts, lists and tuples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import fnmatch
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 
-def describe(tree) -> tuple[object, list[tuple[str, Any]]]:
-  """The structure of `tree` as JSON, and its (name, leaf) pairs in order.
+Mask = Any | Callable[[Any], Any] | str | Iterable[str] | None
 
-  In the JSON a leaf is 0, an absent one null, a dict with string keys an
-  object, and any other container a list that opens with its kind.
+# What is not a weight although it may have two axes, by the last key: biases
+# and scales of attention heads or of stacked layers, scales of quantization.
+_VECTORS = re.compile(r"(?:.*_)?(?:bias(?:es)?|scales?)(?:_.*)?|beta|gamma")
+
+
+class _Default:
+  """Stands for `matrices` as the default of an optax factory.
+
+  `optax.inject_hyperparams` would take a callable default for a schedule.
+  """
+
+  def __repr__(self):
+    return "bs.matrices"
+
+
+DEFAULT = _Default()
+
+
+def name_of(path: Iterable[Any]) -> str:
+  """The name of a leaf at a path of keys."""
+  return "/".join(str(key) for key in path)
+
+
+def named_leaves(params: Any) -> list[tuple[str, Any]]:
+  """(name, leaf) of every leaf, in the order of `jax.tree.leaves`.
+
+  A variable of Flax NNX counts as its value and adds nothing to the name.
+  """
+  return [(name_of(path), leaf) for path, leaf in _leaves(params)]
+
+
+def names(params: Any) -> list[str]:
+  """The name of every leaf, in the order of `jax.tree.leaves`."""
+  return [name for name, _ in named_leaves(params)]
+
+
+def map_named(function: Callable[[str, Any], Any], params: Any) -> Any:
+  """The same tree with function(name, leaf) in the place of each leaf."""
+  values = [function(name, leaf) for name, leaf in named_leaves(params)]
+  return _unflatten(params, values)
+
+
+def matrices(params: Any) -> Any:
+  """The default mask: floating leaves with two or more axes that are weights.
+
+  Biases and scales are left out whatever their number of axes: the bias of an
+  attention layer of Flax has the axes [heads, head_dim], and those of stacked
+  layers have the layers in front. They are recognized by the last part of
+  their name: "bias", "scale", "query_bias", "weight_scale_inv", "beta"
+  or "gamma".
+
+  Args:
+    params: a tree of arrays, or of anything with a shape and a dtype.
+
+  Returns:
+    A tree of bool with the structure of params.
+  """
+
+  def is_matrix(name, x):
+    last = re.split(r"[/.]", name)[-1]
+    return len(x.shape) >= 2 and is_float(x) and not _VECTORS.fullmatch(last)
+
+  return map_named(is_matrix, params)
+
+
+def select(params: Any, mask: Mask = matrices) -> Any:
+  """The tree of bool that a mask means for params.
+
+  Args:
+    params: a tree of arrays.
+    mask: see the module.
 
   Raises:
-    TypeError: for a container or a key that a file cannot keep.
-    ValueError: if two leaves have one name.
+    ValueError: a pattern matches no floating leaf, a tree has another
+      structure, or what is selected is not floating.
   """
-  leaves: list[tuple[str, Any]] = []
-  structure = _describe(tree, (), leaves)
-  names = set()
-  for name, _ in leaves:
-    if name in names:
-      raise ValueError(f"two tensors are named {name!r}: rename one")
-    names.add(name)
-  return structure, leaves
+  flags = iter(_flags(params, mask))
+  return _unflatten(params, [next(flags) for _ in _leaves(params)])
 
 
-def names(structure: object) -> Iterator[str]:
-  """The leaves' names in order; ValueError if `structure` is malformed."""
-  found: list[str] = []
-  _build(structure, (), lambda name: found.append(name))
-  return iter(found)
+def selected(params: Any, mask: Mask = matrices) -> dict[str, Any]:
+  """The selected leaves by name, in the order of `jax.tree.leaves`.
 
+  Args:
+    params: a tree of arrays.
+    mask: see the module.
 
-def rebuild(structure: object, leaf: Callable[[str], object]):
-  """The tree again, with leaf(name) in the place of each leaf, in order."""
-  return _build(structure, (), leaf)
-
-
-def map(function: Callable, node):
-  """The same containers with function(leaf) for each leaf."""
-  if isinstance(node, Mapping):
-    return {key: map(function, child) for key, child in node.items()}
-  if type(node) in (list, tuple):
-    return type(node)([map(function, child) for child in node])
-  return None if node is None else function(node)
-
-
-def _describe(node, path: tuple, leaves: list):
-  if node is None:
-    return None
-  if isinstance(node, Mapping):
-    for key in node:
-      if not isinstance(key, str) and type(key) is not int:
-        raise TypeError(
-          f"{_name(path)!r} has the key {key!r}: keys are strings or integers"
-        )
-    children = [[k, _describe(node[k], path + (k,), leaves)] for k in node]
-    if all(isinstance(key, str) for key in node):
-      return dict(children)
-    return ["dict", *children]
-  if type(node) in (list, tuple):
-    children = [_describe(c, path + (i,), leaves) for i, c in enumerate(node)]
-    return [type(node).__name__, *children]
-  if not hasattr(node, "dtype") or not hasattr(node, "shape"):
-    raise TypeError(
-      f"{_name(path)!r} is a {type(node).__name__}: a tree is made of dicts, "
-      "lists and tuples of arrays"
+  Raises:
+    ValueError: as `select`; if the mask selects nothing of a tree that has
+      floating leaves; if two selected leaves have one name.
+  """
+  leaves = named_leaves(params)
+  flags = _flags(params, mask)
+  found = [pair for pair, flag in zip(leaves, flags, strict=True) if flag]
+  floating = [name for name, x in leaves if is_float(x)]
+  if floating and not found:
+    raise ValueError(
+      f"mask selects none of {_some(floating)}; mask=None selects all floating"
+      " leaves"
     )
-  leaves.append((_name(path), node))
-  return 0
+  by_name = dict(found)
+  if len(by_name) < len(found):
+    every = [name for name, _ in found]
+    twice = next(name for name in every if every.count(name) > 1)
+    raise ValueError(f"two leaves are named {twice!r}: rename one of them")
+  return by_name
 
 
-def _build(node, path: tuple, leaf: Callable):
+def keep(params: Any, mask: Mask = matrices) -> Any:
+  """params with None in the place of every leaf that is not selected."""
+  flags = _flags(params, mask)
+  leaves = [leaf for _, leaf in _leaves(params)]
+  return _unflatten(
+    params,
+    [x if flag else None for x, flag in zip(leaves, flags, strict=True)],
+  )
+
+
+def is_float(x: Any) -> bool:
+  """Whether x has a real floating dtype; bfloat16 and float8 are such."""
+  return is_floating(x.dtype) if hasattr(x, "dtype") else isinstance(x, float)
+
+
+def is_floating(dtype: Any) -> bool:
+  """Whether a dtype is one of real floating numbers."""
+  # Keys of jax.random have a dtype that NumPy does not know.
+  return "float" in str(getattr(dtype, "name", dtype))
+
+
+def _flags(params, mask) -> list[bool]:
+  """A bool for each leaf, checked."""
+  leaves = named_leaves(params)
+  if mask is DEFAULT:
+    mask = matrices
+  if mask is None:
+    return [is_float(x) for _, x in leaves]
+  if isinstance(mask, str):
+    mask = [mask]
+  if _is_patterns(mask):
+    return _matches(leaves, list(mask))
+  if not _is_tree_of_bool(mask):
+    if not callable(mask):
+      raise ValueError(
+        f"mask is {mask!r}: wanted bs.matrices, None, glob patterns of names, a"
+        " tree of bool, or a callable that makes one of these of params"
+      )
+    return _flags(params, mask(params))
+  flags = _broadcast(mask, params)
+  for (name, x), flag in zip(leaves, flags, strict=True):
+    if flag and not is_float(x):
+      raise ValueError(
+        f"mask selects {name!r} of dtype {getattr(x, 'dtype', type(x))}: only"
+        " floating leaves can be; mask=None selects all of those"
+      )
+  return flags
+
+
+def _matches(leaves, patterns: list[str]) -> list[bool]:
+  """Which floating leaves match one of the patterns."""
+  floating = [name for name, x in leaves if is_float(x)]
+  chosen: set[str] = set()
+  for pattern in patterns:
+    found = [pattern] if pattern in floating else None
+    found = found or fnmatch.filter(floating, pattern)
+    if not found:
+      raise ValueError(
+        f"mask: no floating leaf matches {pattern!r}; there are"
+        f" {_some(floating)}"
+      )
+    chosen.update(found)
+  return [name in chosen and is_float(x) for name, x in leaves]
+
+
+def _is_patterns(mask) -> bool:
+  return isinstance(mask, (list, tuple, set, frozenset)) and all(
+    isinstance(item, str) for item in mask
+  )
+
+
+def _is_bool(x) -> bool:
+  return isinstance(x, (bool, np.bool_)) or (
+    getattr(x, "dtype", None) == np.bool_ and not getattr(x, "shape", None)
+  )
+
+
+def _is_tree_of_bool(mask) -> bool:
+  leaves = [leaf for _, leaf in _leaves(mask)]
+  # An Equinox module is callable and a tree: it is taken for what it holds.
+  return all(map(_is_bool, leaves)) and not (not leaves and callable(mask))
+
+
+def _broadcast(mask, params) -> list[bool]:
+  """The bools of a mask that has params' structure, or is a prefix of it."""
+  try:
+    if jax := sys.modules.get("jax"):
+      spread = jax.tree.map(
+        lambda flag, part: jax.tree.map(lambda _: bool(flag), part),
+        mask,
+        params,
+      )
+      return jax.tree.leaves(spread)
+    return _spread(mask, params)
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      "mask is a tree of bool with another structure than params"
+    ) from error
+
+
+def _spread(mask, params) -> list[bool]:
+  if _is_bool(mask):
+    return [bool(mask) for _ in _plain_leaves(params, ())]
+  pairs, others = dict(_children(mask) or ()), dict(_children(params) or ())
+  if pairs.keys() != others.keys():
+    raise ValueError
+  return [flag for key in others for flag in _spread(pairs[key], others[key])]
+
+
+def _some(found: list[str]) -> str:
+  shown = ", ".join(repr(name) for name in found[:4])
+  return shown + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+
+
+def _leaves(params) -> list[tuple[tuple[Any, ...], Any]]:
+  """(keys, leaf) of every leaf."""
+  jax = sys.modules.get("jax")
+  if jax is None:
+    return _plain_leaves(params, ())
+  found = []
+  for path, node in jax.tree.leaves_with_path(params, is_leaf=_is_variable):
+    keys = tuple(map(_key, path))
+    if _is_variable(node):
+      found += [
+        (keys + tuple(map(_key, inner[1:])), leaf)
+        for inner, leaf in jax.tree.leaves_with_path(node)
+      ]
+    else:
+      found.append((keys, node))
+  return found
+
+
+def _is_variable(node) -> bool:
+  nnx = sys.modules.get("flax.nnx")
+  return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def value_of(x: Any) -> Any:
+  """The array of a variable of Flax NNX; another array as it is."""
+  return x[...] if _is_variable(x) else x
+
+
+def _key(entry):
+  """What an entry of a key path of JAX says."""
+  for field in ("key", "idx", "name"):
+    if hasattr(entry, field):
+      return getattr(entry, field)
+  return entry
+
+
+def _plain_leaves(node, path):
+  if node is None:
+    return []
+  children = _children(node)
+  if children is None:
+    return [(path, node)]
+  return [
+    leaf
+    for key, child in children
+    for leaf in _plain_leaves(child, (*path, key))
+  ]
+
+
+def _children(node):
+  """(key, child) of a container in the order of JAX's leaves, or None."""
+  if isinstance(node, Mapping):
+    return [(key, node[key]) for key in sorted(node)]
+  if isinstance(node, (list, tuple)):
+    return list(enumerate(node))
+  return None
+
+
+def _unflatten(params, values: list) -> Any:
+  """The tree of params with other leaves."""
+  if jax := sys.modules.get("jax"):
+    return jax.tree.unflatten(jax.tree.structure(params), values)
+  return _rebuild(params, iter(values))
+
+
+def _rebuild(node, values):
   if node is None:
     return None
-  if node == 0 and type(node) is int:
-    return leaf(_name(path))
-  if isinstance(node, dict):
-    return {k: _build(child, path + (k,), leaf) for k, child in node.items()}
-  if isinstance(node, list) and node:
-    kind, *children = node
-    if kind == "dict":
-      return {k: _build(child, path + (k,), leaf) for k, child in children}
-    if kind in ("list", "tuple"):
-      made = [_build(c, path + (i,), leaf) for i, c in enumerate(children)]
-      return made if kind == "list" else tuple(made)
-  raise ValueError("a tree that is neither leaf, dict, list nor tuple")
-
-
-def _name(path: tuple) -> str:
-  return "/".join(str(key) for key in path)
+  if isinstance(node, Mapping):
+    made = {key: _rebuild(node[key], values) for key in sorted(node)}
+    return {key: made[key] for key in node}
+  if isinstance(node, (list, tuple)):
+    made = [_rebuild(child, values) for child in node]
+    return made if isinstance(node, list) else tuple(made)
+  return next(values)

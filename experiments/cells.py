@@ -193,7 +193,7 @@ def _keep(path, trained):
   """Writes the trained parameters, exactly; process 0 does it for all."""
   if distributed.is_main():
     try:
-      bs.save(path, trained, select=())
+      bs.save(path, trained, step=None, mask=())
     except OSError as error:
       raise settings.UserError(
         f"cannot write {path}: {error.strerror or error}"

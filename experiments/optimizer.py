@@ -38,14 +38,13 @@ def create(
     sharding: of the parameters, a tree of NamedSharding; see `bs.backslash`.
   """
   optimizer, rate, prune = config.optimizer, config.rate, config.prune
-  rate_term = _rate_term(rate, sharding)
+  rate_term = _rate_term(config, sharding)
 
   def rate_at(placement):
     return rate_term if rate.placement == placement else []
 
   chain = [
     optax.clip_by_global_norm(optimizer.clip_norm),
-    *_fitted_steps(config, sharding),
     *rate_at("coupled"),
     _preconditioner(optimizer),
     *rate_at("decoupled"),
@@ -65,18 +64,16 @@ def create(
   return structure.clear_moments(optax.chain(*chain))
 
 
-def _fitted_steps(config, sharding):
-  """The choice of quantization steps, a list of at most one transformation."""
-  if config.round_bits is None:
+def _rate_term(config, sharding):
+  """The rate term and the choice of steps, in a list; [] without either."""
+  lmbda, bits = _controller(config.rate), config.round_bits
+  if lmbda is None and bits is None:
     return []
-  begin = max(config.round_begin_update, 1)
-  return [bs.fit_steps(config.round_bits, begin=begin, sharding=sharding)]
-
-
-def _rate_term(rate, sharding):
-  """The rate term, a list of at most one transformation."""
-  controller = _controller(rate)
-  return [] if controller is None else [_backslash(rate, controller, sharding)]
+  step = config.rate.step
+  if bits is not None:
+    begin = max(config.round_begin_update, 1)
+    step = bs.fit_steps(bits, begin=begin, step=step)
+  return [_backslash(config.rate, lmbda or 0.0, step, sharding)]
 
 
 def _preconditioner(optimizer):
@@ -133,26 +130,28 @@ def rate_metrics(
   at the others. A target adds "unmet", see `bs.target_rate`.
   """
   if optax.tree.get(opt_state, "bits") is None:
-    meter = _backslash(config.rate, 0.0)
+    meter = _backslash(config.rate, 0.0, config.rate.step)
     state = meter.init(params)
-    shape = optax.tree.get(state, "shape")
-    unknown = jnp.full_like(shape, jnp.nan), jnp.full([], jnp.nan)
+    unknown = jnp.full([], jnp.nan), jnp.full([], jnp.nan)
     is_logged = (update == 1) | (update % config.log_every == 0)
 
     def measure():
       _, measured = meter.update(params, state, params)
-      return tuple(optax.tree.get(measured, k) for k in ("shape", "bits"))
+      shape, bits = (
+        optax.tree.get(measured, name) for name in ("rate_shape", "bits")
+      )
+      return jnp.mean(shape), bits
 
     nu, bits = jax.lax.cond(
       is_logged | (update == config.total_updates), measure, lambda: unknown
     )
-    values = {"nu": jnp.mean(nu), "bits": bits, "lmbda": jnp.zeros([])}
-    return values | _group_metrics(opt_state)
-  values = {
-    "nu": jnp.mean(optax.tree.get(opt_state, "shape")),
-    "bits": optax.tree.get(opt_state, "bits"),
-    "lmbda": optax.tree.get(opt_state, "lmbda"),
-  }
+    values = {"nu": nu, "bits": bits, "lmbda": jnp.zeros([])}
+  else:
+    values = {
+      "nu": jnp.mean(optax.tree.get(opt_state, "rate_shape")),
+      "bits": optax.tree.get(opt_state, "bits"),
+      "lmbda": optax.tree.get(opt_state, "lmbda"),
+    }
   if config.rate.target is not None:
     unmet = optax.tree.get(opt_state, "unmet")
     values["unmet"] = unmet.astype(jnp.float32)
@@ -187,14 +186,14 @@ def _controller(rate):
   return controller._replace(update=update)
 
 
-def _backslash(rate, lmbda, sharding=None):
+def _backslash(rate, lmbda, step, sharding=None):
   return bs.backslash(
     lmbda,
     rate=rate.rate,
     shape=rate.shape,
     scope=rate.scope,
     epsilon=rate.epsilon,
-    step=rate.step,
+    step=step,
     mask={"matrices": bs.matrices, "all": None}[rate.mask],
     update_every=rate.update_every,
     sharding=sharding,

@@ -96,8 +96,8 @@ def _histogram(runs):
   figure, axes = _subplots(len(runs))
   for axis, (name, run) in zip(axes, runs.items(), strict=True):
     x = np.concatenate([np.ravel(m) for m in evaluate.matrices(run.params)])
-    moments = bs.moments(jnp.asarray(x))
-    nu = bs.shape_parameter(moments)
+    moments = bs.moments.moments(jnp.asarray(x))
+    nu = bs.moments.shape_parameter(moments)
     alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
     limit = max(float(np.quantile(np.abs(x), 0.999)), 1e-6)
     axis.hist(x, np.linspace(-limit, limit, 201), density=True, alpha=0.5)

@@ -267,13 +267,13 @@ def _conflicts(config):
       f"config.model.size is {model.size!r} and config.model.weights is"
       f" {model.weights!r}, wanted one of them at most: the weights have a size"
     )
-  rate = config.rate
-  has_rate = bool(rate.lmbda or rate.balance or rate.target)
-  if config.round_bits and has_rate and rate.placement != "coupled":
-    problems.append(
-      f"config.rate.placement is {rate.placement!r}, wanted 'coupled' with"
+  if config.round_bits is not None:
+    problems += [
+      f"config.rate.{f} is {config.rate[f]!r}, wanted {wanted!r} with"
       " config.round_bits"
-    )
+      for f, wanted in (("placement", "coupled"), ("mask", "matrices"))
+      if config.rate[f] != wanted
+    ]
   return problems
 
 

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from backslash_jax import rounding
+from backslash_jax import tree
 from experiments import settings
 
 AXES = ("data", "fsdp", "tensor")
@@ -94,15 +94,15 @@ def parameters(params: Any, mesh: Mesh) -> Any:
   problems: list[str] = []
   shardings = [
     NamedSharding(mesh, _spec(name, x.shape, mesh, problems))
-    for name, x in zip(rounding.names(params), leaves, strict=True)
+    for name, x in zip(tree.names(params), leaves, strict=True)
   ]
   if problems:
     raise settings.UserError("\n".join(problems))
   return treedef.unflatten(shardings)
 
 
-def like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-  """Shardings of a tree that holds copies of params, as optimizer state does.
+def like(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of a state that holds copies of params, as an optimizer's does.
 
   A leaf whose path ends with that of a parameter of the same shape gets the
   parameter's sharding; all others are replicated.
@@ -120,7 +120,7 @@ def like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
         return known[path[i:], x.shape]
     return NamedSharding(mesh, PartitionSpec())
 
-  return jax.tree.map_with_path(leaf, tree)
+  return jax.tree.map_with_path(leaf, state)
 
 
 def _spec(name, shape, mesh, problems):

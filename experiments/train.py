@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from backslash_jax import rounding
+from backslash_jax import tree
 from experiments import (
   checkpoint,
   data,
@@ -55,7 +55,7 @@ def train(
     StoppedError: a signal stopped it, after a checkpoint.
   """
   total = config.total_updates
-  names = rounding.names(params)
+  names = tree.names(params)
   state, update_fn = _compile(config, forward, params, mesh)
   batches, shard = _batches(config, mesh)
   with contextlib.ExitStack() as stack:

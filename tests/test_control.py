@@ -16,32 +16,24 @@ def _norm(tree):
   return float(optax.tree.norm(tree))
 
 
-@pytest.mark.parametrize("scope", ["model", "tensor"])
 @pytest.mark.parametrize("rate", ["dggr", "bits"])
-def test_balance_makes_the_rate_pull_that_fraction(scope, rate):
+def test_balance_makes_the_rate_pull_that_fraction(rate):
   key = jax.random.key(0)
   params = {"a": jax.random.normal(key, (30, 20)), "b": jnp.ones((4, 5))}
   grads = jax.tree.map(lambda x: 0.3 * x + 1.0, params)
-  tx = bs.backslash(bs.gradient_balance(0.25, scope=scope), rate=rate)
-  updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+  tx = bs.backslash(bs.gradient_balance(0.25), rate=rate)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
   added = jax.tree.map(jnp.subtract, updates, grads)
-  if scope == "model":
-    np.testing.assert_allclose(_norm(added), 0.25 * _norm(grads), rtol=1e-3)
-  else:
-    for name in params:
-      expected = 0.25 * _norm(grads[name])
-      np.testing.assert_allclose(_norm(added[name]), expected, rtol=1e-3)
-    assert optax.tree.get(state, "lmbda").shape == (2,)
+  np.testing.assert_allclose(_norm(added), 0.25 * _norm(grads), rtol=1e-3)
 
 
 def test_balance_without_a_task_gradient_adds_nothing():
   params = {"a": jnp.ones((3, 3)), "zero": jnp.zeros((2, 2))}
   zeros = jax.tree.map(jnp.zeros_like, params)
-  for scope in ("model", "tensor"):
-    tx = bs.backslash(bs.gradient_balance(0.5, scope=scope))
-    updates, state = jax.jit(tx.update)(zeros, tx.init(params), params)
-    assert not np.any(optax.tree.get(state, "lmbda"))
-    assert not any(np.any(u) for u in jax.tree.leaves(updates))
+  tx = bs.backslash(bs.gradient_balance(0.5))
+  updates, state = jax.jit(tx.update)(zeros, tx.init(params), params)
+  assert not np.any(optax.tree.get(state, "lmbda"))
+  assert not any(np.any(u) for u in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize(
@@ -129,8 +121,6 @@ def test_impossible_targets_are_refused(bits):
 def test_impossible_fractions_are_refused(fraction):
   with pytest.raises(ValueError, match="fraction must be non-negative"):
     bs.gradient_balance(fraction)
-  with pytest.raises(ValueError, match="scope must be one of"):
-    bs.gradient_balance(1.0, scope="layer")
 
 
 def test_the_recommended_recipe_is_a_target_for_the_l1_norm_of_the_matrices():
@@ -150,8 +140,8 @@ def test_the_recommended_recipe_is_a_target_for_the_l1_norm_of_the_matrices():
   assert np.any(other["w"] != grads["w"])
   with pytest.raises(ValueError, match="bits must be in"):
     bs.recommended(bits=0.0)
-  with pytest.raises(ValueError, match="scope"):
-    bs.recommended(bits=1.0, scope="layer")
+  with pytest.raises(ValueError, match="limit=0 leaves out the rate"):
+    bs.recommended(bits=1.0, limit=0)
 
 
 def test_the_table_of_targets_marks_what_was_out_of_reach(

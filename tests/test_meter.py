@@ -1,9 +1,12 @@
 """The meter against the empirical entropy of the integers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
 from backslash_jax import meter
@@ -72,3 +75,25 @@ def test_bits_per_parameter_weighs_the_tensors_by_their_sizes():
   wanted = _empirical(params["a"], 0.1) / 2
   np.testing.assert_allclose(got, wanted, rtol=0.02)
   assert float(meter.bits_per_parameter({}, 0.1)) == 0.0
+
+
+@pytest.mark.parametrize("period", [2, 4, 64])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_no_period_misleads_the_sample(period, axis):
+  shape = (2048, 1024)
+  place = jnp.arange(shape[axis])
+  scale = jnp.where(place % period == 0, 0.2, 0.005)
+  x = jax.random.normal(KEY, shape) * jnp.expand_dims(scale, 1 - axis)
+  wanted = _empirical(x, 2**-8)
+  np.testing.assert_allclose(ENTROPY(x, 2**-8), wanted, rtol=0.02)
+
+
+@pytest.mark.parametrize("spec", [("d", None), (None, "d")])
+def test_what_is_sampled_leaves_no_device(spec):
+  mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+  sharding = NamedSharding(mesh, PartitionSpec(*spec))
+  x = jax.ShapeDtypeStruct((2048, 2048), jnp.float32, sharding=sharding)
+  program = ENTROPY.lower(x, 0.1).compile().as_text()
+  found = re.findall(r"= (\S+) (?:all-|collective|reduce-scatter)", program)
+  sizes = [re.findall(r"\[([\d,]*)\]", shape)[0] for shape in found]
+  assert all(size == "" or int(size) <= 128 for size in sizes), found

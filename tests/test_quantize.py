@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backslash_jax import archive, meter, quantize
-from backslash_jax.coding import rans
+from backslash_jax.coding import fit, rans
 
 
 def _weights(*shape, seed=0):
@@ -83,7 +83,7 @@ def test_mu_zero_is_rounding_and_more_mu_is_fewer_bits():
   x = _weights(200, 200)
   levels = [quantize.rate_distortion(x, 0.05, mu) for mu in (0, 0.05, 0.2, 0.5)]
   np.testing.assert_array_equal(levels[0], quantize.quantize(x, 0.05))
-  bits = [rans.code_length(q, rans.fit(q)) for q in levels]
+  bits = [rans.code_length(q, fit.fit(q)) for q in levels]
   assert bits == sorted(bits, reverse=True)
   for q in levels:
     assert np.abs(q * 0.05 - x).max() <= 0.05

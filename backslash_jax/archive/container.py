@@ -1,9 +1,10 @@
 """The bytes of a coded model file: a safetensors file of two uint8 tensors.
 
-`payload` is the chunks end to end, `index` the compressed JSON that describes
-them. The header is a fixed function of five values, so a reader rebuilds it and
-compares: together with the index's checksum and one per chunk, every byte of
-the file is covered. See docs/format.md.
+`payload` is the concatenated chunks, `index` is the compressed JSON that
+describes them. The header depends only on the format's version, two sizes and
+the index's checksum, so a reader builds it again and compares. The index and
+every chunk have a checksum, so every byte of the file is checked. See
+docs/format.md.
 """
 
 import json
@@ -11,9 +12,12 @@ import os
 import threading
 import zlib
 
+from backslash_jax.archive import atomic
+
 VERSION = 1
 HEADER_SIZE = 256
 MAX_INDEX_RATIO = 64
+_MAX_SIZE = 1 << 53  # Bytes; integers up to it are exact in any JSON parser.
 
 
 class ArchiveError(Exception):
@@ -21,35 +25,32 @@ class ArchiveError(Exception):
 
 
 class Writer:
-  """Writes chunks, then the index; the file appears whole or not at all."""
+  """Writes chunks, then the index.
+
+  A context manager. The file appears whole when the block ends, or not at all
+  if it raises. OSError as from atomic.replacing.
+  """
 
   def __init__(self, path: str | os.PathLike):
-    self._path = os.fspath(path)
-    self._temporary = f"{self._path}.{os.getpid()}.tmp"
+    self._context = atomic.replacing(path)
 
   def __enter__(self):
-    self._file = open(self._temporary, "wb")
+    self._file = self._context.__enter__()
     self._file.write(bytes(HEADER_SIZE))
     self._size = 0
-    self._done = False
     return self
 
   def __exit__(self, *exception):
-    self._file.close()
-    if self._done:
-      os.replace(self._temporary, self._path)
-      _sync_directory(self._path)
-    else:
-      os.remove(self._temporary)
+    return self._context.__exit__(*exception)
 
   def chunk(self, data: bytes) -> list[int]:
-    """Appends a chunk; its size in bytes and checksum."""
+    """Appends a chunk and returns [size in bytes, checksum]."""
     self._file.write(data)
     self._size += len(data)
     return [len(data), zlib.crc32(data)]
 
   def finish(self, index: object) -> None:
-    """Writes the index and the header, and flushes the file to the disk."""
+    """Writes the index, of JSON types, and the header; must be called last."""
     text = json.dumps(index, separators=(",", ":"), allow_nan=False).encode()
     data = zlib.compress(text, 9)
     if len(text) > MAX_INDEX_RATIO * len(data):
@@ -57,17 +58,18 @@ class Writer:
     self._file.write(data)
     self._file.seek(0)
     self._file.write(_header(self._size, len(data), zlib.crc32(data)))
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    self._done = True
 
 
 class Reader:
-  """Reads and checks the header and the index; chunks on demand.
+  """Reads and checks the header and the index, and chunks on demand.
+
+  A context manager. Entering raises ArchiveError if the header or the index is
+  damaged; `index` is what the JSON parser returned and not checked further.
 
   Attributes:
-    path: the file's name, for messages.
-    size: its bytes.
+    path: of the file.
+    size: of the file, in bytes.
+    payload_size: of the payload, in bytes.
     index: the parsed JSON.
   """
 
@@ -88,10 +90,15 @@ class Reader:
     self._file.close()
 
   def error(self, message: str) -> ArchiveError:
+    """An ArchiveError that names the file."""
     return ArchiveError(f"{self.path}: {message}")
 
   def chunk(self, offset: int, size: int, checksum: int) -> bytes:
-    """The chunk at `offset` of the payload, verified."""
+    """The `size` bytes at `offset` of the payload.
+
+    Raises:
+      ArchiveError: if there are fewer, or their checksum is another one.
+    """
     if offset + size > self.payload_size:
       raise self.error("a chunk lies beyond the end of the payload")
     with self._lock:
@@ -126,7 +133,7 @@ class Reader:
 
 
 def _header(payload: int, index: int, checksum: int) -> bytes:
-  """The first HEADER_SIZE bytes of the file: length, JSON, spaces."""
+  """The first HEADER_SIZE bytes of the file: a length, JSON and spaces."""
   entries = {
     "__metadata__": {
       "backslash_jax": str(VERSION),
@@ -138,7 +145,7 @@ def _header(payload: int, index: int, checksum: int) -> bytes:
   text = json.dumps(entries, separators=(",", ":")).encode()
   room = HEADER_SIZE - 8
   if len(text) > room:
-    raise ValueError(f"a payload of {payload} bytes is more than a file holds")
+    raise ValueError(f"a payload of {payload} bytes is too large for a file")
   return room.to_bytes(8, "little") + text.ljust(room)
 
 
@@ -147,13 +154,13 @@ def _entry(start: int, stop: int) -> dict:
 
 
 def _parse_header(reader: Reader, header: bytes) -> tuple[int, int, int]:
-  """The payload's and the index's bytes, and the index's checksum."""
+  """The sizes of the payload and of the index, and the index's checksum."""
   try:
     fields = json.loads(header[8:])
     metadata = fields["__metadata__"]
     version = metadata["backslash_jax"]
     checksum = int(metadata["index_crc32"], 16)
-    payload, index = (int(fields[k]["shape"][0]) for k in ("payload", "index"))
+    payload, index = (fields[k]["shape"][0] for k in ("payload", "index"))
   except (ValueError, LookupError, TypeError, RecursionError):
     raise reader.error(
       "not a coded model file of backslash_jax, or one with a damaged header"
@@ -163,21 +170,9 @@ def _parse_header(reader: Reader, header: bytes) -> tuple[int, int, int]:
       f"format version {version!r}, and this library reads {VERSION}: "
       "update backslash_jax"
     )
-  sizes = (payload, index, checksum)
-  if min(sizes) < 0 or max(sizes) > 2**53 or header != _header(*sizes):
+  for size in (payload, index, checksum):
+    if type(size) is not int or not 0 <= size <= _MAX_SIZE:
+      raise reader.error("the header is damaged")
+  if header != _header(payload, index, checksum):
     raise reader.error("the header is damaged")
-  return sizes
-
-
-def _sync_directory(path: str) -> None:
-  """Makes the rename itself durable, where the platform can."""
-  try:
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-  except OSError:
-    return
-  try:
-    os.fsync(descriptor)
-  except OSError:
-    pass
-  finally:
-    os.close(descriptor)
+  return payload, index, checksum

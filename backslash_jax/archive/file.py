@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from backslash_jax import selection, tree
-from backslash_jax.archive import container, index, packing
+from backslash_jax import quantize, tree
+from backslash_jax.archive import container, index, nesting, packing
 from backslash_jax.archive.index import Entry
 from backslash_jax.coding import coders
 
@@ -67,9 +67,9 @@ def save(
   path: str | os.PathLike,
   params,
   *,
-  step: float | Mapping[str, float] = 2**-8,
+  step: float | Mapping[str, float] | None,
+  mask: tree.Mask = tree.matrices,
   coder: str = "rans",
-  select=None,
   mu: float = 0.0,
   progress: Callable[[int], object] | None = None,
 ) -> Report:
@@ -78,13 +78,13 @@ def save(
   Args:
     path: the file; an existing one is replaced.
     params: nested dicts, lists and tuples of arrays, NumPy's or JAX's.
-    step: distance of the quantizer's levels, or one for each selected name.
+    step: quantization step: a number, or steps by name, as `bs.steps` gives
+      them. None stores everything exactly.
+    mask: the tensors that are quantized, see `bs.matrices`; with steps by name
+      the default means those that are named. The rest is stored exactly.
     coder: one of CODERS.
-    select: what is quantized: None for the floating tensors of two or more
-      dimensions, a tree of bools or a callable from `params` to one, or name
-      patterns as of a shell ("*/kernel"). The rest is stored exactly.
-    mu: what a bit may cost in squared error, in squares of the step: 0 rounds
-      to nearest, see quantize.rate_distortion.
+    mu: extra squared error, in step^2, accepted per bit saved: 0 rounds to
+      nearest, see quantize.rate_distortion.
     progress: called with the number of parameters that each chunk has added.
 
   Raises:
@@ -93,13 +93,14 @@ def save(
   """
   if coder not in CODERS:
     raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
-  structure, leaves = tree.describe(params)
-  chosen = selection.selected(params, leaves, select)
+  structure, leaves = nesting.describe(params)
+  dtypes = {name: _dtype(name, leaf) for name, leaf in leaves}
+  steps = {} if step is None else quantize.steps_by_name(params, step, mask)
   entries = []
   for name, leaf in leaves:
-    own = _step_of(name, step) if name in chosen else None
+    own = _step_of(name, steps[name]) if name in steps else None
     kind = index.EXACT if own is None else coder
-    entries.append(Entry(name, _dtype(name, leaf), leaf.shape, own, kind))
+    entries.append(Entry(name, dtypes[name], leaf.shape, own, kind))
   encoder = packing.Encoder([leaf for _, leaf in leaves], entries, mu)
   with container.Writer(path) as writer:
     chunks = []
@@ -159,7 +160,7 @@ def load(
         progress(index.parameters(entries, parts))
     if names is not None:
       return found
-    return tree.rebuild(structure, found.__getitem__)
+    return nesting.rebuild(structure, found.__getitem__)
 
 
 def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
@@ -199,8 +200,8 @@ def inspect(path: str | os.PathLike) -> Report:
         shape=entry.shape,
         dtype=entry.dtype.name,
         step=entry.step,
-        nu=entry.nu,
-        alpha=entry.alpha,
+        nu=entry.reported_nu,
+        alpha=entry.reported_alpha,
         coder=entry.coder,
         bits=entry.bits,
         bytes=int(size),
@@ -218,16 +219,15 @@ def _read_index(reader: container.Reader):
     raise reader.error(f"the index is invalid: {error}") from None
 
 
-def _step_of(name: str, step: float | Mapping[str, float]) -> float:
-  """The step of one tensor, checked."""
-  if isinstance(step, Mapping):
-    if name not in step:
-      raise ValueError(f"tensor {name!r} has no step: name it, or leave it out")
-    step = step[name]
-  step = float(step)
-  if not 0 < step < math.inf:
-    raise ValueError(f"tensor {name!r}: step {step} is not positive and finite")
-  return step
+def _step_of(name: str, step: Any) -> float:
+  """The step of one tensor as a number."""
+  found = float(np.asarray(step))
+  if not 0 < found < math.inf:
+    raise ValueError(
+      f"tensor {name!r}: the step is {found:g}; have the steps been chosen? See"
+      " bs.steps"
+    )
+  return found
 
 
 def _dtype(name: str, leaf) -> np.dtype:
@@ -235,7 +235,8 @@ def _dtype(name: str, leaf) -> np.dtype:
     return index.dtype_of(np.dtype(leaf.dtype).name)
   except (TypeError, ValueError):
     raise TypeError(
-      f"tensor {name!r} has dtype {leaf.dtype}: only numbers can be stored"
+      f"tensor {name!r} has dtype {leaf.dtype}: only numbers can be stored;"
+      " leave it out, as nnx.state(model, nnx.Param) leaves out random keys"
     ) from None
 
 

@@ -1,30 +1,33 @@
-"""Tensors to chunks and back, several chunks at once.
+"""Encodes tensors into chunks and decodes them, several chunks at once.
 
-What is in memory beside the tensors themselves is a few chunks per worker,
-whatever the size of the model.
+Beside the tensors, a few chunks per worker are in memory, whatever the size of
+the model.
 """
 
 import collections
 import concurrent.futures
-import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from backslash_jax import quantize
-from backslash_jax.archive import container, index
+from backslash_jax import quantize, sampling
+from backslash_jax.archive import container, index, reported
 from backslash_jax.archive.index import Entry, Part
-from backslash_jax.coding import coders, fit
+from backslash_jax.coding import coders, exact, loops
 from backslash_jax.coding.piece import Piece
 
 _BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
 
 
 class Encoder:
-  """Fits the models of `entries` and makes their chunks from the leaves.
+  """Fits the models of `entries` and encodes the leaves into chunks.
 
-  `mu` is the quantizer's, see quantize.rate_distortion.
+  Args:
+    leaves: the arrays.
+    entries: one per leaf, without models.
+    mu: squared error in step^2 accepted per bit saved, see
+      quantize.rate_distortion.
   """
 
   def __init__(self, leaves: list, entries: list[Entry], mu: float):
@@ -41,7 +44,7 @@ class Encoder:
       yield parts, data
 
   def entries(self) -> list[Entry]:
-    """The entries with their models and bits, when the chunks are made."""
+    """The entries with models and bits; complete after the last chunk."""
     return [
       entry._replace(bits=round(bits))
       for entry, bits in zip(self._entries, self._bits, strict=True)
@@ -55,11 +58,14 @@ class Encoder:
       i, start, stop = parts[0]
       rows = self._entries[i].matrix[0]
       if start == 0 and stop < rows and self._entries[i].step is not None:
-        # A tensor of many chunks has one model: rANS codes all symbols with
-        # one from evenly spaced rows, the others must have seen them all.
+        # A tensor of several chunks has one model. That of rANS is fitted to a
+        # sample of its rows, since it can code any symbols. The other coders'
+        # models are fitted to all symbols, since they can code no others.
         sample = self._entries[i].coder == "rans" and not self._constant(i)
-        stride = -(-rows // stop) if sample else 1
-        self._fit(i, self._matrix(i)[::stride], sample)
+        matrix = self._matrix(i)
+        if sample:
+          matrix = matrix[sampling.strata(rows, stop)]
+        self._fit(i, matrix, sample)
       yield parts
 
   def _encode(self, parts: list[Part]):
@@ -67,7 +73,7 @@ class Encoder:
     first = self._entries[parts[0].tensor]
     if first.step is None:
       sizes = [8.0 * array.nbytes for array in arrays]
-      return parts, coders.encode_exact(arrays), sizes
+      return parts, exact.encode(arrays), sizes
     pieces = []
     for (i, start, stop), array in zip(parts, arrays, strict=True):
       whole = (start, stop) == (0, self._entries[i].matrix[0])
@@ -89,7 +95,7 @@ class Encoder:
       raise ValueError(f"tensor {name!r}: {error}") from None
 
   def _constant(self, i: int) -> bool:
-    """Whether all of a tensor's values are equal."""
+    """Whether all values of a tensor are equal."""
     matrix = self._matrix(i)
     first = matrix[0, 0]
     rows = max(_BLOCK // matrix.shape[1], 1)
@@ -103,16 +109,21 @@ class Encoder:
     entry = self._entries[i]
     symbols = self._symbols(i, array)
     model = coders.fit(entry.coder, symbols, sample=sample)
-    nu, alpha = fit.shape_and_scale(array)
-    self._entries[i] = entry._replace(model=model, nu=nu, alpha=alpha)
+    nu, alpha = reported.shape_and_scale(array)
+    self._entries[i] = entry._replace(
+      model=model, reported_nu=nu, reported_alpha=alpha
+    )
     return symbols
 
 
 class Decoder:
-  """Makes tensors from the chunks of a file.
+  """Decodes tensors from the chunks of a file.
 
-  `rows` says which rows of a tensor's matrix are wanted: none, or a span
-  outside of which its array stays undefined.
+  Args:
+    reader: of the file.
+    entries: its tensors.
+    rows: from an entry to the (start, stop) rows of its matrix that are wanted,
+      None for no rows. All other rows of its array are undefined.
   """
 
   def __init__(
@@ -129,9 +140,15 @@ class Decoder:
   def run(
     self, chunks: list[tuple[int, int, int]]
   ) -> Iterator[tuple[list[Part], list[tuple[Entry, np.ndarray]]]]:
-    """The parts of each chunk, and the tensors that are complete with it.
+    """Yields the parts of each chunk and the tensors that it completes.
 
-    Those without elements come first, with no parts.
+    Tensors without elements come first, with no parts.
+
+    Args:
+      chunks: (offset, size, checksum) of each chunk.
+
+    Raises:
+      ArchiveError: if a chunk is damaged.
     """
     plan = zip(index.plan(self._entries), chunks, strict=True)
     tasks = [
@@ -159,10 +176,10 @@ class Decoder:
         yield parts, complete
 
   def _batches(self, tasks) -> Iterator[list]:
-    """Tasks that may be ahead of each other, all tensors of them in memory.
+    """Groups tasks whose tensors may be in memory together.
 
-    Those of a batch are no larger together than the largest one, or than what
-    the workers need to be busy.
+    The tensors of a batch are together no larger than the largest tensor of the
+    file, or than the workers need to be busy.
     """
     tensors: set[int] = set()
     room = max((entry.nbytes for entry in self._entries), default=0)
@@ -180,7 +197,7 @@ class Decoder:
     yield batch
 
   def _allocating(self, tasks) -> Iterator:
-    """The tasks; each tensor gets its array with its first one."""
+    """Yields the tasks; allocates a tensor's array at its first task."""
     for parts, chunk in tasks:
       for part in filter(self._wanted, parts):
         if part.tensor not in self._arrays:
@@ -207,7 +224,7 @@ class Decoder:
     try:
       data = self._reader.chunk(*chunk)
       if entries[0].step is None:
-        found = coders.decode_exact(
+        found = exact.decode(
           data,
           [
             (e.matrix[1] * (stop - start), e.dtype)
@@ -244,7 +261,7 @@ class Decoder:
 
 
 def in_order(function: Callable, tasks: Iterable) -> Iterator:
-  """function(task) for each, in order, computed a few tasks ahead."""
+  """Yields function(task) for each task in order, computed a few ahead."""
   workers = _workers()
   if workers == 1:
     yield from map(function, tasks)
@@ -264,7 +281,5 @@ def in_order(function: Callable, tasks: Iterable) -> Iterator:
 
 
 def _workers() -> int:
-  """Threads that pay: NumPy alone holds the interpreter's lock too often."""
-  if importlib.util.find_spec("numba") is None:
-    return 1
-  return min(os.cpu_count() or 1, 8)
+  """Number of threads; NumPy alone holds the interpreter's lock too often."""
+  return min(os.cpu_count() or 1, 8) if loops.compiled() else 1

@@ -1,18 +1,19 @@
-"""Plain safetensors files: mapped for reading, streamed for writing.
+"""Plain safetensors files: memory-mapped for reading, streamed for writing.
 
-Tensors come as they lie in the file, without a copy, and go out one by one, so
-that a model may be larger than memory. bfloat16 and float8 are ml_dtypes'.
+Reading copies nothing and writing takes one tensor at a time, so a model may be
+larger than memory. The header is parsed here, without the package safetensors,
+because its NumPy interface (0.8) does not read float8, and because it writes
+only models that are in memory as a whole.
 """
 
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
-from backslash_jax.archive import index
+from backslash_jax.archive import atomic, index
 
 _NAMES = {
   "BOOL": "bool",
@@ -33,14 +34,20 @@ _NAMES = {
   "C64": "complex64",
 }
 _CODES = {name: code for code, name in _NAMES.items()}
-_LARGEST_HEADER = 100_000_000
+_LARGEST_HEADER = 100_000_000  # Bytes, as in the package safetensors.
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The tensors of a safetensors file by name, read-only and memory-mapped.
+  """Maps the tensors of a safetensors file.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Read-only arrays by name; bfloat16 and float8 are dtypes of ml_dtypes.
 
   Raises:
-    ValueError: if the file is not one; it says why.
+    ValueError: if the file is not a safetensors file; it says why.
   """
   size = os.path.getsize(path)
   with open(path, "rb") as file:
@@ -49,12 +56,14 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       raise ValueError(f"{path}: not a safetensors file")
     try:
       header = json.loads(file.read(length))
+      if not isinstance(header, dict):
+        raise ValueError("it is not an object")
       header.pop("__metadata__", None)
       octets = np.memmap(path, np.uint8, "r") if size > 8 + length else None
       return {
         name: _view(octets, 8 + length, entry) for name, entry in header.items()
       }
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
       raise ValueError(f"{path}: a bad safetensors header: {error}") from None
 
 
@@ -67,16 +76,19 @@ def write(
 
   Args:
     path: the file; an existing one is replaced.
-    shapes: NumPy's name of the dtype and the shape of each tensor.
-    tensors: each tensor once, in any order.
+    shapes: NumPy's name of the dtype and the shape of each tensor, by name.
+    tensors: (name, tensor) pairs, each name once, in any order.
 
   Raises:
-    ValueError: if safetensors has no such dtype.
+    ValueError: if safetensors has no such dtype or name, or the tensors are
+      not those of `shapes`.
+    OSError: as atomic.replacing.
   """
   entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
   offset = 0
-  starts = {}
   for name, (dtype, shape) in shapes.items():
+    if name in entries:
+      raise ValueError(f"tensor {name!r}: safetensors reserves this name")
     if dtype not in _CODES:
       raise ValueError(f"tensor {name!r}: safetensors has no dtype {dtype}")
     stop = offset + math.prod(shape) * index.dtype_of(dtype).itemsize
@@ -85,38 +97,41 @@ def write(
       "shape": list(shape),
       "data_offsets": [offset, stop],
     }
-    starts[name], offset = offset, stop
+    offset = stop
   header = json.dumps(entries, separators=(",", ":")).encode()
   header += b" " * (-len(header) % 8)
-  temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-  try:
-    with open(temporary, "wb") as file:
-      file.write(len(header).to_bytes(8, "little") + header)
-      for name, tensor in tensors:
-        file.seek(8 + len(header) + starts[name])
-        octets = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-        file.write(octets.data)
-        del tensor, octets  # Before the next one is made.
-      file.truncate(8 + len(header) + offset)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  missing = set(shapes)
+  with atomic.replacing(path) as file:
+    file.write(len(header).to_bytes(8, "little") + header)
+    for name, tensor in tensors:
+      if name not in missing:
+        raise ValueError(f"tensor {name!r} is unknown or comes twice")
+      missing.remove(name)
+      found = (tensor.dtype.name, tensor.shape)
+      if found != (shapes[name][0], tuple(shapes[name][1])):
+        raise ValueError(f"tensor {name!r} is {found}, not {shapes[name]}")
+      file.seek(8 + len(header) + entries[name]["data_offsets"][0])
+      octets = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+      file.write(octets.data)
+      del tensor, octets  # Frees the memory before the next tensor is made.
+    if missing:
+      raise ValueError(f"tensor {min(missing)!r} is missing")
 
 
 def _view(octets: np.ndarray | None, base: int, entry: dict) -> np.ndarray:
-  """One tensor of a header, checked against the file's size."""
-  if entry["dtype"] not in _NAMES:
-    raise ValueError(f"unknown dtype {entry['dtype']!r}")
-  dtype = index.dtype_of(_NAMES[entry["dtype"]])
-  shape = tuple(int(n) for n in entry["shape"])
-  start, stop = entry["data_offsets"]
-  if (
-    min(shape, default=0) < 0
-    or start < 0
-    or (stop - start != math.prod(shape) * dtype.itemsize)
+  """One tensor of a header; ValueError if its fields are impossible."""
+  name, shape, offsets = (
+    entry[field] for field in ("dtype", "shape", "data_offsets")
+  )
+  if not isinstance(name, str) or name not in _NAMES:
+    raise ValueError(f"unknown dtype {name!r}")
+  dtype = index.dtype_of(_NAMES[name])
+  if len(shape) > index.MAX_DIMENSIONS or not all(
+    type(n) is int and n >= 0 for n in (*shape, *offsets)
   ):
+    raise ValueError("a shape or an offset that is not an integer")
+  start, stop = offsets
+  if stop - start != math.prod(shape) * dtype.itemsize:
     raise ValueError("offsets that do not fit a tensor's shape")
   if stop == start:
     return np.empty(shape, dtype)

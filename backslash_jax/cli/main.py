@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import fnmatch
 import json
-import math
 import shutil
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from backslash_jax import archive, quantize, selection
+from backslash_jax import archive, quantize, tree
 from backslash_jax.archive import plain
 from backslash_jax.cli import show
 
@@ -31,11 +30,11 @@ shards are coded one by one and its other files copied.
 """
 
 _COMPRESS = """\
-The step decides everything: half of it is the largest error of a weight. 2^-8
-is fine for most models; try coarser ones and evaluate. Floating tensors of two
-or more dimensions are quantized, the rest (norms, biases, integers) is kept bit
-for bit: --select, --exclude and --min-rank change that. --mu 0.1 gives up a
-little precision where that saves most bits.
+Weights are rounded to multiples of the step, so no weight moves by more than
+half a step. 2^-8 is fine for most models; try coarser steps and evaluate them.
+Matrices are quantized. Everything else (norms, biases, integers) is stored
+exactly: --mask and --exclude change which tensors are quantized. --mu 0.1 gives
+up a little precision where that saves the most bits.
 """
 
 _EXIT = "exit codes: 0 done, 1 a bad file or impossible value, 2 bad usage"
@@ -86,27 +85,31 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("output", type=Path, help="coded file or directory")
   sub.add_argument(
     "--step",
-    default="2^-8",
-    help="distance of the levels: 2^-8, 0.004, or absmax/127 for each "
-    "tensor's largest magnitude divided by 127 (default: %(default)s)",
+    required=True,
+    help="quantization step: 2^-8, 0.004, or absmax/127 for each tensor's "
+    "largest magnitude divided by 127",
   )
   sub.add_argument("--coder", choices=archive.CODERS, default="rans")
   sub.add_argument(
-    "--select",
+    "--mask",
     action="append",
     metavar="PATTERN",
-    help="quantize only names that match, such as '*.weight'; repeatable",
+    help="quantize the floating tensors whose names match a glob pattern, such "
+    "as '*.weight', in place of the matrices; repeatable",
   )
-  sub.add_argument("--exclude", action="append", default=[], metavar="PATTERN")
   sub.add_argument(
-    "--min-rank", type=int, default=2, help="fewest dimensions (default: 2)"
+    "--exclude",
+    action="append",
+    default=[],
+    metavar="PATTERN",
+    help="store tensors whose names match exactly; repeatable",
   )
   sub.add_argument(
     "--mu",
     type=float,
     default=0.0,
-    help="squared error, in squares of the step, that a bit is worth: 0 rounds "
-    "to nearest (default), 0.1 is a usual value",
+    help="extra squared error, in step^2, accepted per bit saved: 0 rounds to "
+    "nearest (default), 0.1 is a usual value",
   )
   sub.add_argument(
     "--report", action="store_true", help="what each coder would have cost"
@@ -127,9 +130,7 @@ def _compress(options, console) -> dict:
     params = plain.read(source)
     if not params:
       raise ValueError(f"{source}: there is no tensor in it")
-    chosen = _chosen(params, options)
-    step = _steps(options.step, {n: params[n] for n in chosen})
-    select = {name: name in chosen for name in params}
+    step = _steps(options.step, _quantized(params, options))
     total = sum(x.size for x in params.values())
     with _Bar(console, f"compress {source.name}", total) as advance:
       reports.append(
@@ -138,7 +139,6 @@ def _compress(options, console) -> dict:
           params,
           step=step,
           coder=options.coder,
-          select=select,
           mu=options.mu,
           progress=advance,
         )
@@ -151,7 +151,6 @@ def _compress(options, console) -> dict:
             params,
             step=step,
             coder=coder,
-            select=select,
             mu=options.mu,
           )
           costs[coder] += report.bytes
@@ -225,35 +224,32 @@ def _files(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
   return [(shard, target / shard.name) for shard in shards]
 
 
-def _chosen(params: dict, options) -> set[str]:
-  """The names to quantize."""
-  patterns = options.select or ["*"]
-  for pattern in [*patterns, *options.exclude]:
-    if pattern != "*" and not fnmatch.filter(params, pattern):
-      print(f"backslash-jax: no tensor matches {pattern!r}", file=sys.stderr)
-  return {
-    name
-    for name, x in params.items()
-    if x.ndim >= options.min_rank
-    and selection.is_floating(x.dtype)
-    and any(fnmatch.fnmatch(name, p) for p in patterns)
-    and not any(fnmatch.fnmatch(name, p) for p in options.exclude)
-  }
+def _quantized(params: dict, options) -> dict:
+  """The tensors to quantize by name."""
+  mask = tree.matrices if options.mask is None else options.mask
+  chosen = {n for n, flag in tree.select(params, mask).items() if flag}
+  for pattern in options.exclude:
+    found = fnmatch.filter(params, pattern)
+    if not found:
+      raise ValueError(f"--exclude: no tensor matches {pattern!r}")
+    chosen -= set(found)
+  return {name: x for name, x in params.items() if name in chosen}
 
 
-def _steps(text: str, params: dict) -> float | dict[str, float]:
-  """A step from 2^-8 or 0.004, or one per tensor from absmax/127."""
+def _steps(text: str, params: dict) -> dict[str, float]:
+  """A step for each tensor from 2^-8, 0.004 or absmax/127."""
   try:
     if text.startswith("absmax/"):
       levels = int(text.removeprefix("absmax/"))
-      return quantize.absmax_steps(params, levels, select=["*"])
+      return quantize.absmax_steps(params, levels, mask=None) if params else {}
     base, power, exponent = text.partition("^")
     step = float(base) ** float(exponent) if power else float(base)
+    quantize.check_step(step)
   except (ValueError, OverflowError, ZeroDivisionError):
-    step = math.nan
-  if not isinstance(step, float) or not 0 < step < math.inf:
-    raise ValueError(f"--step {text}: give a positive number, such as 2^-8")
-  return step
+    raise ValueError(
+      f"--step {text}: give a positive number, such as 2^-8"
+    ) from None
+  return dict.fromkeys(params, step)
 
 
 class _Bar:

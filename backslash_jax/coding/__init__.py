@@ -1,0 +1,1 @@
+"""Entropy coding of integers: rANS, Huffman and exp-Golomb, in NumPy."""

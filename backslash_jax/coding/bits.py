@@ -1,4 +1,4 @@
-"""Fields of varying width, packed into bytes from the least significant bit.
+"""Fields of varying width, packed from the least significant bit.
 
 Field i occupies bits [o_i, o_i + width_i) of the string, where o_i is the sum
 of the widths before it; bit j of the string is bit j % 8 of byte j // 8.
@@ -10,7 +10,12 @@ MAX_WIDTH = 33
 
 
 def pack(values: np.ndarray, widths: np.ndarray) -> bytes:
-  """Packs `values` (uint64, each below 2**width) into ceil(bits / 8) bytes."""
+  """Packs fields into ceil(sum of the widths / 8) bytes.
+
+  Args:
+    values: integers [n], each at least 0 and below 2**width.
+    widths: integers [n], 0 to MAX_WIDTH.
+  """
   widths = widths.astype(np.int64)
   ends = np.cumsum(widths)
   total = int(ends[-1]) if ends.size else 0
@@ -28,7 +33,15 @@ def pack(values: np.ndarray, widths: np.ndarray) -> bytes:
 
 
 def unpack(data: bytes | memoryview, widths: np.ndarray) -> np.ndarray:
-  """The uint64 fields of `data`; ValueError if it has not their exact size."""
+  """Unpacks the fields of `data`, uint64 [n].
+
+  Args:
+    data: what `pack` returned.
+    widths: integers [n], 0 to MAX_WIDTH.
+
+  Raises:
+    ValueError: if `data` is shorter or longer than the fields.
+  """
   widths = widths.astype(np.int64)
   ends = np.cumsum(widths)
   total = int(ends[-1]) if ends.size else 0

@@ -1,14 +1,14 @@
-"""The coders by name: fitting, coding several pieces as one chunk, and JSON."""
+"""The coders by name: fitting a model, coding pieces as one chunk, and JSON."""
 
 import math
+import reprlib
 import struct
-import sys
-import zlib
 from typing import Any
 
 import numpy as np
 
 from backslash_jax.coding import exp_golomb, huffman, models, rans
+from backslash_jax.coding import fit as fitting
 from backslash_jax.coding.piece import Piece
 
 NAMES = ("rans", "huffman", "exp_golomb", "exp_golomb_ranked")
@@ -16,13 +16,16 @@ _SIZE = struct.Struct("<I")
 
 
 def fit(coder: str, symbols: np.ndarray, *, sample: bool = False):
-  """The coder's best model of int32 `symbols`.
+  """The coder's model of fewest bits for int32 `symbols`.
 
-  With `sample` the model will meet other symbols too.
+  Args:
+    coder: one of NAMES.
+    symbols: of any shape; its last axis is the columns of rANS's matrix.
+    sample: whether the model of rANS must be able to code other symbols, too.
   """
   match coder:
     case "rans":
-      return rans.fit(symbols, sample=sample)
+      return fitting.fit(symbols, sample=sample)
     case "huffman":
       return huffman.fit(symbols)
     case _:
@@ -30,7 +33,14 @@ def fit(coder: str, symbols: np.ndarray, *, sample: bool = False):
 
 
 def encode(coder: str, pieces: list) -> tuple[bytes, list[float]]:
-  """A chunk of (matrix of symbols, model) pairs, and the bits of each."""
+  """Encodes (int32 matrix, model) pairs into one chunk.
+
+  Returns:
+    The chunk, and the code length of each matrix in bits.
+
+  Raises:
+    ValueError: if a model lacks one of its symbols.
+  """
   if coder == "rans":
     return rans.encode_pieces(pieces)
   module = huffman if coder == "huffman" else exp_golomb
@@ -43,7 +53,7 @@ def encode(coder: str, pieces: list) -> tuple[bytes, list[float]]:
 
 
 def decode(coder: str, data: bytes, pieces: list[Piece]) -> list[np.ndarray]:
-  """The symbols of each piece, in vectors; ValueError if `data` is bad."""
+  """Decodes a vector of int32 symbols per piece; ValueError if data is bad."""
   if coder == "rans":
     return rans.decode_pieces(data, pieces)
   module = huffman if coder == "huffman" else exp_golomb
@@ -73,85 +83,46 @@ def to_json(coder: str, model: Any) -> list:
   return [model.order, None if model.ranks is None else model.ranks.tolist()]
 
 
-def from_json(coder: str, fields: Any) -> Any:
-  """The model; ValueError or TypeError if there is none."""
-  if coder == "rans":
-    if len(fields) == 2:
-      return models.check(models.Table(_int(fields[0]), _ints(fields[1])))
-    nu, alpha, tail, shift, *rest = fields
-    rows, columns = (None if f is None else _int(f) for f in rest)
-    nu, alpha, tail, shift = _ints((nu, alpha, tail, shift))
-    return models.check(models.Gaussian(nu, alpha, tail, shift, rows, columns))
-  if coder == "huffman":
-    lowest, lengths, escape = fields
-    model = huffman.Model(_int(lowest), _ints(lengths), escape is True)
-    return huffman.check(model)
-  order, ranks = fields
-  if not 0 <= _int(order) < exp_golomb.MAX_ORDER or (
-    (ranks is None) != (coder == "exp_golomb")
-  ):
-    raise ValueError("an order or a table of ranks out of place")
-  ranks = None if ranks is None else np.array(_ints(ranks), np.int32)
-  return exp_golomb.Model(order, ranks)
+def from_json(coder: str, fields: object) -> Any:
+  """The model that `to_json` turned into `fields`.
 
+  Args:
+    coder: one of NAMES.
+    fields: what a JSON parser returned, possibly forged.
 
-def encode_exact(arrays: list[np.ndarray]) -> bytes:
-  """A chunk of arrays kept bit for bit.
-
-  The bytes of each array are sorted by significance, so that its exponents come
-  together, and compressed if that makes them fewer; the first byte tells.
+  Raises:
+    ValueError: if it is not a model of the coder within the format's limits.
   """
-  planes = []
-  for array in arrays:
-    octets = np.frombuffer(_little_endian(array).tobytes(), np.uint8)
-    planes.append(octets.reshape(-1, array.dtype.itemsize).T.tobytes())
-  plain = b"".join(planes)
-  deflate = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-  packed = deflate.compress(plain) + deflate.flush()
-  if len(packed) < len(plain):
-    return b"\1" + packed
-  return b"\0" + plain
+  match coder, fields:
+    case "rans", [lowest, list(counts)]:
+      return models.check(models.Table(_int(lowest), _ints(counts)))
+    case "rans", [nu_index, alpha_index, tail, shift, row, column]:
+      model = models.QuantizedGGD(
+        _int(nu_index),
+        _int(alpha_index),
+        _int(tail),
+        _int(shift),
+        None if row is None else _int(row),
+        None if column is None else _int(column),
+      )
+      return models.check(model)
+    case "huffman", [lowest, list(lengths), bool(escape)]:
+      model = huffman.Model(_int(lowest), _ints(lengths), escape)
+      return huffman.check(model)
+    case "exp_golomb", [order, None]:
+      return exp_golomb.check(exp_golomb.Model(_int(order)))
+    case "exp_golomb_ranked", [order, list(ranks)]:
+      model = exp_golomb.Model(_int(order), np.array(_ints(ranks), np.int32))
+      return exp_golomb.check(model)
+  raise ValueError(f"not a model of the coder {coder!r}")
 
 
-def decode_exact(data: bytes, pieces: list) -> list[np.ndarray]:
-  """The arrays of (size, dtype) pairs; ValueError if `data` is bad."""
-  total = sum(size * dtype.itemsize for size, dtype in pieces)
-  plain = data[1:]
-  if data[:1] == b"\1":
-    inflate = zlib.decompressobj(-15)
-    try:
-      plain = inflate.decompress(plain, total + 1)
-    except zlib.error as error:
-      raise ValueError(str(error)) from None
-    if not inflate.eof or inflate.unused_data:
-      raise ValueError("compressed bytes of another length")
-  elif data[:1] != b"\0":
-    raise ValueError("an unknown compression")
-  if len(plain) != total:
-    raise ValueError(f"{len(plain)} bytes, {total} wanted")
-  out, start = [], 0
-  for size, dtype in pieces:
-    stop = start + size * dtype.itemsize
-    octets = np.frombuffer(plain[start:stop], np.uint8)
-    octets = np.ascontiguousarray(octets.reshape(dtype.itemsize, size).T)
-    out.append(octets.view(dtype).ravel())
-    start = stop
-  return out
-
-
-def _little_endian(array: np.ndarray) -> np.ndarray:
-  if sys.byteorder == "little" and array.dtype.isnative:
-    return array
-  unit = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
-  order = ">" if (sys.byteorder == "big") == array.dtype.isnative else "<"
-  return np.ascontiguousarray(array).view(f"{order}u{unit}").astype(f"<u{unit}")
-
-
-def _int(value) -> int:
-  if type(value) is not int:
-    raise TypeError(f"{value!r} is not an integer")
+def _int(value: object) -> int:
+  """Returns the value; ValueError unless it is an integer of 32 bits."""
+  if type(value) is not int or not -(2**31) <= value < 2**31:
+    raise ValueError(f"{reprlib.repr(value)} is not a 32-bit integer")
   return value
 
 
-def _ints(values) -> tuple[int, ...]:
+def _ints(values: list) -> tuple[int, ...]:
   return tuple(_int(value) for value in values)

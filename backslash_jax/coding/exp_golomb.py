@@ -1,9 +1,10 @@
 """Exp-Golomb codes of order k, of zigzag or frequency-ranked integers.
 
-A non-negative integer v is written as u = v + 2**k: the floor(log2 u) - k zeros
-and the one of its prefix, then the floor(log2 u) bits below u's leading bit.
-All prefixes come first and all suffixes after them, so that both parse without
-a loop over symbols; the number of bits is that of the usual order.
+A non-negative integer v is written as u = v + 2**k: a prefix of floor(log2 u) -
+k zeros and a one, then a suffix, the floor(log2 u) bits below u's leading bit.
+All prefixes come first and all suffixes follow, so that NumPy can parse both
+without a loop over symbols. The number of bits is the same as in the usual
+order, where each suffix follows its prefix.
 """
 
 from typing import NamedTuple
@@ -12,14 +13,14 @@ import numpy as np
 
 from backslash_jax.coding import bits
 
-MAX_ORDER = 31
+MAX_ORDER = 30
 
 
 class Model(NamedTuple):
   """How integers become code words.
 
   Attributes:
-    order: k, 0 to 31.
+    order: k, 0 to MAX_ORDER.
     ranks: None for the zigzag mapping (0, -1, 1, -2, ...), or the int32 symbols
       in the order of their code words, the most frequent first.
   """
@@ -29,7 +30,12 @@ class Model(NamedTuple):
 
 
 def fit(symbols: np.ndarray, *, ranked: bool = False) -> Model:
-  """The order, and with `ranked` the mapping, of fewest bits for `symbols`."""
+  """The order of fewest bits for int32 `symbols`.
+
+  Args:
+    symbols: of any shape.
+    ranked: whether to map integers by their frequency in `symbols`.
+  """
   values, counts = np.unique(symbols, return_counts=True)
   ranks = None
   if ranked:
@@ -39,12 +45,21 @@ def fit(symbols: np.ndarray, *, ranked: bool = False) -> Model:
     mapped = np.arange(values.size, dtype=np.uint64)
   else:
     mapped = zigzag(values)
-  costs = [int((counts * _lengths(mapped, k)).sum()) for k in range(MAX_ORDER)]
+  costs = [
+    int((counts * _lengths(mapped, k)).sum()) for k in range(MAX_ORDER + 1)
+  ]
   return Model(int(np.argmin(costs)), ranks)
 
 
+def check(model: Model) -> Model:
+  """Returns the model; ValueError if its order is outside the limits."""
+  if not 0 <= model.order <= MAX_ORDER:
+    raise ValueError(f"the order {model.order} is outside the format's limits")
+  return model
+
+
 def encode(symbols: np.ndarray, model: Model) -> bytes:
-  """Codes int32 `symbols`; ValueError if a ranked model lacks one of them."""
+  """Encodes int32 `symbols`; ValueError if a ranked model lacks one."""
   prefixes, suffixes, widths = _code(symbols, model)
   ones = np.cumsum(prefixes + 1) - 1
   unary = np.zeros(int(ones[-1]) + 1 if ones.size else 0, np.uint8)
@@ -54,7 +69,7 @@ def encode(symbols: np.ndarray, model: Model) -> bytes:
 
 
 def decode(data: bytes | memoryview, model: Model, size: int) -> np.ndarray:
-  """The `size` int32 symbols of `data`; ValueError if it is not their code."""
+  """Decodes int32 [size]; ValueError if `data` is not the code of so many."""
   octets = np.frombuffer(data, np.uint8)
   if size > 8 * octets.size:
     raise ValueError(f"{octets.size} bytes cannot hold {size} symbols")
@@ -83,8 +98,32 @@ def code_length(symbols: np.ndarray, model: Model) -> int:
   return int(_lengths(_map(symbols, model), model.order).sum())
 
 
+def encode_escapes(symbols: np.ndarray) -> tuple[bytes, Model]:
+  """Encodes int32 symbols that another coder escapes.
+
+  Returns:
+    The best order as one byte, and the code; no bytes for no symbols. The model
+    of that order.
+  """
+  model = fit(symbols)
+  if not symbols.size:
+    return b"", model
+  return bytes([model.order]) + encode(symbols, model), model
+
+
+def decode_escapes(data: bytes | memoryview, size: int) -> np.ndarray:
+  """Decodes int32 [size] from `encode_escapes`; ValueError if it is not."""
+  if not size:
+    if len(data):
+      raise ValueError("bytes are left over")
+    return np.empty(0, np.int32)
+  if not len(data) or data[0] > MAX_ORDER:
+    raise ValueError("the escapes have no order")
+  return decode(memoryview(data)[1:], Model(data[0]), size)
+
+
 def zigzag(symbols: np.ndarray) -> np.ndarray:
-  """0, -1, 1, -2, 2, ... to 0, 1, 2, 3, 4, ... as uint64."""
+  """Maps 0, -1, 1, -2, 2, ... to 0, 1, 2, 3, 4, ...; int32 to uint64."""
   wide = symbols.astype(np.int64)
   return ((wide << 1) ^ (wide >> 63)).astype(np.uint64)
 
@@ -118,6 +157,6 @@ def _code(symbols: np.ndarray, model: Model):
 
 
 def _lengths(mapped: np.ndarray, order: int) -> np.ndarray:
-  """Bits of each mapped integer's code word, int64."""
+  """Bits of the code word of each mapped integer, int64."""
   shifted = (mapped + np.uint64(1 << order)).astype(np.float64)
   return 2 * np.frexp(shifted)[1].astype(np.int64) - 1 - order

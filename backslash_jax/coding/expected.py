@@ -1,7 +1,8 @@
-"""What the grid points of the Gaussian cost, for encoders that compare them.
+"""Code lengths and mean magnitudes expected under a generalized Gaussian.
 
-The same sums as in `frequencies`, in floating point and without the roundings,
-which is faster. Not part of the file format.
+Encoders compare grid points (see `frequencies`) with them. The sums are those
+of `frequencies`, but in floating point and not rounded, which is faster.
+They are not part of the file format.
 """
 
 import functools
@@ -10,16 +11,20 @@ import math
 import numpy as np
 
 from backslash_jax.coding import frequencies
-from backslash_jax.coding.lanes import PRECISION
+from backslash_jax.coding.frequencies import PRECISION
 
-_FINE = 16  # Bins below it are summed at 8 points, the others at one.
+_FINE = 16  # Bins below this one are summed at 8 points, the others at one.
 _TOTAL = 1 << PRECISION
 
 
 @functools.lru_cache(8192)
-def costs(nu: int, alpha: int, tail: int = 0) -> np.ndarray:
-  """Bits of each magnitude from 0 to LARGEST + 1, escapes estimated."""
-  shares = _shares(nu, alpha)
+def costs(nu_index: int, alpha_index: int, tail: int = 0) -> np.ndarray:
+  """Bits of each magnitude, sign included, float64 [LARGEST + 2], read-only.
+
+  The last one is that of all larger magnitudes. Bits of escaped magnitudes are
+  estimates.
+  """
+  shares = _shares(nu_index, alpha_index)
   known = 1 + np.count_nonzero(shares[1:] >= 0.5 / _TOTAL)
   free = _TOTAL - 2 * known + 1 - (1 << tail)
   units = shares[:known] * free + 1
@@ -33,33 +38,34 @@ def costs(nu: int, alpha: int, tail: int = 0) -> np.ndarray:
 
 
 @functools.lru_cache(8192)
-def mean_magnitude(nu: int, alpha: int) -> float:
-  """The expectation of |symbol|."""
-  shares = _shares(nu, alpha)
+def mean_magnitude(nu_index: int, alpha_index: int) -> float:
+  """The expected |symbol|."""
+  shares = _shares(nu_index, alpha_index)
   return float(2 * (shares @ np.arange(shares.size)))
 
 
-def _shares(nu: int, alpha: int) -> np.ndarray:
+def _shares(nu_index: int, alpha_index: int) -> np.ndarray:
   """The probability of zero and of each magnitude of one sign."""
-  shape, scale = frequencies.nu_value(nu), frequencies.alpha_value(alpha)
+  shape = frequencies.nu_value(nu_index)
+  scale = frequencies.alpha_value(alpha_index)
   reach = scale * 20.0 ** (1 / shape)
   bins = int(min(reach + 2, frequencies.LARGEST + 1))
   logs, starts = _points()
   starts = starts[: max(bins - 1, 1)]
   logs = logs[: starts[-1] + (8 if starts.size < _FINE else 1)]
-  density = np.exp(-np.exp2(shape * (logs - alpha / 16)))
+  density = np.exp(-np.exp2(shape * (logs - alpha_index / 16)))
   masses = np.add.reduceat(density, starts)
   masses[: _FINE - 1] /= 8
   half = scale * math.gamma(1 + 1 / shape) if shape > 0.1 else math.inf
   shares = np.concatenate([[0.0], masses / (2 * half)])
-  # The rest is zero's: a cusp there does not matter.
+  # Zero gets the rest, so that a peak of the density there is not summed.
   shares[0] = max(1 - 2 * shares.sum(), 1e-6)
   return shares
 
 
 @functools.cache
 def _points() -> tuple[np.ndarray, np.ndarray]:
-  """log2 of the abscissae above the zero bin, and where each bin begins."""
+  """log2 of the sample points above the zero bin, and the first of each bin."""
   fine = np.arange(1, _FINE)[:, None] - 0.5 + np.arange(1, 17, 2) / 16
   outer = np.arange(_FINE, frequencies.LARGEST + 1)
   starts = np.concatenate(
@@ -68,5 +74,5 @@ def _points() -> tuple[np.ndarray, np.ndarray]:
   return np.log2(np.concatenate([fine.ravel(), outer])), starts
 
 
-# An excess of n steps takes about so many bits of an exp-Golomb code.
+# About the bits that an exp-Golomb code takes for an excess of 1, 2, ...
 _EXCESS = 1.5 * np.log2(np.arange(1.0, frequencies.LARGEST + 3)) + 3

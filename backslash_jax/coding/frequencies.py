@@ -1,9 +1,14 @@
 """Integer frequencies of the quantized generalized Gaussian, for rANS.
 
-The density exp(-|x / alpha|**nu) is summed over each quantizer bin in 64-bit
-integers: the same numbers on every platform, because an entropy decoder that is
-off by one unit is off by everything. x is in steps. The grid, the roundings and
-the order of the operations are part of the file format (docs/format.md).
+The density exp(-|x / alpha|**nu), x in steps, is summed over each quantizer bin
+in 64-bit integers. The encoder and the decoder must have exactly the same
+frequencies, and integers are the same on every platform. The grid, the
+roundings and the order of the operations are part of the file format
+(docs/format.md).
+
+Shape and scale lie on a grid. A point of it is a pair of integers, `nu_index`
+and `alpha_index`, which stand for nu = 2**(nu_index / 8) and alpha =
+2**(alpha_index / 16) steps. Finer grids do not reduce the code length.
 """
 
 import functools
@@ -11,43 +16,48 @@ import math
 
 import numpy as np
 
-# nu = 2**(i / 8) and alpha / step = 2**(j / 16): finer grids gain nothing.
-NU_RANGE = (-32, 32)
-ALPHA_RANGE = (-320, 176)
+PRECISION = 14  # The frequencies of a table sum to 2**PRECISION.
+NU_INDEX_RANGE = (-32, 32)
+ALPHA_INDEX_RANGE = (-320, 176)
 TAIL_RANGE = (0, 8)
 LARGEST = 2047  # The largest magnitude with a frequency of its own.
-_FINE = 32  # Bins below it are summed at 8 points, the others at one.
-_OCTAVES = 24  # The zero bin is summed by octaves, as it may hold a cusp.
+_FINE = 32  # Bins below this one are summed at 8 points, the others at one.
+_OCTAVES = 24  # The zero bin is summed by octaves: the density may peak there.
 _ONE = 1 << 24  # Logarithms, powers and densities have 24 fractional bits.
 _LN2 = 2977044471  # floor(ln 2 * 2**32)
 _LOG2_LOG2_E = 8872266  # floor(log2(log2 e) * 2**24)
 
 
-def nu_value(index: int) -> float:
-  """The shape that a point of the grid stands for."""
-  return 2.0 ** (index / 8)
+def nu_value(nu_index: int) -> float:
+  """The shape nu that `nu_index` stands for."""
+  return 2.0 ** (nu_index / 8)
 
 
-def alpha_value(index: int) -> float:
-  """The scale, in steps, that a point of the grid stands for."""
-  return 2.0 ** (index / 16)
+def alpha_value(alpha_index: int) -> float:
+  """The scale alpha, in steps, that `alpha_index` stands for."""
+  return 2.0 ** (alpha_index / 16)
 
 
 @functools.lru_cache(4096)
-def magnitudes(nu: int, alpha: int, tail: int, precision: int) -> np.ndarray:
-  """Frequencies of zero, one, ... and, last, of the escape.
+def one_sided(
+  nu_index: int, alpha_index: int, tail: int, precision: int = PRECISION
+) -> np.ndarray:
+  """The frequencies of the magnitudes 0, 1, ..., L and of the escape.
 
-  Those of one and more are of one sign: f[0] + 2 * sum(f[1:-1]) + f[-1] is
-  2**precision. A magnitude that would have less than half a unit is escaped.
+  A magnitude whose probability is less than half a unit is escaped.
 
   Args:
-    nu: grid point of the shape.
-    alpha: grid point of the scale in steps.
-    tail: the escape has 2**tail units beyond what the density gives it, for
-      tails heavier than the model's.
-    precision: bits of the sum of the frequencies, 10 to 15.
+    nu_index: grid point of the shape, in NU_INDEX_RANGE.
+    alpha_index: grid point of the scale, in ALPHA_INDEX_RANGE.
+    tail: in TAIL_RANGE. The escape gets 2**tail units more than the density
+      gives it, for values with heavier tails than the density.
+    precision: log2 of the sum of the frequencies, 10 to 15.
+
+  Returns:
+    int64 [L + 2], read-only. The frequencies of 1 to L are those of one sign:
+    f[0] + 2 * sum(f[1:-1]) + f[-1] is 2**precision.
   """
-  masses = _masses(nu, alpha)  # Of the bins that have any.
+  masses = _masses(nu_index, alpha_index)
   total = int(masses[0]) + 2 * int(masses[1:].sum())
   largest = np.count_nonzero(masses[1:] >= total >> (precision + 1))
   largest = min(largest, (1 << (precision - 2)) - 1)
@@ -63,17 +73,20 @@ def magnitudes(nu: int, alpha: int, tail: int, precision: int) -> np.ndarray:
   return frequencies
 
 
-def _masses(nu: int, alpha: int) -> np.ndarray:
-  """The density summed over each bin of one sign, the zero bin whole."""
+def _masses(nu_index: int, alpha_index: int) -> np.ndarray:
+  """The density summed over the zero bin and the positive bins, int64.
+
+  Bins at the end whose sum is zero are left out.
+  """
   logarithms, weights, starts = _points()
-  # Beyond 25 bits of exponent the density is exactly zero: leave that out.
-  reach = alpha_value(alpha) * 20.0 ** (1 / nu_value(nu))
+  # Where the exponent has more than 25 bits the density is exactly zero.
+  reach = alpha_value(alpha_index) * 20.0 ** (1 / nu_value(nu_index))
   bins = min(int(min(reach, LARGEST)) + _FINE + 1, LARGEST + 1)
   starts = starts[:bins]
   points = starts[-1] + 1
   logarithms, weights = logarithms[:points], weights[:points]
-  slope = _root(160 + nu, 3)  # nu with 20 fractional bits.
-  exponent = ((logarithms - (alpha << 20)) * slope) >> 20
+  slope = _root(160 + nu_index, 3)  # nu with 20 fractional bits.
+  exponent = ((logarithms - (alpha_index << 20)) * slope) >> 20
   exponent += _LOG2_LOG2_E
   power = _exp2(np.clip(exponent, -40 * _ONE, 6 * _ONE - 1))
   return np.add.reduceat(_exp2(-power) * weights, starts)
@@ -81,7 +94,7 @@ def _masses(nu: int, alpha: int) -> np.ndarray:
 
 @functools.cache
 def _points():
-  """log2 of the abscissae, their weights, and where each bin begins."""
+  """log2 of the sample points, their weights, and the first of each bin."""
   eighths = np.arange(1, 17, 2)
   octaves = np.arange(1, _OCTAVES + 1)
   inner = _log2(16 + eighths)[None] - ((octaves[:, None] + 5) << 24)
@@ -109,7 +122,7 @@ def _points():
 
 
 def _log2(integers: np.ndarray) -> np.ndarray:
-  """log2 of positive integers below 2**31, digit by digit, 24 of them."""
+  """log2 of positive integers below 2**31, with 24 fractional bits."""
   whole = np.frexp(integers.astype(np.float64))[1].astype(np.int64) - 1
   y = (integers.astype(np.int64) << (31 - whole)).astype(np.uint64)
   result = whole

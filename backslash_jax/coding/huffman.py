@@ -1,9 +1,9 @@
-"""Canonical Huffman codes, limited to 15 bits.
+"""Canonical Huffman codes with words of at most 15 bits.
 
-The code words of consecutive runs of RUN symbols start at known bits, so that
-runs are decoded side by side. Bytes: for each run but the first, the uint32
-little-endian bits of the run before it; the code words, their first bit lowest
-(see `bits`); if there are escapes, an order and their exp-Golomb code.
+The code words of every run of RUN symbols start at a known bit, so that NumPy
+decodes all runs at once. The bytes: for each run but the last, its bits as a
+little-endian uint32; the code words, each from its most significant bit (see
+`bits`); if there are escapes, their exp-Golomb code.
 """
 
 from typing import NamedTuple
@@ -23,10 +23,9 @@ class Model(NamedTuple):
 
   Attributes:
     lowest: the first symbol.
-    lengths: bits of its code word and of the following ones', 0 if there is
-      none. With `escape` the last one is not the next integer's but that of
-      every integer that has no other.
-    escape: see there.
+    lengths: bits of each code word, 1 to LIMIT; 0 for a symbol without one.
+    escape: whether the last length is that of the escape, which stands for all
+      symbols without a code word.
   """
 
   lowest: int
@@ -35,7 +34,7 @@ class Model(NamedTuple):
 
 
 def fit(symbols: np.ndarray) -> Model:
-  """The code of fewest bits for int32 `symbols`."""
+  """The code of fewest bits for int32 `symbols` of any shape."""
   inside = symbols[(symbols >= -LARGEST) & (symbols <= LARGEST)]
   low = int(inside.min(initial=LARGEST)) if inside.size else 0
   counts = np.bincount((inside.ravel() - low).astype(np.intp))
@@ -46,20 +45,21 @@ def fit(symbols: np.ndarray) -> Model:
 
 
 def check(model: Model) -> Model:
-  """The model itself; ValueError if its lengths are no prefix code."""
-  lengths = np.array(model.lengths, np.int64)
-  ok = lengths.size <= 2 * LARGEST + 2 and abs(model.lowest) <= LARGEST
-  ok = ok and model.lowest + lengths.size - 1 <= _ESCAPE
-  ok = ok and (
-    lengths.size == 0 or 0 <= lengths.min() <= lengths.max() <= LIMIT
+  """Returns the model; ValueError if its lengths are not a prefix code."""
+  lowest, lengths, escape = model
+  ok = (
+    len(lengths) <= 2 * LARGEST + 2
+    and abs(lowest) <= LARGEST
+    and lowest + len(lengths) - escape <= LARGEST + 1
+    and all(0 <= length <= LIMIT for length in lengths)
   )
-  if not ok or (0.5 ** lengths[lengths > 0]).sum() > 1:
+  if not ok or sum(0.5**length for length in lengths if length) > 1:
     raise ValueError("the code word lengths are no prefix code")
   return model
 
 
 def encode(symbols: np.ndarray, model: Model) -> bytes:
-  """Codes int32 `symbols`; ValueError if one has no code word."""
+  """Encodes int32 `symbols`; ValueError if one has no code word."""
   flat = symbols.ravel()
   place, outside = _places(flat, model)
   widths = np.array(model.lengths, np.int64)[place]
@@ -67,15 +67,12 @@ def encode(symbols: np.ndarray, model: Model) -> bytes:
   runs = (
     np.add.reduceat(widths, np.arange(0, flat.size, RUN)) if flat.size else []
   )
-  beyond = b""
-  if outside.any():
-    order = exp_golomb.fit(flat[outside])
-    beyond = bytes([order.order]) + exp_golomb.encode(flat[outside], order)
+  beyond, _ = exp_golomb.encode_escapes(flat[outside])
   return np.array(runs[:-1], "<u4").tobytes() + body + beyond
 
 
 def decode(data: bytes | memoryview, model: Model, size: int) -> np.ndarray:
-  """The `size` int32 symbols of `data`; ValueError if it is not their code."""
+  """Decodes int32 [size]; ValueError if `data` is not the code of so many."""
   if size == 0:
     return _finish(np.empty(0, np.int32), data)
   runs = -(-size // RUN)
@@ -96,7 +93,7 @@ def decode(data: bytes | memoryview, model: Model, size: int) -> np.ndarray:
 
 
 def code_length(symbols: np.ndarray, model: Model) -> int:
-  """Bits of the code words, escapes included, run lengths and padding not."""
+  """Bits of the code words and the escapes, without run lengths and padding."""
   flat = symbols.ravel()
   place, outside = _places(flat, model)
   total = int(np.array(model.lengths, np.int64)[place].sum())
@@ -108,7 +105,7 @@ def code_length(symbols: np.ndarray, model: Model) -> int:
 
 
 def _lengths(counts: np.ndarray) -> np.ndarray:
-  """Optimal lengths of at most LIMIT bits, by package-merge."""
+  """The best lengths of at most LIMIT bits, by package-merge."""
   lengths = np.zeros(counts.size, np.int64)
   used = np.flatnonzero(counts)
   if used.size < 2:
@@ -132,7 +129,7 @@ def _lengths(counts: np.ndarray) -> np.ndarray:
 
 
 def _codes(model: Model) -> np.ndarray:
-  """The canonical code words, their first bit lowest, as uint64."""
+  """The canonical code words as uint64, the most significant bit lowest."""
   codes = np.zeros(len(model.lengths), np.uint64)
   code, last = 0, 0
   for length, place in sorted((n, i) for i, n in enumerate(model.lengths) if n):
@@ -143,7 +140,7 @@ def _codes(model: Model) -> np.ndarray:
 
 
 def _places(flat: np.ndarray, model: Model):
-  """Where each symbol's code word is, and which are escaped."""
+  """The index of each symbol's code word, and whether it is escaped."""
   lengths = np.array(model.lengths, np.int64)
   plain = lengths.size - model.escape
   wide = flat.astype(np.int64) - model.lowest
@@ -158,7 +155,7 @@ def _places(flat: np.ndarray, model: Model):
 
 
 def _decode_runs(octets, starts, model: Model, size: int):
-  """Symbols, escapes as _ESCAPE, and the bit at which each run ends."""
+  """The symbols, _ESCAPE for escapes, and the bit where each run ends."""
   table = np.zeros(1 << LIMIT, np.uint32)
   for place, code in enumerate(_codes(model).tolist()):
     length = model.lengths[place]
@@ -189,12 +186,5 @@ def _decode_runs(octets, starts, model: Model, size: int):
 def _finish(symbols: np.ndarray, data: bytes | memoryview) -> np.ndarray:
   """Puts the escaped symbols in their places."""
   places = np.flatnonzero(symbols == _ESCAPE)
-  if not places.size:
-    if len(data):
-      raise ValueError("bytes are left over")
-    return symbols
-  if not len(data) or data[0] >= exp_golomb.MAX_ORDER:
-    raise ValueError("the escapes have no order")
-  model = exp_golomb.Model(data[0])
-  symbols[places] = exp_golomb.decode(memoryview(data)[1:], model, places.size)
+  symbols[places] = exp_golomb.decode_escapes(data, places.size)
   return symbols

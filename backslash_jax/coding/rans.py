@@ -1,13 +1,13 @@
-"""rANS of integers under static models: what the archive's chunks hold.
+"""rANS of integers under static models.
 
-A chunk codes one or more pieces, each a matrix of integers with a model, in one
+A chunk holds one or more pieces, each a matrix of integers with a model, in one
 stream of interleaved lanes (see `lanes`). Its bytes, all little-endian:
 
   uint16 lanes, uint32 tail, uint32 words, the states, the words,
   the low bits of each piece whose model shifts,
-  and, if there are escapes, an order and their exp-Golomb code.
+  and, if there are escapes, their exp-Golomb code.
 
-A chunk without a coded symbol has no bytes at all.
+A chunk without a coded symbol has no bytes.
 """
 
 import math
@@ -16,18 +16,15 @@ import struct
 import numpy as np
 
 from backslash_jax.coding import bits, exp_golomb, lanes, piece
-from backslash_jax.coding import fit as fitting
-from backslash_jax.coding.models import Gaussian, Model
+from backslash_jax.coding.models import Model, QuantizedGGD
 from backslash_jax.coding.piece import Piece
 
 _HEADER = struct.Struct("<HII")
-_LANE_BITS = 10_000  # Bits of a chunk for each lane, which costs 11.
-
-fit = fitting.fit
+_LANE_BITS = 10_000  # Bits of a chunk per lane; a lane costs about 11.
 
 
 def encode(symbols: np.ndarray, model: Model) -> bytes:
-  """Codes int32 `symbols`, of any shape, under `model`.
+  """Encodes int32 `symbols`, of any shape, under `model`.
 
   Raises:
     ValueError: if `model` is a table without one of the symbols.
@@ -38,29 +35,29 @@ def encode(symbols: np.ndarray, model: Model) -> bytes:
 def decode(
   data: bytes | memoryview, model: Model, size: int | tuple[int, int]
 ) -> np.ndarray:
-  """The `size` int32 symbols of `data`, in a vector.
+  """Decodes a vector of int32 symbols.
 
   Args:
-    data: what `encode` gave.
-    model: the same that `encode` had.
-    size: how many; rows and columns if the model has classes.
+    data: what `encode` returned.
+    model: the model that `encode` was given.
+    size: number of symbols; (rows, columns) if the model has classes.
 
   Raises:
-    ValueError: if `data` is not what `encode` gives.
+    ValueError: if `data` is not what `encode` returns.
   """
   shape = (size, 1) if isinstance(size, int) else size
   return decode_pieces(data, [Piece(shape, model)])[0]
 
 
 def code_length(symbols: np.ndarray, model: Model) -> float:
-  """Bits of information: what `encode` takes but for its states and header."""
+  """Bits of the code of int32 `symbols`, without header and lanes' states."""
   coded = piece.prepare(matrix(symbols), model)
   escapes = coded.escapes
   return coded.length + exp_golomb.code_length(escapes, exp_golomb.fit(escapes))
 
 
 def matrix(symbols: np.ndarray) -> np.ndarray:
-  """All axes but the last as rows; a vector is one column."""
+  """A view with all axes but the last as rows; a vector is one column."""
   columns = symbols.shape[-1] if symbols.ndim > 1 else 1
   rows = math.prod(symbols.shape[:-1]) if symbols.ndim > 1 else symbols.size
   return symbols.reshape(rows, columns)
@@ -69,7 +66,14 @@ def matrix(symbols: np.ndarray) -> np.ndarray:
 def encode_pieces(
   pieces: list[tuple[np.ndarray, Model]],
 ) -> tuple[bytes, list[float]]:
-  """Codes matrices of int32 symbols into one chunk, and each one's bits."""
+  """Encodes matrices of int32 symbols into one chunk.
+
+  Returns:
+    The chunk, and the code length of each matrix in bits.
+
+  Raises:
+    ValueError: if a model is a table without one of its symbols.
+  """
   coded = [piece.prepare(symbols, model) for symbols, model in pieces]
   lengths = [part.length for part in coded]
   segments = [segment for part in coded for segment in part.segments]
@@ -81,10 +85,8 @@ def encode_pieces(
   body = states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
   low = b"".join(part.low for part in coded)
   escapes = np.concatenate([part.escapes for part in coded])
-  beyond = b""
+  beyond, model = exp_golomb.encode_escapes(escapes)
   if escapes.size:
-    model = exp_golomb.fit(escapes)
-    beyond = bytes([model.order]) + exp_golomb.encode(escapes, model)
     lengths = [
       length + exp_golomb.code_length(part.escapes, model)
       for length, part in zip(lengths, coded, strict=True)
@@ -95,7 +97,7 @@ def encode_pieces(
 def decode_pieces(
   data: bytes | memoryview, pieces: list[Piece]
 ) -> list[np.ndarray]:
-  """The int32 symbols of each piece, in vectors; ValueError if data is bad."""
+  """Decodes a vector of int32 symbols per piece; ValueError if data is bad."""
   data = memoryview(data)
   total = sum(piece.coded_size(one) for one in pieces)
   if total == 0 and len(data):
@@ -105,7 +107,7 @@ def decode_pieces(
   decoder.finish()
   low = []
   for shape, model in pieces:
-    width = model.shift if isinstance(model, Gaussian) else 0
+    width = model.shift if isinstance(model, QuantizedGGD) else 0
     size = math.prod(shape) if width else 0
     stop = position + (size * width + 7) // 8
     low.append(bits.unpack(data[position:stop], np.full(size, width)))
@@ -118,10 +120,10 @@ def decode_pieces(
 
 
 def _tail(segments: list[np.ndarray], count: int) -> int:
-  """Symbols that the surviving lanes code alone, so as to emit enough words."""
+  """How many symbols give the surviving lanes a word per retiring lane."""
   if lanes.survivors(count) == count:
     return 0
-  # Their states may keep 16 bits each, and the sum of bits is rounded.
+  # 16 bits per lane; the rest is for the states and for the rounded sum.
   wanted, tail = 17.0 * count + 64, 0
   for segment in reversed(segments):
     for stop in range(segment.size, 0, -8 * count):
@@ -135,7 +137,7 @@ def _tail(segments: list[np.ndarray], count: int) -> int:
 
 
 def _open(data: memoryview, total: int) -> tuple[lanes.Decoder, int]:
-  """The decoder of a chunk's stream, and where the stream ends."""
+  """The decoder of a chunk's stream, and the byte where the stream ends."""
   if total == 0:
     none = np.empty(0, np.uint32)
     return lanes.Decoder(none, none, 0, 0), 0
@@ -152,15 +154,9 @@ def _open(data: memoryview, total: int) -> tuple[lanes.Decoder, int]:
 
 
 def _fill_escapes(pieces: list[piece.Decoded], data: memoryview) -> None:
-  """Puts the symbols that follow the stream where the escapes are."""
+  """Replaces escapes by the symbols that the code in `data` stands for."""
   count = sum(one.places.size for one in pieces)
-  if not count:
-    if len(data):
-      raise ValueError("bytes are left over")
-    return
-  if not len(data) or data[0] >= exp_golomb.MAX_ORDER:
-    raise ValueError("the escapes have no order")
-  excess = exp_golomb.decode(data[1:], exp_golomb.Model(data[0]), count)
+  excess = exp_golomb.decode_escapes(data, count)
   if not excess.all():
     raise ValueError("an escape for a symbol that has a code")
   for found, places, limits in pieces:

@@ -124,8 +124,3 @@ def shape_parameter(m: Moments) -> jax.Array:
   # Divided twice: the square of a small mean underflows.
   nu = ggd.shape_from_ratio(mean_square / mean_abs / mean_abs)
   return jnp.where(blank, 2.0, nu)
-
-
-def scale_parameter(m: Moments, nu: jax.Array) -> jax.Array:
-  """alpha for these moments and this shape; 0 for empty or all-zero tensors."""
-  return ggd.scale(nu, m.abs_sum / jnp.maximum(m.count, 1.0))

@@ -64,7 +64,8 @@ def add_up(
     scalars: one for each tensor, [T].
   """
   triples = zip(leaves, shardings, scalars, strict=True)
-  total = sum((fn(x, a) for x, s, a in triples if s is None), jnp.zeros([]))
+  zero = jnp.zeros([], jnp.float32)
+  total = sum((fn(x, a) for x, s, a in triples if s is None), zero)
   for mesh, axes, members in _groups(shardings):
 
     def local(scalars, *shards, members=tuple(members)):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import quantize
+from backslash_jax import quantize, tree
 from backslash_jax import rate as rates
 from backslash_jax.moments import Moments, shape_parameter
 from backslash_jax.structure import groups as grouping
@@ -30,13 +30,13 @@ class GroupRateState(NamedTuple):
   """State of `group_rate`; read a field with `optax.tree.get(state, name)`.
 
   Attributes:
-    count: updates so far, int32.
+    group_count: updates so far, int32.
     group_shape: nu that the last update paid for, float32.
     group_zeros: fraction of the groups' parameters in units that the last
       update ended at zero, float32.
   """
 
-  count: jax.Array
+  group_count: jax.Array
   group_shape: jax.Array
   group_zeros: jax.Array
 
@@ -46,10 +46,10 @@ def group_rate(
   groups: Sequence[grouping.Group],
   learning_rate: float | optax.Schedule,
   *,
-  rate: str = "dggr",
+  rate: str | rates.Rate = "dggr",
   shape: float | None = None,
   epsilon: float | None = None,
-  step: float = 2**-8,
+  step: float = quantize.STEP,
 ) -> optax.GradientTransformationExtraArgs:
   """Pulls whole units towards zero, and at most to zero.
 
@@ -82,10 +82,7 @@ def group_rate(
   Raises:
     ValueError: for an argument out of its range; in update, see `groups.bind`.
   """
-  if rate not in rates.RATES:
-    raise ValueError(
-      f"group_rate: rate must be one of {rates.RATES}, found {rate!r}"
-    )
+  price = rates.find(rate)
   if isinstance(lmbda, int | float) and not 0 <= lmbda < float("inf"):
     raise ValueError(
       f"group_rate: lmbda must be non-negative and finite, found {lmbda!r}"
@@ -105,19 +102,22 @@ def group_rate(
       u.size * jnp.stack([jnp.float32(s.size), jnp.sum(s), jnp.sum(s * s)])
       for s, u in zip(sizes, units, strict=True)
     ]
-    total = Moments(*sum(sums, start=jnp.zeros(3)))
+    total = Moments(*sum(sums, start=jnp.zeros(3, jnp.float32)))
     nu = jnp.minimum(shape_parameter(total), 1.0)
     nu = nu if shape is None else jnp.float32(shape)
     result = []
     for s in sizes:
-      alpha = rates.price_scale(nu, jnp.mean(s), epsilon)
-      pull = rates.coefficient(rate, nu, alpha) / total.count
-      result.append(pull * rates.direction(s, nu, epsilon))
+      alpha = rates.scale(nu, jnp.mean(s), epsilon)
+      result.append(price.gradient(s, nu, alpha, epsilon) / total.count)
     return result, nu
 
   def init(params):
     del params  # Whether the groups fit them is seen by the first update.
-    return GroupRateState(jnp.zeros([], jnp.int32), jnp.ones([]), jnp.zeros([]))
+    return GroupRateState(
+      group_count=jnp.zeros([], jnp.int32),
+      group_shape=jnp.ones([], jnp.float32),
+      group_zeros=jnp.zeros([], jnp.float32),
+    )
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
@@ -127,11 +127,11 @@ def group_rate(
       )
     units = grouping.bind(groups, params)
     weight, eta = (
-      jnp.asarray(v(state.count) if callable(v) else v, jnp.float32)
+      jnp.asarray(v(state.group_count) if callable(v) else v, jnp.float32)
       for v in (lmbda, learning_rate)
     )
     moved = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), params, updates)
-    leaves = grouping.flatten(moved)
+    leaves = dict(tree.named_leaves(moved))
     sizes = [grouping.magnitudes(u, leaves) for u in units]
     pulled, nu = pulls(sizes, units)
     factors = []
@@ -141,11 +141,14 @@ def group_rate(
     ended = grouping.scale(moved, units, factors)
     owned = {part.path for u in units for part in u.parts}
 
-    def step_to(path, u, x, end):
-      is_owned = grouping.path_name(path) in owned
-      return (end - x).astype(u.dtype) if is_owned else u
-
-    updates = jax.tree.map_with_path(step_to, updates, params, ended)
+    is_owned = tree.map_named(lambda name, _: name in owned, params)
+    updates = jax.tree.map(
+      lambda own, u, x, end: (end - x).astype(u.dtype) if own else u,
+      is_owned,
+      updates,
+      params,
+      ended,
+    )
     zeros = sum(
       jnp.sum(f == 0) * float(u.size)
       for f, u in zip(factors, units, strict=True)
@@ -154,7 +157,7 @@ def group_rate(
     total = float(
       sum(f.size * u.size for f, u in zip(factors, units, strict=True))
     )
-    count = jnp.asarray(optax.safe_increment(state.count))
+    count = jnp.asarray(optax.safe_increment(state.group_count))
     return updates, GroupRateState(
       count, jnp.asarray(nu), jnp.float32(zeros / max(total, 1.0))
     )

@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from backslash_jax import tree
+
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
@@ -86,16 +88,6 @@ class Units:
   size: int
 
 
-def path_name(path: Any) -> str:
-  """A key path of jax.tree_util as "a/b/kernel"."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by path."""
-  return {path_name(p): x for p, x in jax.tree.leaves_with_path(tree)}
-
-
 def bind(groups: Sequence[Group], params: Any) -> tuple[Units, ...]:
   """Finds the units of groups in a tree.
 
@@ -112,7 +104,7 @@ def bind(groups: Sequence[Group], params: Any) -> tuple[Units, ...]:
       its entries do not divide, slices of different lengths, a parameter
       that is in two groups or twice in one.
   """
-  leaves = flatten(params)
+  leaves = dict(tree.named_leaves(params))
   problems: list[str] = []
   owners: dict[str, str] = {}
   result = []
@@ -202,7 +194,7 @@ def square_sums(units: Units, leaves: dict[str, jax.Array]) -> jax.Array:
 
   Args:
     units: of `bind`.
-    leaves: the parameters by path, see `flatten`.
+    leaves: the parameters by name.
   """
   total = jnp.zeros(units.shape, jnp.float32)
   stacked = len(units.shape) - 1
@@ -250,8 +242,8 @@ def scale(params: Any, units: Sequence[Units], factors: Sequence[jax.Array]):
     for part in u.parts
   }
 
-  def leaf(path, x):
-    factor = by_path.get(path_name(path))
+  def leaf(name, x):
+    factor = by_path.get(name)
     return x if factor is None else (x * factor).astype(x.dtype)
 
-  return jax.tree.map_with_path(leaf, params)
+  return tree.map_named(leaf, params)

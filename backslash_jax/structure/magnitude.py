@@ -1,32 +1,22 @@
-"""Which weights are the smallest: of a tensor, a model, a block, by group."""
+"""Which weights are the smallest: of a tensor, of a model, or by group."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from backslash_jax import rounding
+from backslash_jax import tree
 from backslash_jax.structure import groups as grouping
 
 SCOPES = ("tensor", "model")
 
 
-def check(
-  scope: str, block: int | None, groups: Sequence[grouping.Group] | None
-) -> None:
-  """Raises ValueError for arguments that `kept` does not take."""
+def check(scope: str) -> None:
+  """Raises ValueError for a scope that there is not."""
   if scope not in SCOPES:
     raise ValueError(f"scope must be one of {SCOPES}, found {scope!r}")
-  if block is not None and (not isinstance(block, int) or block < 2):
-    raise ValueError(
-      f"block must be None or an integer of at least 2, found {block!r}"
-    )
-  if block is not None and groups is not None:
-    raise ValueError(
-      f"block is {block} and groups are given: weights are removed by blocks"
-      " or by groups, not both"
-    )
 
 
 def kept(
@@ -34,58 +24,53 @@ def kept(
   fraction: float | jax.Array,
   *,
   scope: str = "tensor",
-  block: int | None = None,
   groups: Sequence[grouping.Group] | None = None,
-  mask: rounding.Mask | None = None,
+  mask: tree.Mask = tree.matrices,
 ) -> Any:
   """Where the weights are that stay when the smallest are removed.
+
+  Of weights of equal magnitude the first are removed, so that never more than
+  the fraction goes.
 
   Args:
     params: tree of arrays.
     fraction: of the weights to remove, in [0, 1); may be traced.
     scope: "tensor" removes it of each tensor, "model" of all of them together.
       With groups, it is each layer's units, or all of them together.
-    block: removes it of each `block` consecutive weights of a unit's inputs
-      (axis -2, for kernels [inputs, outputs]): a fraction of 0.5 and a block
-      of 4 leave 2 of 4. scope has no meaning then.
     groups: removes whole units, those with the smallest root mean square,
       until the next one would be more than the fraction of the parameters
       that are compared. Each layer keeps its largest unit. The mask has no
       meaning then.
-    mask: tree of bool, or a callable that makes one of params: the leaves to
-      prune; None means `bs.matrices`.
+    mask: the leaves to prune, see `bs.matrices`.
 
   Returns:
     A tree of bool like params.
 
   Raises:
-    ValueError: for arguments out of range, axes that a block does not divide,
-      and see `groups.bind`.
+    ValueError: for arguments out of range, and see `groups.bind`.
   """
-  check(scope, block, groups)
+  check(scope)
   if groups is not None:
     return _kept_units(params, fraction, grouping.bind(groups, params), scope)
-  selected = rounding.selected_leaves(params, mask)
-  if block is not None:
-
-    def leaf(path, x, m):
-      return _largest_of_blocks(path, x, fraction, block) if m else _all(x)
-
-    return jax.tree.map_with_path(leaf, params, selected)
+  chosen = tree.selected(params, mask)
+  sizes = {n: jnp.abs(x).astype(jnp.float32) for n, x in chosen.items()}
   if scope == "tensor":
-    return jax.tree.map(
-      lambda x, m: _largest(x, fraction) if m else _all(x), params, selected
+    goes = {
+      name: _smallest(size.ravel(), _count(fraction, size.size))
+      for name, size in sizes.items()
+    }
+  else:
+    flat = jnp.concatenate([size.ravel() for size in sizes.values()])
+    parts = jnp.split(
+      _smallest(flat, _count(fraction, flat.size)),
+      np.cumsum([size.size for size in sizes.values()])[:-1],
     )
-  pairs = zip(jax.tree.leaves(params), jax.tree.leaves(selected), strict=True)
-  sizes = [jnp.abs(x).astype(jnp.float32).ravel() for x, m in pairs if m]
-  if not sizes:
-    return jax.tree.map(_all, params)
-  threshold = _threshold(jnp.concatenate(sizes), fraction)
-  return jax.tree.map(
-    lambda x, m: jnp.abs(x).astype(jnp.float32) > threshold if m else _all(x),
-    params,
-    selected,
-  )
+    goes = dict(zip(sizes, parts, strict=True))
+
+  def leaf(name, x):
+    return ~goes[name].reshape(x.shape) if name in goes else _all(x)
+
+  return tree.map_named(leaf, params)
 
 
 def prune(params: Any, fraction: float, **options: Any) -> Any:
@@ -113,58 +98,41 @@ def _count(fraction, size):
   return jnp.floor(fraction * float(size) + 1e-4).astype(jnp.int32)
 
 
-def _threshold(sizes, fraction):
-  """What those to remove of the last axis are no larger than; -1 if none."""
-  count = _count(fraction, sizes.shape[-1])
-  ordered = jnp.sort(sizes, axis=-1)
-  last = jnp.take(ordered, jnp.maximum(count - 1, 0), axis=-1)
-  return jnp.where(count > 0, last, -1.0)
-
-
-def _largest(x, fraction):
-  """Where x is larger than its smallest elements, this fraction of them."""
-  size = jnp.abs(x)
-  return size > _threshold(size.ravel(), fraction)
-
-
-def _largest_of_blocks(path, x, fraction, block):
-  """The same of each block of the next to last axis; of ties, the first."""
-  if x.shape[-2] % block:
-    raise ValueError(
-      f"{grouping.path_name(path)} of shape {x.shape}: its axis -2 of"
-      f" {x.shape[-2]} entries does not divide into blocks of {block}; leave"
-      " it out with mask"
-    )
-  blocks = x.shape[:-2] + (x.shape[-2] // block, block, x.shape[-1])
-  size = jnp.abs(x).reshape(blocks)
-  count = _count(fraction, block)
-  rank = jnp.argsort(jnp.argsort(size, axis=-2), axis=-2)
-  return (rank >= count).reshape(x.shape)
+def _smallest(sizes, count):
+  """Where the `count` smallest of the last axis are; of ties, the first."""
+  if sizes.shape[-1] == 0:
+    return jnp.zeros(sizes.shape, bool)
+  last = jnp.take(jnp.sort(sizes, axis=-1), jnp.maximum(count - 1, 0), axis=-1)[
+    ..., None
+  ]
+  below, ties = sizes < last, sizes == last
+  room = count - jnp.sum(below, axis=-1, keepdims=True, dtype=jnp.int32)
+  goes = below | (ties & (jnp.cumsum(ties, -1, dtype=jnp.int32) <= room))
+  return goes & (count > 0)
 
 
 def _kept_units(params, fraction, units, scope):
   """Where the weights of the largest units are, and what is in no group."""
-  leaves = grouping.flatten(params)
+  leaves = dict(tree.named_leaves(params))
   sizes = [grouping.magnitudes(u, leaves) for u in units]
   if scope == "model":
-    thresholds = [_threshold_of_units(sizes, units, fraction)] * len(units)
+    goes = _smallest_units(sizes, units, fraction)
   else:
-    thresholds = [_threshold(s, fraction)[..., None] for s in sizes]
-  by_path = {}
-  for u, s, threshold in zip(units, sizes, thresholds, strict=True):
-    stays = (s > threshold) | (s == jnp.max(s, axis=-1, keepdims=True))
+    goes = [_smallest(s, _count(fraction, s.shape[-1])) for s in sizes]
+  stays = {}
+  for u, s, gone in zip(units, sizes, goes, strict=True):
+    largest = jnp.arange(s.shape[-1]) == jnp.argmax(s, -1, keepdims=True)
     for part in u.parts:
-      by_path[part.path] = grouping.spread(u, part, stays)
+      stays[part.path] = grouping.spread(u, part, ~gone | largest)
 
-  def leaf(path, x):
-    stays = by_path.get(grouping.path_name(path))
-    return _all(x) if stays is None else jnp.broadcast_to(stays, x.shape)
+  def leaf(name, x):
+    return jnp.broadcast_to(stays[name], x.shape) if name in stays else _all(x)
 
-  return jax.tree.map_with_path(leaf, params)
+  return tree.map_named(leaf, params)
 
 
-def _threshold_of_units(sizes, units, fraction):
-  """The same of all units together; each counts as its parameters."""
+def _smallest_units(sizes, units, fraction):
+  """Where the smallest of all units are; each counts as its parameters."""
   flat = jnp.concatenate([s.ravel() for s in sizes])
   weights = jnp.concatenate(
     [
@@ -175,4 +143,6 @@ def _threshold_of_units(sizes, units, fraction):
   order = jnp.argsort(flat)
   removed = jnp.cumsum(weights[order])
   goes = removed <= fraction * jnp.sum(weights)
-  return jnp.max(jnp.where(goes, flat[order], -1.0))
+  goes = jnp.zeros(flat.shape, bool).at[order].set(goes)
+  parts = jnp.split(goes, np.cumsum([s.size for s in sizes])[:-1])
+  return [g.reshape(s.shape) for g, s in zip(parts, sizes, strict=True)]

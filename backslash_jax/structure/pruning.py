@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import quantize, rounding
+from backslash_jax import quantize, tree
 from backslash_jax.structure import groups as grouping
 from backslash_jax.structure import magnitude
 
@@ -22,11 +22,11 @@ class PruningState(NamedTuple):
   """State of `gradual_pruning`.
 
   Attributes:
-    count: updates so far, int32.
+    pruning_count: updates so far, int32.
     kept: bool, per parameter: whether it has not been removed.
   """
 
-  count: jax.Array
+  pruning_count: jax.Array
   kept: Any
 
 
@@ -37,9 +37,8 @@ def gradual_pruning(
   begin: int = 0,
   every: int = 10,
   scope: str = "tensor",
-  block: int | None = None,
   groups: Sequence[grouping.Group] | None = None,
-  mask: rounding.Mask | None = None,
+  mask: tree.Mask = tree.DEFAULT,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Removes the smallest weights, by default of each tensor, ever more.
 
@@ -57,9 +56,8 @@ def gradual_pruning(
     end: update after which nothing more is removed.
     begin: update before which nothing is.
     every: updates from one choice of weights to the next.
-    scope, block, groups, mask: which weights are compared, see
-      `magnitude.kept`: those of a tensor, of the model, n of m consecutive
-      ones, or whole units of groups.
+    scope, groups, mask: which weights are compared, see `magnitude.kept`:
+      those of a tensor, of the model, or whole units of groups.
 
   Returns:
     A transformation, last in a chain. Its update needs params.
@@ -77,7 +75,7 @@ def gradual_pruning(
     )
   if every < 1:
     raise ValueError(f"every must be at least 1, found {every!r}")
-  magnitude.check(scope, block, groups)
+  magnitude.check(scope)
 
   def init(params):
     kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
@@ -86,15 +84,15 @@ def gradual_pruning(
   def update(updates, state, params=None, **extra_args):
     del extra_args
     _check_params("gradual_pruning", params)
-    left = jnp.clip((end - state.count) / (end - begin), 0.0, 1.0)
+    left = jnp.clip((end - state.pruning_count) / (end - begin), 0.0, 1.0)
     fraction = sparsity * (1.0 - left**3)
-    chooses = (state.count - begin) % every == 0
-    chooses &= (begin <= state.count) & (state.count <= end)
-    chooses |= state.count == end
+    chooses = (state.pruning_count - begin) % every == 0
+    chooses &= (begin <= state.pruning_count) & (state.pruning_count <= end)
+    chooses |= state.pruning_count == end
 
     def choose():
       largest = magnitude.kept(
-        params, fraction, scope=scope, block=block, groups=groups, mask=mask
+        params, fraction, scope=scope, groups=groups, mask=mask
       )
       return jax.tree.map(jnp.logical_and, state.kept, largest)
 
@@ -102,7 +100,7 @@ def gradual_pruning(
     updates = jax.tree.map(
       lambda u, x, k: jnp.where(k, u, -x.astype(u.dtype)), updates, params, kept
     )
-    count = jnp.asarray(optax.safe_increment(state.count))
+    count = jnp.asarray(optax.safe_increment(state.pruning_count))
     return updates, PruningState(count, kept)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -111,11 +109,11 @@ def gradual_pruning(
 class KeepZerosState(NamedTuple):
   """State of `keep_zeros`: the updates so far, int32."""
 
-  count: jax.Array
+  keep_zeros_count: jax.Array
 
 
 def keep_zeros(
-  step: float, begin: int, *, mask: rounding.Mask | None = None
+  step: float, begin: int, *, mask: tree.Mask = tree.DEFAULT
 ) -> optax.GradientTransformationExtraArgs:
   """From the update `begin` on, weights that are coded as zeros are zeros.
 
@@ -143,17 +141,17 @@ def keep_zeros(
     del extra_args
     _check_params("keep_zeros", params)
     # The bin of zero at first, then nothing but what is zero already.
-    bound = jnp.where(state.count == begin, step / 2, 0.0)
-    bound = jnp.where(state.count < begin, -1.0, bound)
+    bound = jnp.where(state.keep_zeros_count == begin, step / 2, 0.0)
+    bound = jnp.where(state.keep_zeros_count < begin, -1.0, bound)
     updates = jax.tree.map(
-      lambda u, x, m: (
+      lambda m, u, x: (
         jnp.where(jnp.abs(x) <= bound, -x.astype(u.dtype), u) if m else u
       ),
+      tree.select(params, mask),
       updates,
       params,
-      rounding.selected_leaves(params, mask),
     )
-    count = jnp.asarray(optax.safe_increment(state.count))
+    count = jnp.asarray(optax.safe_increment(state.keep_zeros_count))
     return updates, KeepZerosState(count)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -19,10 +19,18 @@ from typing import Any
 import numpy as np
 
 import backslash_jax as bs
-from backslash_jax import archive, quantize, selection, tree
+from backslash_jax import archive, quantize, tree
 from backslash_jax.archive import packing, plain
 from backslash_jax.archive.index import CHUNK
-from backslash_jax.coding import coders, exp_golomb, fit, huffman, lanes, piece
+from backslash_jax.coding import (
+  coders,
+  exp_golomb,
+  fit,
+  huffman,
+  loops,
+  loops_numpy,
+  piece,
+)
 from experiments import cells, include
 from experiments.bench import timing
 
@@ -88,12 +96,10 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
 
 def _matrices(params: Any) -> dict[str, np.ndarray]:
   """The linear layers' matrices: no embeddings, which are looked up."""
-  _, leaves = tree.describe(params)
-  chosen = selection.selected(params, leaves, None)
   return {
     name: np.asarray(x, np.float32)
-    for name, x in leaves
-    if name in chosen and "embed" not in name
+    for name, x in tree.selected(params, tree.matrices).items()
+    if "embed" not in name
   }
 
 
@@ -203,13 +209,15 @@ def _speed() -> list[dict]:
 def _contestants(symbols: np.ndarray) -> dict[str, tuple[Callable, Callable]]:
   found: dict[str, tuple[Callable, Callable]] = {}
   if importlib.util.find_spec("numba"):
-    found["rans, numba"] = _chunked("rans", symbols, fit.gaussian)
+    found["rans, numba"] = _chunked("rans", symbols, fit.quantized_ggd)
     found["rans, numba, all cores"] = _chunked(
-      "rans", symbols, fit.gaussian, packing.in_order
+      "rans", symbols, fit.quantized_ggd, packing.in_order
     )
-  found["rans, NumPy"] = _numpy_only(*_chunked("rans", symbols, fit.gaussian))
+  found["rans, NumPy"] = _numpy_only(
+    *_chunked("rans", symbols, fit.quantized_ggd)
+  )
   found["rans, NumPy, no classes"] = _numpy_only(
-    *_chunked("rans", symbols, lambda q: fit.gaussian(q.ravel()))
+    *_chunked("rans", symbols, lambda q: fit.quantized_ggd(q.ravel()))
   )
   found["huffman"] = _chunked("huffman", symbols, huffman.fit)
   found["exp_golomb"] = _chunked("exp_golomb", symbols, exp_golomb.fit)
@@ -258,11 +266,11 @@ def _numpy_only(encode: Callable, decode: Callable):
 
   def without(function):
     def run():
-      compiled, lanes.compiled = lanes.compiled, lambda size: None
+      choose, loops.choose = loops.choose, lambda size: loops_numpy
       try:
         return function()
       finally:
-        lanes.compiled = compiled
+        loops.choose = choose
 
     return run
 

@@ -171,7 +171,7 @@ def _prune_to(limit, cell, trained, folder):
     else:
       low = middle
   steps = {t.name: t.step for t in bs.inspect(trained.file).tensors if t.step}
-  bs.save(folder / "pruned", at(high), step=steps, select=list(steps))
+  bs.save(folder / "pruned", at(high), step=steps, mask=list(steps))
 
 
 def _facts(folder, name, model, source, length):

@@ -239,8 +239,8 @@ def _orders(matrices: np.ndarray) -> list[float]:
 
 def _distribution(matrices: np.ndarray) -> dict[str, Any]:
   """A histogram of the matrices, and the generalized Gaussian that fits."""
-  moments = bs.moments(jnp.asarray(matrices))
-  nu = bs.shape_parameter(moments)
+  moments = bs.moments.moments(jnp.asarray(matrices))
+  nu = bs.moments.shape_parameter(moments)
   alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
   limit = max(float(np.quantile(np.abs(matrices), 0.999)), 1e-6)
   density, _ = np.histogram(

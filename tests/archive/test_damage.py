@@ -160,6 +160,50 @@ def _set(field, value, place=0):
     _set("bits", "many"),
     _set("nu", "wide"),
     _set("alpha", [1]),
+    _set("bits", -1),
+    _set("bits", 10**400),
+    _set("bits", True),
+    _set("bits", 1.0),
+    _set("nu", float("nan")),
+    _set("nu", float("-inf")),
+    _set("nu", 10**400),
+    _set("nu", 0.0),
+    _set("nu", 1e-300),
+    _set("nu", True),
+    _set("nu", None),
+    _set("alpha", 0.0),
+    _set("alpha", -(10**400)),
+    _set("alpha", None),
+    _set("alpha", 1.0, 2),
+    _set("crc32", -1),
+    _set("crc32", 2**32),
+    _set("crc32", 10**400),
+    _set("shape", [0, 2**62, 2**62]),
+    _set("shape", [0, 2**62, 2**62], 2),
+    _set("shape", [2**61, 0, 4], 2),
+    _set("shape", [0] * 65),
+    _set("shape", [10**400]),
+    _set("shape", [float("inf")]),
+    _set("shape", [True, 9]),
+    _set("shape", {}),
+    _set("dtype", ["float32"]),
+    _set("dtype", "finfo"),
+    _set("step", 10**400),
+    _set("step", 1),
+    _set("step", True),
+    _set("step", 0.5, 2),
+    _set("coder", ["rans"]),
+    _set("coder", "exact"),
+    _set("model", [0, 0, 0, 0, None, None], 2),
+    _set("model", [0, [10**30]]),
+    _set("model", [0.0, [16384]]),
+    _set("model", ["0", [16384]]),
+    _set("model", [[[[]]], {"a": None}]),
+    lambda fields: fields | {"pad": []},
+    lambda fields: {k: v for k, v in fields.items() if k != "nu"},
+    lambda fields: fields | {"shape": {"0": [4, 9]}},
+    lambda fields: fields | {"step": fields["step"] + [None]},
+    lambda fields: fields | {"dtype": "float32"},
     _set("tree", None, "w"),
     _set("tree", ["set", 0], "w"),
     lambda fields: [],
@@ -185,9 +229,82 @@ def test_forged_indices_are_refused(tmp_path, change):
     archive.load(path)
 
 
+@pytest.mark.parametrize(
+  ("coder", "model"),
+  [
+    ("huffman", [0, [10**30], False]),
+    ("huffman", [0, [1, 16], False]),
+    ("huffman", [0, [1, -1], False]),
+    ("huffman", [10**30, [1, 1], False]),
+    ("huffman", [0, [1, 1], 0]),
+    ("huffman", [2047, [1, 1], False]),
+    ("huffman", [-2048, [1, 1], False]),
+    ("huffman", [0, 1, False]),
+    ("exp_golomb", [10**30, None]),
+    ("exp_golomb", [31, None]),
+    ("exp_golomb", [-1, None]),
+    ("exp_golomb", [True, None]),
+    ("exp_golomb", [0, [1]]),
+    ("exp_golomb_ranked", [0, None]),
+    ("exp_golomb_ranked", [0, [10**11]]),
+    ("exp_golomb_ranked", [0, [-(2**31) - 1]]),
+    ("exp_golomb_ranked", [0, [1.5]]),
+  ],
+)
+def test_forged_models_are_refused(tmp_path, coder, model):
+  path = tmp_path / "file"
+  archive.save(path, _params(), step=2**-5, coder=coder)
+  _forge(path, _set("model", model))
+  for read in (
+    archive.load,
+    archive.inspect,
+    lambda p: list(archive.stream(p)),
+  ):
+    with pytest.raises(archive.ArchiveError, match="tensor 'w'"):
+      read(path)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("other", archive.CODERS)
+@pytest.mark.parametrize("coder", archive.CODERS)
+def test_the_coders_of_a_chunk_do_not_mix(tmp_path, coder, other, place):
+  if coder == other:
+    return
+  path, second = tmp_path / "file", tmp_path / "second"
+  archive.save(path, _params(), step=2**-5, coder=coder)
+  archive.save(second, _params(), step=2**-5, coder=other)
+  data = second.read_bytes()
+  size = json.loads(data[8:256])["payload"]["shape"][0]
+  wanted = json.loads(zlib.decompress(data[256 + size :]))
+
+  def change(fields):
+    for field in ("coder", "model"):
+      fields[field][place] = wanted[field][place]
+
+  _forge(path, change)
+  with pytest.raises(archive.ArchiveError, match="different coders"):
+    archive.load(path)
+
+
+@pytest.mark.parametrize(
+  "size", ["1e999", "-1e999", "1e400", "[]", '"9"', "-0"]
+)
+def test_a_header_with_impossible_sizes_is_refused(tmp_path, size):
+  path = tmp_path / "file"
+  archive.save(path, _params(), step=2**-5)
+  data = path.read_bytes()
+  text = data[8:256].rstrip()
+  start = text.index(b'"shape":[') + 9
+  stop = text.index(b"]", start)
+  text = text[:start] + size.encode() + text[stop:]
+  path.write_bytes(data[:8] + text.ljust(248) + data[256:])
+  with pytest.raises(archive.ArchiveError, match="header"):
+    archive.load(path)
+
+
 def test_a_deeply_nested_index_is_refused(tmp_path):
   path = tmp_path / "file"
-  archive.save(path, {"x": np.ones(3)})
+  archive.save(path, {"x": np.ones(3)}, step=None)
   packed = zlib.compress(b"[" * 100_000, 0)
   header = container._header(0, len(packed), zlib.crc32(packed))
   path.write_bytes(header + packed)
@@ -206,7 +323,7 @@ def test_an_index_that_inflates_without_end_is_refused(tmp_path):
 
 def test_a_newer_version_asks_for_an_update(tmp_path):
   path = tmp_path / "file"
-  archive.save(path, {"x": np.ones(3)})
+  archive.save(path, {"x": np.ones(3)}, step=None)
   data = path.read_bytes().replace(
     b'"backslash_jax":"1"', b'"backslash_jax":"9"'
   )
@@ -228,7 +345,7 @@ def test_foreign_files_are_refused(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="kills with SIGKILL")
 def test_a_kill_leaves_the_old_file(tmp_path):
   path = tmp_path / "file"
-  archive.save(path, {"x": np.ones((4, 4), np.float32)})
+  archive.save(path, {"x": np.ones((4, 4), np.float32)}, step=2**-8)
   before = path.read_bytes()
   code = """
     import sys, numpy as np

@@ -44,12 +44,12 @@ def _exp2(x):
   return (t + (t * (e + (e * e >> 25)) >> 24)) >> min(6 - (x >> 24), 62)
 
 
-def _frequencies(nu, alpha, tail):
-  """[(symbol, frequency)] of a Gaussian, the escape's symbol None."""
-  n = _root(160 + nu, 3)
+def _frequencies(nu_index, alpha_index, tail):
+  """[(symbol, frequency)] of a GGD; the symbol of the escape is None."""
+  n = _root(160 + nu_index, 3)
 
   def g(logarithm):
-    z = ((logarithm - (alpha << 20)) * n >> 20) + 8872266
+    z = ((logarithm - (alpha_index << 20)) * n >> 20) + 8872266
     return _exp2(-_exp2(min(max(z, -40 * _E), 6 * _E - 1)))
 
   odd = range(1, 16, 2)
@@ -64,7 +64,7 @@ def _frequencies(nu, alpha, tail):
     mass.append(sum(g(_log2(16 * k - 8 + u) - 4 * _E) for u in odd) << 25)
   mass += [g(_log2(k)) << 28 for k in range(32, 2048)]
   total = mass[0] + 2 * sum(mass[1:])
-  largest = min(sum(m >= total >> 15 for m in mass[1:]), 4095)
+  largest = sum(m >= total >> 15 for m in mass[1:])
   free = _M - 2 * largest - 1 - (1 << tail)
   d = max(total.bit_length() - 48, 0)
   tails = list(itertools.accumulate([0, *mass[::-1]]))[::-1]
@@ -98,6 +98,56 @@ def _exp_golomb(data, k, count):
   fields = _fields(data[head:], widths)
   v = [(1 << w) + x - (1 << k) for w, x in zip(widths, fields, strict=True)]
   return [x >> 1 ^ -(x & 1) for x in v]
+
+
+def _huffman(data, size, model):
+  """The symbols of one part; the escape's symbol is None."""
+  lowest, lengths, escape = model
+  order = sorted((n, i) for i, n in enumerate(lengths) if n)
+  words, code, last = {}, 0, 0
+  for n, i in order:
+    code <<= n - last
+    escaped = escape and i == len(lengths) - 1
+    words[n, code] = None if escaped else lowest + i
+    code, last = code + 1, n
+  runs = -(-size // 4096)
+  cut = 4 * (runs - 1)
+  sizes = struct.unpack_from(f"<{runs - 1}I", data)
+  bits = [b >> j & 1 for b in data[cut:] for j in range(8)]
+  out, position, borders = [], 0, []
+  for i in range(size):
+    if i % 4096 == 0:
+      borders.append(position)
+    n, code = 0, 0
+    while (n, code) not in words:
+      n, code = n + 1, 2 * code + bits[position]
+      position += 1
+    out.append(words[n, code])
+  assert [b - a for a, b in itertools.pairwise(borders)] == list(sizes)
+  cut += (position + 7) // 8
+  count = out.count(None)
+  excess = iter(_exp_golomb(data[cut + 1 :], data[cut], count) if count else [])
+  return [next(excess) if y is None else y for y in out]
+
+
+def _ranked(data, size, model):
+  """The symbols of one part, coded by exp-Golomb with or without ranks."""
+  k, ranks = model
+  symbols = _exp_golomb(data, k, size)
+  if ranks is None:
+    return symbols
+  return [ranks[2 * q if q >= 0 else -2 * q - 1] for q in symbols]
+
+
+def _apart(data, parts, decode):
+  """The symbols of each (rows, columns, model), coded one after another."""
+  out = []
+  for rows, columns, model in parts:
+    (length,) = struct.unpack_from("<I", data)
+    out.append(decode(data[4 : 4 + length], rows * columns, model))
+    data = data[4 + length :]
+  assert not data
+  return out
 
 
 def _rans(data, parts):
@@ -147,17 +197,19 @@ def _rans(data, parts):
         [m[0]] * size if constant else segment(lambda _, s=slots: s, size)
       )
       continue
-    nu, alpha, extra, shift, row_grid, column_grid = m
+    nu_index, alpha_index, extra, shift, row_index, column_index = m
     classes = []
-    for grid, n in ((row_grid, rows), (column_grid, columns)):
-      if grid is None:
+    for point, n in ((row_index, rows), (column_index, columns)):
+      if point is None:
         classes.append([0] * n)
       else:
-        slots = _slots(_frequencies(8, grid, 0))
+        slots = _slots(_frequencies(8, point, 0))
         classes.append(segment(lambda _, s=slots: s, n))
     r, c = classes
-    points = [min(max(alpha + 4 * (a + b), -320), 176) for a in r for b in c]
-    tables = {p: _slots(_frequencies(nu, p, extra)) for p in set(points)}
+    points = [
+      min(max(alpha_index + 4 * (a + b), -320), 176) for a in r for b in c
+    ]
+    tables = {p: _slots(_frequencies(nu_index, p, extra)) for p in set(points)}
     found = segment(lambda i, t=tables, p=points: t[p[i]], rows * columns)
     decoded.append(
       [
@@ -196,9 +248,8 @@ def _read(path):
   file = Path(path).read_bytes()
   header = json.loads(file[8:256])
   size = header["payload"]["shape"][0]
-  assert zlib.crc32(file[256 + size :]) == int(
-    header["__metadata__"]["index_crc32"], 16
-  )
+  checksum = header["__metadata__"]["index_crc32"]
+  assert f"{zlib.crc32(file[256 + size :]):08x}" == checksum
   fields = json.loads(zlib.decompress(file[256 + size :]))
   quantized = [i for i, s in enumerate(fields["step"]) if s is not None]
   exact = [i for i, s in enumerate(fields["step"]) if s is None]
@@ -216,7 +267,14 @@ def _read(path):
         (math.prod(s[:-1]), s[-1], fields["model"][i])
         for s, i in zip(shapes, group, strict=True)
       ]
-      for i, symbols in zip(group, _rans(data, parts), strict=True):
+      (coder,) = {fields["coder"][i] for i in group}
+      if coder == "rans":
+        decoded = _rans(data, parts)
+      elif coder == "huffman":
+        decoded = _apart(data, parts, _huffman)
+      else:
+        decoded = _apart(data, parts, _ranked)
+      for i, symbols in zip(group, decoded, strict=True):
         found[names[i]] = (symbols, fields["step"][i])
     else:
       data = zlib.decompress(data[1:], -15) if data[0] else data[1:]
@@ -258,9 +316,10 @@ def _check(path):
   return loaded
 
 
-def test_the_second_decoder_agrees(tmp_path):
+@pytest.mark.parametrize("coder", archive.CODERS)
+def test_the_second_decoder_agrees(tmp_path, coder):
   path = tmp_path / "file"
-  archive.save(path, _example(), step=2**-6)
+  archive.save(path, _example(), step=2**-6, coder=coder)
   loaded = _check(path)
   for name, x in _example().items():
     bound = 2**-7 if np.ndim(x) > 1 else 0

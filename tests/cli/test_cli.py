@@ -76,7 +76,7 @@ def test_a_sharded_directory_in_and_out(tmp_path):
   listing = {"metadata": {}, "weight_map": weight_map}
   (source / "model.safetensors.index.json").write_text(json.dumps(listing))
   (source / "config.json").write_text("{}")
-  assert _run("compress", source, coded) == 0
+  assert _run("compress", source, coded, "--step=2^-8") == 0
   assert _run("decompress", coded, again) == 0
   assert sorted(p.name for p in again.iterdir()) == sorted(
     [*names, "config.json", "model.safetensors.index.json"]
@@ -87,12 +87,14 @@ def test_a_sharded_directory_in_and_out(tmp_path):
       assert key in part
       np.testing.assert_array_equal(found, wanted[key])
   assert _run("inspect", coded) == 0
-  assert _run("compress", source, source) == 1
+  assert _run("compress", source, source, "--step=2^-8") == 1
 
 
 def test_json_is_for_machines(model, tmp_path, capsys):
   coded = tmp_path / "coded"
-  assert _run("compress", model, coded, "--json", "--report") == 0
+  assert (
+    _run("compress", model, coded, "--step=2^-8", "--json", "--report") == 0
+  )
   result = json.loads(capsys.readouterr().out)
   assert result["output_bytes"] == coded.stat().st_size
   assert result["coders"]["rans"] == coded.stat().st_size
@@ -106,7 +108,7 @@ def test_json_is_for_machines(model, tmp_path, capsys):
 def test_inspect_shows_tensors_and_plots(model, tmp_path, capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "160")
   coded = tmp_path / "coded"
-  _run("compress", model, coded)
+  _run("compress", model, coded, "--step=2^-8")
   capsys.readouterr()
   assert _run("inspect", coded, "--plot") == 0
   shown = capsys.readouterr().out
@@ -119,16 +121,18 @@ def test_inspect_shows_tensors_and_plots(model, tmp_path, capsys, monkeypatch):
 def test_what_is_quantized(model, tmp_path, capsys):
   cases = [
     ([], {"embed.weight", "layer.0.weight"}),
-    (["--select", "layer.*"], {"layer.0.weight"}),
-    (["--min-rank", "1"], {"embed.weight", "layer.0.weight", "layer.0.bias"}),
+    (["--mask", "layer.*.weight"], {"layer.0.weight"}),
+    (["--mask", "*"], {"embed.weight", "layer.0.weight", "layer.0.bias"}),
     (["--exclude", "embed.*"], {"layer.0.weight"}),
   ]
   for options, wanted in cases:
-    _run("compress", model, tmp_path / "coded", *options)
+    _run("compress", model, tmp_path / "coded", "--step=2^-8", *options)
     report = archive.inspect(tmp_path / "coded")
     assert {t.name for t in report.tensors if t.step} == wanted
-  _run("compress", model, tmp_path / "coded", "--select", "nothing.*")
-  assert "no tensor matches 'nothing.*'" in capsys.readouterr().err
+  for option in ("--mask", "--exclude"):
+    options = ("--step=2^-8", option, "nothing.*")
+    assert _run("compress", model, tmp_path / "coded", *options) == 1
+    assert "matches 'nothing.*'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -157,15 +161,15 @@ def test_bad_steps_are_errors(model, tmp_path, capsys, step):
 
 
 def test_errors_name_the_file(model, tmp_path, capsys):
-  foreign = tmp_path / "foreign"
+  foreign, coding = tmp_path / "foreign", (tmp_path / "x", "--step=1")
   foreign.write_bytes(b"not a model" * 100)
   cases = [
     (("inspect", foreign), "foreign: not a coded model file"),
     (("inspect", model), "model.safetensors: not a coded model file"),
     (("decompress", foreign, tmp_path / "x"), "foreign: not a coded"),
-    (("compress", foreign, tmp_path / "x"), "foreign: not a safetensors"),
+    (("compress", foreign, *coding), "foreign: not a safetensors"),
     (("inspect", tmp_path / "nothing"), "nothing: No such file"),
-    (("compress", tmp_path / "nothing", tmp_path / "x"), "nothing: No such"),
+    (("compress", tmp_path / "nothing", *coding), "nothing: No such"),
   ]
   for arguments, message in cases:
     assert _run(*arguments) == 1
@@ -175,7 +179,7 @@ def test_errors_name_the_file(model, tmp_path, capsys):
   values = _model()
   values["layer.0.weight"][3, 3] = np.nan
   save_file(values, model)
-  assert _run("compress", model, tmp_path / "x") == 1
+  assert _run("compress", model, tmp_path / "x", "--step=1") == 1
   assert "'layer.0.weight': 1 of 1024 values are NaN" in capsys.readouterr().err
 
 
@@ -211,6 +215,7 @@ def test_it_runs_as_a_program(model, tmp_path):
       "-m",
       "backslash_jax",
       "compress",
+      "--step=2^-8",
       model,
       tmp_path / "x",
     ],

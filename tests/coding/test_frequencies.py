@@ -19,7 +19,7 @@ _GRID = [
 def test_they_fill_the_table(nu, alpha, tail, precision):
   if tail > precision - 3:
     return
-  f = frequencies.magnitudes(nu, alpha, tail, precision)
+  f = frequencies.one_sided(nu, alpha, tail, precision)
   assert f[0] + 2 * f[1:-1].sum() + f[-1] == 1 << precision
   assert f.min() >= 1
   assert f[-1] >= 1 << tail
@@ -31,7 +31,7 @@ def test_they_fill_the_table(nu, alpha, tail, precision):
 )
 def test_they_cost_little_more_than_the_true_probabilities(nu, alpha):
   shape, scale = frequencies.nu_value(nu), frequencies.alpha_value(alpha)
-  f = frequencies.magnitudes(nu, alpha, 0, 14)
+  f = frequencies.one_sided(nu, alpha, 0, 14)
   edges = np.append(0, np.arange(f.size - 1) + 0.5)
   below = stats.gennorm(shape, scale=scale).sf(edges)
   p = np.append(below[:-1] - below[1:], below[-1])
@@ -60,7 +60,7 @@ def test_every_platform_has_the_same_tables():
   digest = hashlib.sha256()
   for nu in range(-32, 33, 3):
     for alpha in range(-320, 177, 7):
-      f = frequencies.magnitudes(nu, alpha, alpha % 9, 14)
+      f = frequencies.one_sided(nu, alpha, alpha % 9, 14)
       digest.update(f.astype("<i8").tobytes())
   # Legitimate to update only together with the format's version.
   assert digest.hexdigest() == (

@@ -130,7 +130,7 @@ def test_the_released_form_adds_what_the_learning_rate_does_not_scale():
   tx = optimizer.create(config)
   grads = jax.tree.map(jnp.zeros_like, PARAMS)
   updates, _ = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
-  rate = bs.backslash(3.0, epsilon=1.0)
+  rate = bs.backslash(3.0, epsilon=1.0, mask=None)
   wanted, _ = jax.jit(rate.update)(grads, rate.init(PARAMS), PARAMS)
   jax.tree.map(
     lambda u, w: np.testing.assert_allclose(u, -w, rtol=1e-6), updates, wanted

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import backslash_jax as bs
-from backslash_jax import rounding
+from backslash_jax import tree
 from experiments import (
   cells,
   data,
@@ -102,7 +102,7 @@ def test_placement_decides_whether_adam_sees_the_rate(problem):
     jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
   )
   fields = {"optimizer__warmup_updates": 0, "optimizer__clip_norm": 1e9}
-  tx = bs.backslash(5.0, mask=bs.matrices)
+  tx = bs.backslash(5.0, step=tiny.config().rate.step)
   zeros = jax.tree.map(jnp.zeros_like, params)
   rate, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
   normal, _ = _first_update(
@@ -146,7 +146,7 @@ def test_rate_is_measured_alike_with_and_without_the_rate_term(problem):
 
 def test_divergence_names_the_tensor_that_is_not_finite(problem):
   _, params, batch = problem
-  names = rounding.names(params)
+  names = tree.names(params)
   leaves, structure = jax.tree.flatten(params)
   leaves[3] = np.full_like(leaves[3], np.nan)
   _, values, flags = _first_step(structure.unflatten(leaves), batch)

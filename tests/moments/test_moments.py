@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import backslash_jax as bs
+from backslash_jax import ggd, moments
 from backslash_jax.moments import (
   dispatch,
   pallas_gpu,
@@ -102,7 +102,7 @@ def test_gradient_is_that_of_the_formula(name, dtype):
 
 def test_moments_of_a_union_are_sums():
   a, b = jnp.arange(6.0).reshape(2, 3) - 2, jnp.linspace(-1, 1, 5)
-  both = bs.moments(jnp.concatenate([a.ravel(), b]))
+  both = moments.moments(jnp.concatenate([a.ravel(), b]))
   each = tree_moments({"a": a, "n": jnp.arange(3), "b": b})
   np.testing.assert_allclose(
     jax.tree.map(jnp.sum, each), both, rtol=1e-6, atol=0
@@ -124,43 +124,47 @@ def test_moments_of_a_union_are_sums():
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_shape_parameter_is_defined_for_every_tensor(x, nu, dtype):
-  found = bs.shape_parameter(bs.moments(jnp.asarray(x, dtype)))
+  found = moments.shape_parameter(moments.moments(jnp.asarray(x, dtype)))
   np.testing.assert_allclose(found, nu, rtol=1e-6)
 
 
 def test_shape_parameter_finds_the_shape_of_samples():
   for dtype in (jnp.float32, jnp.bfloat16):
-    x = bs.ggd.sample(jax.random.key(0), 0.7, 0.01, (400, 500)).astype(dtype)
-    found = bs.shape_parameter(bs.moments(x))
+    x = ggd.sample(jax.random.key(0), 0.7, 0.01, (400, 500)).astype(dtype)
+    found = moments.shape_parameter(moments.moments(x))
     np.testing.assert_allclose(found, 0.7, rtol=0.02)
 
 
 def test_empty_tensors_and_empty_trees_have_none():
-  assert [float(m) for m in bs.moments(jnp.zeros([0, 4]))] == [0.0, 0.0, 0.0]
+  assert [float(m) for m in moments.moments(jnp.zeros([0, 4]))] == [
+    0.0,
+    0.0,
+    0.0,
+  ]
   assert [m.shape for m in tree_moments({})] == [(0,)] * 3
 
 
 def test_numpy_arrays_and_float64_are_taken():
-  m = bs.moments(np.full([4, 2], -0.5))
+  m = moments.moments(np.full([4, 2], -0.5))
   assert [float(s) for s in m] == [8.0, 4.0, 2.0]
 
 
 def test_integers_are_refused():
   with pytest.raises(TypeError, match="found int32"):
-    bs.moments(jnp.arange(3))
+    moments.moments(jnp.arange(3))
 
 
 @pytest.mark.parametrize("name", ["pallas_tpu", "pallas_gpu"])
 def test_a_kernel_is_refused_on_another_platform(name):
   with pytest.raises(NotImplementedError, match=r"runs on .*, found cpu"):
-    bs.moments(jnp.ones([8, 8]), implementation=name)
+    moments.moments(jnp.ones([8, 8]), implementation=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(10**8 + 77,), (10_000, 10_000)])
 def test_a_hundred_million_elements_keep_float32_accuracy(shape):
   x = np.random.default_rng(0).standard_normal(shape, np.float32) * 0.02
-  found = bs.moments(jnp.asarray(x))
+  found = moments.moments(jnp.asarray(x))
   sizes = np.abs(x)
   wanted = sizes.sum(dtype=np.float64), np.square(sizes).sum(dtype=np.float64)
   np.testing.assert_allclose(found[1:], wanted, rtol=1e-5)
@@ -168,7 +172,7 @@ def test_a_hundred_million_elements_keep_float32_accuracy(shape):
 
 def test_an_unknown_implementation_is_refused_with_the_known_ones():
   with pytest.raises(NotImplementedError, match="there are xla, xla_cpu"):
-    bs.moments(jnp.ones([8, 8]), implementation="cuda")
+    moments.moments(jnp.ones([8, 8]), implementation="cuda")
 
 
 @pytest.mark.parametrize("module", [pallas_tpu, pallas_gpu])

@@ -10,6 +10,7 @@ import backslash_jax as bs
 from backslash_jax import structure
 from backslash_jax.structure import groups, magnitude
 from backslash_jax.structure.groups import Group, Slice
+from backslash_jax.tree import named_leaves
 
 HIDDEN, HEADS, KV, DIM, WIDTH = 6, 4, 2, 3, 5
 MLP = Group(
@@ -71,7 +72,7 @@ def test_units_are_tied_across_matrices_and_told_apart_by_layer():
     own["out/kernel"][6:],
   ]
   np.testing.assert_allclose(
-    groups.square_sums(units[3], groups.flatten(PARAMS))[1],
+    groups.square_sums(units[3], _by_name(PARAMS))[1],
     sum(np.sum(x * x) for x in head),
     rtol=1e-5,
   )
@@ -129,7 +130,7 @@ def test_the_price_of_units_of_one_weight_is_the_elementwise_one():
   for rate in ("dggr", "bits"):
     tx = structure.group_rate(lmbda, [ONE], eta, rate=rate, shape=0.8)
     updates, _ = jax.jit(tx.update)(zero, tx.init({"x": x}), {"x": x})
-    plain = bs.backslash(lmbda, rate=rate, shape=0.8)
+    plain = bs.backslash(lmbda, rate=rate, shape=0.8, mask=None)
     pull, _ = jax.jit(plain.update)(zero, plain.init({"x": x}), {"x": x})
     size = np.minimum(eta * np.abs(pull["x"]), np.abs(x))
     np.testing.assert_allclose(
@@ -186,6 +187,10 @@ def test_updates_and_state_keep_their_types():
     tx.update(params, state)
 
 
+def _by_name(params):
+  return dict(named_leaves(params))
+
+
 def _zeros(tree):
   return [float(np.mean(np.asarray(x) == 0)) for x in jax.tree.leaves(tree)]
 
@@ -193,7 +198,7 @@ def _zeros(tree):
 _prune = jax.jit(
   magnitude.prune,
   static_argnums=1,
-  static_argnames=("scope", "block", "groups"),
+  static_argnames=("scope", "groups"),
 )
 
 
@@ -204,23 +209,12 @@ def test_pruning_of_the_model_compares_its_tensors():
   assert _zeros(_prune(params, 0.5)) == [0.5, 0.5]
 
 
-def test_two_of_four_stay_in_every_block_of_inputs():
-  x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-  x[:4, 0] = 1.0
-  pruned = _prune({"kernel": x}, 0.5, block=4)["kernel"]
-  blocks = np.asarray(pruned).reshape(2, 4, 3)
-  np.testing.assert_array_equal((blocks != 0).sum(1), 2)
-  assert np.abs(blocks).min(1).max() == 0
-  with pytest.raises(ValueError, match=r"kernel.*blocks of 3"):
-    magnitude.prune({"kernel": x}, 0.5, block=3)
-
-
 def test_units_are_pruned_whole_and_no_layer_is_emptied():
   tree = PARAMS | {"a": jax.tree.map(lambda x: x / 1000, PARAMS["a"])}
   pruned = jax.device_get(
     _prune(tree, 0.6, scope="model", groups=(MLP, ATTENTION))
   )
-  leaves = groups.flatten(pruned)
+  leaves = _by_name(pruned)
   gone = total = 0
   for u in groups.bind([MLP, ATTENTION], tree):
     zeros = np.asarray(groups.magnitudes(u, leaves) == 0)
@@ -254,7 +248,7 @@ def test_there_may_be_more_parameters_than_an_int32_counts(make):
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.6, 0.99])
 def test_every_layer_loses_its_smallest_units(fraction):
   pruned = _prune(PARAMS, fraction, groups=(MLP, ATTENTION))
-  whole, left = groups.flatten(PARAMS), groups.flatten(pruned)
+  whole, left = _by_name(PARAMS), _by_name(pruned)
   for u in groups.bind((MLP, ATTENTION), PARAMS):
     before = np.asarray(groups.magnitudes(u, whole))
     after = np.asarray(groups.magnitudes(u, left))
@@ -267,18 +261,10 @@ def test_every_layer_loses_its_smallest_units(fraction):
     np.testing.assert_allclose(after, wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  "options", [{"groups": [MLP], "scope": "model"}, {"block": 5}]
-)
-def test_units_and_blocks_go_on_the_schedule_and_stay_away(options):
-  mask = {"mask": jax.tree.map(lambda x: False, PARAMS)}
-  if "block" in options:
-    mask["mask"]["embedding"] = False
-    for layer in "ab":
-      mask["mask"][layer]["query/kernel"] = True
+def test_units_go_on_the_schedule_and_stay_away():
   tx = optax.chain(
     optax.sgd(0.1),
-    structure.gradual_pruning(0.6, 6, every=2, **options, **mask),
+    structure.gradual_pruning(0.6, 6, every=2, groups=[MLP], scope="model"),
   )
   params, state, counts = PARAMS, tx.init(PARAMS), []
 
@@ -321,8 +307,6 @@ def test_moments_of_removed_weights_are_cleared():
   ("arguments", "message"),
   [
     ({"scope": "layer"}, "scope"),
-    ({"block": 1}, "block"),
-    ({"block": 4, "groups": [MLP]}, "not both"),
   ],
 )
 def test_kinds_of_pruning_that_there_are_not(arguments, message):

@@ -1,4 +1,4 @@
-"""Removal of weights while training runs, and the proximal step."""
+"""Removal of weights while training runs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-import backslash_jax as bs
-from backslash_jax import proximal, structure
+from backslash_jax import structure
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -84,49 +83,11 @@ def test_zeros_of_the_rate_phase_are_kept_and_no_more_made():
     np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
-def test_proximal_step_of_l1_is_soft_thresholding():
-  eta, lmbda = 0.1, 50.0
-  tx = optax.chain(
-    proximal.proximal(bs.backslash(lmbda, shape=1.0), eta),
-    optax.scale_by_learning_rate(eta),
-  )
-  after = _run(tx, 1)[-1]
-  size = sum(x.size for x in jax.tree.leaves(PARAMS))
-  for name, x in PARAMS.items():
-    moved = x - eta * (x - TARGET[name])
-    wanted = jnp.sign(moved) * jnp.maximum(
-      jnp.abs(moved) - eta * lmbda / size, 0
-    )
-    np.testing.assert_allclose(after[name], wanted, atol=1e-7)
-
-
-def test_proximal_pulls_nothing_past_zero_however_strong_the_rate():
-  tx = optax.chain(
-    proximal.proximal(bs.backslash(1e9), 0.1), optax.scale_by_learning_rate(0.1)
-  )
-  after = _run(tx, 1)[-1]
-  for x in jax.tree.leaves(after):
-    np.testing.assert_allclose(x, jnp.zeros_like(x), atol=1e-7)
-
-
-def test_proximal_moves_nothing_where_the_learning_rate_is_zero():
-  warm_up = optax.linear_schedule(0.0, 0.1, 2)
-  tx = optax.chain(
-    proximal.proximal(bs.backslash(bs.gradient_balance(1.0)), warm_up),
-    optax.scale_by_learning_rate(warm_up),
-  )
-  history = _run(tx, 3)
-  jax.tree.map(np.testing.assert_array_equal, history[1], PARAMS)
-  assert bool(jnp.all(jnp.isfinite(history[3]["kernel"])))
-  assert float(jnp.max(jnp.abs(history[3]["kernel"] - PARAMS["kernel"]))) > 0
-
-
 @pytest.mark.parametrize(
   "tx",
   [
     structure.gradual_pruning(0.5, 4, every=2),
     structure.keep_zeros(0.1, 2),
-    proximal.proximal(bs.backslash(1.0), optax.constant_schedule(0.1)),
   ],
 )
 def test_updates_and_state_keep_their_types(tx):
@@ -158,3 +119,27 @@ def test_pruning_arguments_out_of_range_are_refused(arguments, message):
 def test_keep_zeros_needs_a_step():
   with pytest.raises(ValueError, match="positive"):
     structure.keep_zeros(0.0, 1)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_of_equal_weights_no_more_go_than_the_fraction(scope):
+  params = {
+    "signs": jnp.array([[1.0, -1.0] * 5] * 4),
+    "levels": jnp.ones((4, 5)),
+  }
+  pruned = structure.prune(params, 0.1, scope=scope)
+  zeros = sum(int(jnp.sum(x == 0)) for x in jax.tree.leaves(pruned))
+  assert zeros == 6
+  empty = {"w": jnp.ones((2, 2)), "e": jnp.zeros((0, 4))}
+  assert int(jnp.sum(structure.prune(empty, 0.5, scope=scope)["w"] == 0)) == 2
+
+
+def test_states_can_be_read_beside_adam():
+  tx = optax.chain(
+    optax.adam(0.1),
+    structure.gradual_pruning(0.5, 4),
+    structure.keep_zeros(0.1, 2),
+  )
+  state = tx.init({"kept": jnp.ones((2, 2))} | PARAMS)
+  for name in ("pruning_count", "keep_zeros_count"):
+    assert optax.tree.get(state, name) == 0

@@ -1,38 +1,26 @@
-"""The inner loops of rANS, compiled: the same bytes, several times faster.
+"""The row loops of rANS, compiled by numba.
 
-Used where numba is installed. The compiled loops hold no lock, so that chunks
-are coded in parallel by threads.
+`loops` chooses between this module and `loops_numpy`, which documents the
+contracts. The compiled loops release the interpreter's lock, so threads code
+chunks in parallel.
 """
 
 import numba
 import numpy as np
 
-from backslash_jax.coding import lanes
+from backslash_jax.coding import loops_numpy
+from backslash_jax.coding.frequencies import PRECISION
 
-_MASK = np.uint32((1 << lanes.PRECISION) - 1)
-_SHIFT = np.uint32(lanes.PRECISION)
+_MASK = np.uint32((1 << PRECISION) - 1)
+_SHIFT = np.uint32(PRECISION)
 _SIXTEEN = np.uint32(16)
 _LOW = np.uint32(0xFFFF)
-_FLOOR = np.uint32(1 << 16)
+_FLOOR = np.uint32(loops_numpy.FLOOR)
 _NONE = np.empty(0, np.uint32)
 
 
-def encode_rows(states, entries, words, position):
-  """As `lanes.encode_rows`."""
-  return int(_encode(states, entries, words, position))
-
-
-def decode_rows(states, words, position, table, symbols, offsets, out):
-  """As `lanes.decode_rows`."""
-  offsets = _NONE if offsets is None else offsets
-  stop = _decode(states, words, position, table, symbols, offsets, out)
-  if stop < 0:
-    raise ValueError("the stream ends too early")
-  return int(stop)
-
-
 def look_up(symbols, codes, lengths, limits, row_class, column_class):
-  """As `piece.look_up`."""
+  """See `loops_numpy.look_up`."""
   entries = np.empty(symbols.size, np.uint32)
   excess = np.empty(1024, np.int32)
   arrays = (codes, lengths, limits, row_class, column_class)
@@ -41,6 +29,20 @@ def look_up(symbols, codes, lengths, limits, row_class, column_class):
     excess = np.empty(count, np.int32)
     _look_up(symbols, *arrays, entries, excess)
   return entries, excess[:count], float(total)
+
+
+def encode_rows(states, entries, words, position):
+  """See `loops_numpy.encode_rows`."""
+  return int(_encode(states, entries, words, position))
+
+
+def decode_rows(states, words, position, table, symbols, offsets, out):
+  """See `loops_numpy.decode_rows`."""
+  offsets = _NONE if offsets is None else offsets
+  stop = _decode(states, words, position, table, symbols, offsets, out)
+  if stop < 0:
+    raise ValueError("the stream ends too early")
+  return int(stop)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -60,7 +62,7 @@ def _look_up(
           excess[count] = y - limit if y > 0 else y + limit
         count += 1
         y = limit + 1
-      # Unsigned, it is not taken for one from the end.
+      # Unsigned: numba would treat a signed index as one that may be negative.
       place = np.uint64(own * width + (width - 1) // 2 + y)
       entries[i * columns + j] = codes[place]
       total += lengths[place]
@@ -70,14 +72,14 @@ def _look_up(
 @numba.njit(nogil=True, cache=True)
 def _encode(states, entries, words, position):
   width = states.size
-  limit = np.uint32(32 - lanes.PRECISION)
+  limit = np.uint32(32 - PRECISION)
   lane = (entries.size - 1) % width
   for i in range(entries.size - 1, -1, -1):
     frequency = entries[i] >> _SIXTEEN
     start = entries[i] & _LOW
     x = states[lane]
-    # No branch, since none could be predicted: a word that is not full is
-    # overwritten by the next.
+    # No branch, since it could not be predicted: the word is always written,
+    # and the position moves only if it is needed.
     full = np.uint32(x >= np.uint32(frequency << limit))
     words[position - 1] = x & _LOW
     position -= np.int64(full)
