@@ -39,7 +39,7 @@ format: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench.moments
 	$(BIN)/python -m experiments.bench.optimizer
-	$(BIN)/python -m experiments.bench.step --config=configs/quickstart.py
+	$(BIN)/python -m experiments.bench.update --config=configs/quickstart.py
 	$(BIN)/python -m experiments.bench.growth
 	$(BIN)/python -m experiments.bench.scaling
 	$(BIN)/python -m experiments.bench.coding $(WORKDIR)

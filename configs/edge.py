@@ -23,20 +23,21 @@ def add_structure(config: ml_collections.ConfigDict) -> None:
   # Units that the rate prices, see experiments/models/units.py.
   structure.groups = ("mlp", "heads", "features")
   structure.lmbda = 0.0  # Weight of the rate; see group_rate.group_rate.
-  structure.warmup_steps = 0  # lmbda rises linearly from 0 over these.
+  structure.warmup_updates = 0  # lmbda rises linearly from 0 over these.
   structure.shape = config_dict.placeholder(float)  # None estimates nu.
   # Fraction of each layer's units that is removed gradually.
   structure.pruned = ml_collections.ConfigDict(
     {"mlp": 0.0, "heads": 0.0, "rows": 0.0, "features": 0.0}
   )
-  structure.begin_step = 0
-  structure.end_step = 700
+  structure.begin_update = 0
+  structure.end_update = 700
 
 
 def get_config() -> ml_collections.ConfigDict:
   config = quickstart.get_config()
   add_structure(config)
-  config.total_steps = 600
+  config.total_updates = 600
+  config.optimizer.warmup_updates = 50
   config.eval_every = 600
   config.checkpoint_every = 600
   config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(9, 14))
@@ -52,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.arms.group = ml_collections.ConfigDict(
     {
       "rate": bits,
-      "structure": {"lmbda": 3e4, "shape": 1.0, "warmup_steps": 200},
+      "structure": {"lmbda": 3e4, "shape": 1.0, "warmup_updates": 200},
     }
   )
   config.arms.structured = ml_collections.ConfigDict(
@@ -60,8 +61,8 @@ def get_config() -> ml_collections.ConfigDict:
       "rate": bits,
       "structure": {
         "pruned": {"mlp": 0.9, "heads": 0.75, "features": 0.25},
-        "begin_step": 50,
-        "end_step": 400,
+        "begin_update": 50,
+        "end_update": 400,
       },
     }
   )

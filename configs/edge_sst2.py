@@ -16,8 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = pretrained.fine_tuning("sst2", 32, small=True)
   edge.add_structure(config)
   config.structure.groups = ("mlp", "heads")
-  config.eval_every = config.total_steps
-  config.checkpoint_every = config.total_steps
+  config.eval_every = config.total_updates
+  config.checkpoint_every = config.total_updates
   config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(6, 12))
   config.evaluate.sensitivity_batches = 24
   config.evaluate.pruning_rates = ()
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
       "rate": {"shape": 1.0, "balance": 0.1},
       "structure": {
         "pruned": {"mlp": 0.67, "heads": 0.5},
-        "end_step": 400,
+        "end_update": 400,
       },
     }
   )

@@ -1,8 +1,8 @@
 """The grid of a frontier: methods x operating points x seeds, as data.
 
-A method is fields that all of its trainings share, and its operating points,
-each a set of further fields. The fields are those of configs/default.py. One
-more method is one more entry in `methods`, one more point one more value.
+A method has fields that all of its trainings share, and operating points, each
+with further fields. The fields are those of configs/default.py. A new method is
+an entry of `methods`, a new point a value.
 """
 
 import itertools
@@ -20,7 +20,6 @@ RATES: dict[str, dict[str, Any]] = {
   "dggr": {},  # One nu for all parameters: the paper.
   "dggr_tensor": {"rate.scope": "tensor"},
   "bits": {"rate.rate": "bits", "rate.scope": "tensor"},
-  "code_length": {"rate.rate": "code_length", "rate.scope": "tensor"},
 }
 
 
@@ -87,33 +86,33 @@ def add(
   """Gives config its `grid`.
 
   Args:
-    config: of configs/default.py; what a method does not say is as here.
+    config: of configs/default.py; the fields that methods do not set.
     profile: "small" or "full".
-    steps: that the loss is shown, by rounding or noise.
+    steps: to which the loss sees the weights rounded.
     lambdas: of DGGR as released, which the learning rate does not scale.
-    learning_rates: by method, as the tuning found them; the others have that
-      of config.optimizer.
+    learning_rates: by method, from tuning; the others have that of
+      config.optimizer.
     candidates: the learning rates that tuning compares.
     small: the methods of the small grid.
-    best: the method that a table of its own compares with all others.
-    limit: of the methods with a target, see `bs.target_rate`; None: its own.
-    **values: in the place of those of PROFILES.
+    best: the method that one of the tables compares with all others.
+    limit: of the methods with a target, see `bs.target_rate`.
+    **values: replace those of PROFILES.
   """
   if profile not in PROFILES:
     raise ValueError(
-      f"the profile, behind the colon of --config, is {profile!r}, wanted one"
+      f"the profile, after the colon of --config, is {profile!r}, wanted one"
       f" of {', '.join(PROFILES)}"
     )
-  config.eval_every = config.total_steps
+  config.eval_every = config.total_updates
   config.checkpoint_every = 250
   config.keep_checkpoints = 1
   config.evaluate.pruning_rates = ()
   config.grid = grid = ml_collections.ConfigDict()
   grid.baseline = "normal"
   grid.best = best
-  grid.seeds = SEEDS[profile]  # Initial parameters, order of the data, noise.
-  grid.bits = (1.0, 2.0, 3.0, 4.0)  # Where the tables compare.
-  # Accuracies below this fraction of the baseline's best are not compared.
+  grid.seeds = SEEDS[profile]  # Of initial parameters and order of the data.
+  grid.bits = (1.0, 2.0, 3.0, 4.0)  # At which the tables compare.
+  # Accuracies below this fraction of the baseline's best are left out.
   grid.floor = 0.9
   # True: compares learning rates instead, on the validation split.
   grid.tune = False
@@ -121,10 +120,9 @@ def add(
   grid.methods = ml_collections.ConfigDict()
   values = {"steps": steps, "lambdas": lambdas} | PROFILES[profile] | values
   found = methods(
-    config.total_steps,
+    config.total_updates,
     limit=limit,
-    # Steps by sensitivity leave no matrix without a level, so that they may be
-    # coarser.
+    # Steps by sensitivity may be coarser: no matrix loses all of its levels.
     sensitive_steps=tuple(2 * step for step in config.evaluate.steps),
     **values,
   )
@@ -143,7 +141,7 @@ def add(
 
 
 def methods(
-  total_steps: int,
+  total_updates: int,
   *,
   balances: Sequence[float],
   targets: Sequence[float],
@@ -160,43 +158,42 @@ def methods(
   """Every method there is, by name.
 
   Args:
-    total_steps: of a training.
-    balances: how hard the rate pulls, `rate.balance`.
-    targets: bits per parameter at `rate.step`, to which lambda is found.
-    steps: that the loss is shown, by rounding or noise.
+    total_updates: of a training.
+    balances: norms of the rate's gradient, `rate.balance`.
+    targets: bits per parameter at `rate.step`, `rate.target`.
+    steps: to which the loss sees the weights rounded.
     lambdas: of DGGR as released, which the learning rate does not scale.
     decays: weight decays.
     sparsities: fractions of the weights that are removed.
-    mus: what a bit may cost when the normal model is rounded.
-    bits: that the steps are fitted to, which the loss is shown from two thirds
-      of the training on.
+    mus: of rate-distortion optimized rounding, `evaluate.mu`.
+    bits: to which steps are fitted; the loss sees the weights rounded to them
+      in the last third of the training.
     widths: bits of quantization-aware training.
-    sensitive_steps: with which a file is coded whose matrices have steps of
-      their own, in the mean.
-    limit: how hard the rate of a target may pull, as a balance.
+    sensitive_steps: means of the steps of files with a step per matrix.
+    limit: of the methods with a target, `rate.limit`.
   """
-  limited = {} if limit is None else {"rate.balance": limit}
+  limited = {} if limit is None else {"rate.limit": limit}
   sensitive = {
     "evaluate.sensitivity_batches": 24,
     "evaluate.steps": tuple(sensitive_steps),
   }
   balance = {"rate.balance": balances}
   rounded = {("round_step", "rate.step"): steps}
-  noisy = {("noise_step", "rate.step"): steps}
-  late = {"round_start": max(1, 2 * total_steps // 3)}
-  fitted = late | {"evaluate.steps": (1.0,)}
+  late = {"round_begin_update": max(1, 2 * total_updates // 3)}
+  fitted = late | {"evaluate.steps": (), "evaluate.scales": (1.0,)}
   to_bits = {"round_bits": bits}
   released = {
     "rate.placement": "unscaled",
     "rate.epsilon": 1.0,
     "rate.mask": "all",
-    "rate.stop_step": total_steps // 2,
+    "rate.stop_update": total_updates // 2,
   }
-  # A file has the step that training saw.
+  # The file has the levels that training saw.
   trained_for = {
     f"{n}_bits": {
       "quantize_bits": n,
-      "evaluate.steps": (1 / (2 ** (n - 1) - 1),),
+      "evaluate.steps": (),
+      "evaluate.levels": (2 ** (n - 1) - 1,),
     }
     for n in widths
   }
@@ -206,7 +203,6 @@ def methods(
     "sensitive": method(sensitive, {}),
     "decay": method({}, {"optimizer.weight_decay": decays}),
     "round": method({}, rounded),
-    "noise": method({}, noisy),
     "dggr_released": method(released, {"rate.lmbda": lambdas}),
     "dggr_released_zeros": method(
       released | {"rate.keep_zeros": True}, {"rate.lmbda": lambdas}
@@ -223,26 +219,20 @@ def methods(
     ),
     "l1_zeros": method(
       RATES["l1"]
-      | {"rate.stop_step": 2 * total_steps // 3, "rate.keep_zeros": True},
+      | {"rate.stop_update": 2 * total_updates // 3, "rate.keep_zeros": True},
       balance,
-    ),
-    "l1_proximal": method(
-      RATES["l1"] | {"rate.placement": "proximal"}, balance
     ),
     "round_l1_target": method(
       RATES["l1"] | limited, {"rate.target": targets} | rounded
     ),
     "prune": method(
-      {"prune.end_step": max(1, 7 * total_steps // 10)},
+      {"prune.end_update": max(1, 7 * total_updates // 10)},
       {"prune.sparsity": sparsities},
     ),
-    "qat": {"fields": {"evaluate.absmax": True}, "points": trained_for},
-    "qat_late": {
-      "fields": late | {"evaluate.absmax": True},
-      "points": trained_for,
-    },
+    "qat": {"fields": {}, "points": trained_for},
+    "qat_late": {"fields": late, "points": trained_for},
     "qat_l1": {
-      "fields": RATES["l1"] | {"evaluate.absmax": True},
+      "fields": RATES["l1"],
       "points": {
         f"{name}_{_label(value)}": point | {"rate.balance": value}
         for name, point in trained_for.items()
@@ -254,7 +244,6 @@ def methods(
     found[name] = method(fields, balance)
     found[f"{name}_target"] = method(fields | limited, {"rate.target": targets})
     found[f"round_{name}"] = method(fields, balance | rounded)
-    found[f"noise_{name}"] = method(fields, balance | noisy)
   return found
 
 
@@ -265,7 +254,7 @@ def method(
 
   Args:
     fields: "a.b" -> value, for all points.
-    vary: "a.b" -> its values; a tuple of fields has the same value.
+    vary: "a.b" -> its values; the fields of a tuple get the same value.
   """
   points = {}
   for values in itertools.product(*vary.values()):

@@ -37,11 +37,12 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.data.max_eval = 512  # 65,536 bytes.
   config.model.name = "decoder"
   config.optimizer.learning_rate = 3e-3
+  config.optimizer.warmup_updates = 50
   config.optimizer.weight_decay = 1.0  # Better than 0.1 for every method.
   config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
-    config.total_steps = 400
+    config.total_updates = 400
     config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(6, 15))
   else:
     config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(4, 16))

@@ -22,11 +22,12 @@ LEARNING_RATES = dict.fromkeys(("l1_target_sensitive", "qat"), 3e-3)
 def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config = default.get_config()
   config.optimizer.learning_rate = 1e-2
+  config.optimizer.warmup_updates = 50
   config.optimizer.weight_decay = 0.1
   config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
-    config.total_steps = 600
+    config.total_updates = 600
     config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(4, 15))
   else:
     config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(4, 16))

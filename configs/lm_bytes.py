@@ -28,8 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.arms.backslash = ml_collections.ConfigDict(
     {
       "round_bits": 2.0,
-      "round_start": 2 * config.total_steps // 3,
-      "evaluate": {"steps": (1.0,)},
+      "round_begin_update": 2 * config.total_updates // 3,
+      "evaluate": {"steps": (), "scales": (1.0,)},
     }
   )
   return config

@@ -46,12 +46,13 @@ def fine_tuning(
   config.model.name = "bert"
   config.model.weights = MINILM
   config.optimizer.learning_rate = 2e-4 if small else 1e-4
+  config.optimizer.warmup_updates = 50
   config.rate.step = 2.0**-7
   if small:
-    config.total_steps = 648
+    config.total_updates = 648
     config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(8, 15))
   else:
-    config.total_steps = 864
+    config.total_updates = 864
     config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(6, 17))
   return config
 
@@ -67,7 +68,7 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
   is_small = profile == "small"
   config = fine_tuning(task, seq_len, small=is_small)
   # With 50 and 2e-4 one seed of two stays at chance.
-  config.optimizer.warmup_steps = 200
+  config.optimizer.warmup_updates = 200
   frontier.add(
     config,
     profile,

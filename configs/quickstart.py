@@ -18,7 +18,7 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
-  config.total_steps = 1000
+  config.total_updates = 1000
   config.eval_every = 500
   config.checkpoint_every = 500
   config.optimizer.learning_rate = 3e-3

@@ -1,27 +1,41 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
-import os
+import contextlib
 import pathlib
 from collections.abc import Callable
 
+from backslash_jax.archive import atomic
 from experiments import settings
 
 
 def write(path: pathlib.Path, function: Callable[[pathlib.Path], object]):
-  """Calls function with a file beside path, and renames that to path.
+  """Replaces a file by what function writes to the temporary path it gets.
+
+  Args:
+    path: of the file; missing directories are made.
+    function: writes the content.
 
   Raises:
     UserError: the file cannot be written.
   """
-  # Of each process its own: several may write the report of one grid.
-  fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    function(fresh)
-    os.replace(fresh, path)
+    with atomic.replacing(path) as file:
+      function(pathlib.Path(file.name))
   except OSError as error:
     raise settings.UserError(
       f"cannot write {path}: {error.strerror or error}"
     ) from error
-  finally:
-    fresh.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes text in UTF-8, unless the file holds exactly that already.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  data = text.encode()
+  with contextlib.suppress(OSError):
+    if path.read_bytes() == data:
+      return
+  write(path, lambda file: file.write_bytes(data))

@@ -1,7 +1,8 @@
-"""A training and its evaluation in directories of their own, done once.
+"""Cells: a training and its evaluation, each done once.
 
-A plan may have many of them; those that learn the same share one training.
-Several processes may work at one plan: each takes what no other works at.
+The arms of an experiment, the cells of a grid and the cells of the paper are
+lists of cells. `share` lets cells with the same training share it. `take`
+divides a list between processes. `finish` trains and evaluates a cell.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import fcntl
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -36,8 +37,11 @@ TRAINED = "trained.safetensors"
 class Cell:
   """One training and its evaluation.
 
-  `training` is the directory of the first cell with the same training: cells
-  that differ only in how their model is coded share it.
+  Attributes:
+    config: of both.
+    directory: gets the coded file that is shipped and evaluation.json.
+    training: gets the checkpoints, the metrics and the trained parameters; the
+      same directory, unless another cell has the same training.
   """
 
   config: ml_collections.ConfigDict
@@ -48,21 +52,78 @@ class Cell:
 AnyCell = TypeVar("AnyCell", bound=Cell)
 
 
-def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
-  """The evaluation of a cell, trained if it is not yet.
+def of_arms(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Cell]:
+  """The cells of an experiment by the names of its arms, the baseline first.
 
-  The exact parameters are kept in place of the checkpoints, a third of their
-  size, so that other steps can be evaluated later.
+  Each arm has its own directory in workdir. A config without arms is one
+  training in workdir itself.
+
+  Raises:
+    UserError: a field is unknown or its value is not usable.
+  """
+  arms = settings.arms(config)
+  directories = [workdir / n if config.arms else workdir for n in arms]
+  cells = [
+    Cell(config=arm, directory=directory, training=directory)
+    for arm, directory in zip(arms.values(), directories, strict=True)
+  ]
+  return dict(zip(arms, share(cells), strict=True))
+
+
+def share(cells: Iterable[AnyCell]) -> list[AnyCell]:
+  """The cells; those with the same training use the directory of the first."""
+  first: dict[str, pathlib.Path] = {}
+  result = []
+  for cell in cells:
+    key = json.dumps(resume.decisive(cell.config), sort_keys=True)
+    training = first.setdefault(key, cell.training)
+    result.append(dataclasses.replace(cell, training=training))
+  return result
+
+
+@contextlib.contextmanager
+def take(cells: Sequence[AnyCell]) -> Iterator[Iterable[AnyCell]]:
+  """Yields an iterable of the cells; each is this process's while it is at it.
+
+  First come the cells that nobody works at, in their order, then the others,
+  as soon as they are free. A process that leaves or is killed frees its cell.
+  """
+  with contextlib.closing(_taken(cells)) as taken:
+    yield taken
+
+
+def _taken(cells):
+  for wait in (False, True):
+    busy = []
+    for cell in cells:
+      with _claim(cell.training, wait=wait) as free:
+        if free:
+          yield cell
+        else:
+          busy.append(cell)
+    cells = busy
+
+
+def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
+  """Returns the evaluation of a cell, and trains it first where necessary.
+
+  A finished training keeps its exact parameters in place of its checkpoints,
+  which are three times as large, so that it can be evaluated at other steps.
 
   Args:
     cell: what to train and evaluate.
-    scores: what was compiled for other cells and serves this one too, or gets
-      what was compiled for this one.
+    scores: the compiled functions of earlier cells, by the model and data that
+      they serve. Those of this cell are added.
+
+  Returns:
+    See `evaluate.evaluate`.
   """
   config, trained = cell.config, cell.training / TRAINED
   name = cell.directory.name
-  resume.prepare_directory(cell.training)
-  resume.prepare_directory(cell.directory)
+  for directory in (cell.training, cell.directory):
+    resume.prepare_directory(directory)
   kind = json.dumps(
     [f.to_dict() for f in (config.model, config.data, config.mesh)]
   )
@@ -77,9 +138,11 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
       params, steps = train.train(
         config, cell.training, name, forward, params, scores[kind], mesh
       )
-      _save(trained, {"params": distributed.gather(params), "steps": steps})
-  shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
-  # Read back, so that the evaluation is of what is kept.
+      _keep(trained, {"params": distributed.gather(params), "steps": steps})
+  if distributed.is_main():
+    shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
+    resume.save_config(config, cell.directory)
+  # The evaluation is of what the file holds.
   params, steps = load(cell)
   return evaluate.evaluate(
     config, cell.directory, name, params, scores[kind], steps
@@ -87,7 +150,7 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
 
 
 def load(cell: Cell) -> tuple[learner.Params, learner.Steps]:
-  """What a cell's training has left: see `train.train`.
+  """The result of a cell's training, as `train.train` returned it.
 
   Raises:
     UserError: the file is damaged.
@@ -102,26 +165,9 @@ def load(cell: Cell) -> tuple[learner.Params, learner.Steps]:
   return kept["params"], kept["steps"]
 
 
-def take(planned: Sequence[AnyCell]) -> Iterator[AnyCell]:
-  """Yields every cell, each while no other process works at its training.
-
-  First come those that nobody works at, in their order; then the others, once
-  they are free. A process that is killed frees its cell.
-  """
-  for wait in (False, True):
-    busy = []
-    for cell in planned:
-      with _claim(cell.training, wait=wait) as free:
-        if free:
-          yield cell
-        else:
-          busy.append(cell)
-    planned = busy
-
-
 @contextlib.contextmanager
 def _claim(directory, *, wait):
-  """Holds directory/lock; False where another process does, unless we wait."""
+  """Holds directory/lock; yields False if another process holds it."""
   if jax.process_count() > 1:  # These work at every cell together.
     yield True
     return
@@ -136,17 +182,20 @@ def _claim(directory, *, wait):
 
 
 def _build(config):
-  """The model and its initial parameters."""
+  """The model and its initial parameters, see `learner.build`."""
   try:
     return learner.build(config, data.load_task(config.data))
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
 
 
-def _save(path, kept):
-  try:
-    bs.save(path, kept, select=())
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot write {path}: {error.strerror or error}"
-    ) from error
+def _keep(path, trained):
+  """Writes the trained parameters, exactly; process 0 does it for all."""
+  if distributed.is_main():
+    try:
+      bs.save(path, trained, step=None, mask=())
+    except OSError as error:
+      raise settings.UserError(
+        f"cannot write {path}: {error.strerror or error}"
+      ) from error
+  distributed.barrier("trained")

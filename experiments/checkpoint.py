@@ -1,9 +1,9 @@
-"""Checkpoints: parameters, optimizer state, step and the place in the data.
+"""Checkpoints: parameters, optimizer state and the position in the data.
 
-A checkpoint is written beside its final name and renamed, so a run that is
-killed while writing leaves none that is half there. One that cannot be read
-all the same (a damaged disk, a deleted file) is an error and not skipped: to
-fall back to an older one in silence would hide the damage.
+A checkpoint is written under another name and renamed, so a run that is killed
+while it writes leaves no incomplete one. A checkpoint that cannot be read (a
+damaged disk, a deleted file) is an error: falling back to an older one in
+silence would hide the damage.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from experiments import settings
 
 
 class Checkpoints:
-  """The checkpoints of one training, newest `keep` of them."""
+  """The checkpoints of one training; the newest `keep` stay."""
 
   def __init__(self, directory: pathlib.Path, keep: int):
     self.directory = directory.absolute()
@@ -32,27 +32,27 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, traceback):
-    # What failed first is what the user should read.
+    # The first error is the one to report.
     if error is None:
       with _explained("write a checkpoint in", self.directory):
         self._manager.close()
 
   @property
-  def latest_step(self) -> int | None:
+  def latest_update(self) -> int | None:
     return self._manager.latest_step()
 
-  def reached_preemption(self, step: int) -> bool:
-    """Whether the processes agreed to stop after `step`; all must ask."""
-    return self._manager.reached_preemption(step)
+  def reached_preemption(self, update: int) -> bool:
+    """Whether the processes agreed to stop after `update`; all must ask."""
+    return self._manager.reached_preemption(update)
 
-  def save(self, step: int, state: Any, batches: grain.DatasetIterator):
-    """Begins to write the checkpoint of `step`; goes on in the background."""
-    if step in self._manager.all_steps():
+  def save(self, update: int, state: Any, batches: grain.DatasetIterator):
+    """Starts to write the checkpoint of `update`, in the background."""
+    if update in self._manager.all_steps():
       return
-    self.wait()  # An error of the one before is not this one's.
-    with _explained("write the checkpoint", self.directory / str(step)):
+    self.wait()  # Reports an error of the previous checkpoint as its own.
+    with _explained("write the checkpoint", self.directory / str(update)):
       self._manager.save(
-        step,
+        update,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
           batches=grain.checkpoint.CheckpointSave(batches),
@@ -61,19 +61,19 @@ class Checkpoints:
       )
 
   def wait(self):
-    """Returns when the checkpoints that were begun are on the disk."""
+    """Returns when every checkpoint that was started is on the disk."""
     with _explained("write a checkpoint in", self.directory):
       self._manager.wait_until_finished()
 
   def restore(
-    self, step: int, state: Any, batches: grain.DatasetIterator
+    self, update: int, state: Any, batches: grain.DatasetIterator
   ) -> Any:
-    """The state of `step`, shaped and placed as `state` is.
+    """The state of `update`, shaped and placed as `state` is.
 
     Args:
-      step: one there is a checkpoint of.
+      update: one that has a checkpoint.
       state: a tree of arrays; only shapes, dtypes and shardings are read.
-      batches: the iterator, which is set to where it was then.
+      batches: the iterator, which is set to its position at that update.
 
     Raises:
       UserError: the checkpoint cannot be read.
@@ -84,24 +84,24 @@ class Checkpoints:
       ),
       batches=grain.checkpoint.CheckpointRestore(batches),
     )
-    path = self.directory / str(step)
-    older = [s for s in self._manager.all_steps() if s < step]
+    path = self.directory / str(update)
+    older = [u for u in self._manager.all_steps() if u < update]
     advice = (
-      f"; delete that folder to go on from"
-      f" {f'step {max(older)}' if older else 'the start'}"
+      f"; delete that folder to resume from"
+      f" {f'update {max(older)}' if older else 'the start'}"
     )
     with _explained("read the checkpoint", path, advice):
-      return self._manager.restore(step, args=args)["state"]
+      return self._manager.restore(update, args=args)["state"]
 
 
 @contextlib.contextmanager
 def _explained(doing, path, advice=""):
-  """Turns whatever orbax and tensorstore raise into one UserError."""
+  """Turns any error of orbax and tensorstore into a UserError."""
   try:
     yield
   except Exception as error:
     reason = " ".join(str(error).split()) or repr(error)
-    if len(reason) > 300:  # The cause comes last.
+    if len(reason) > 300:  # The cause stands at the end.
       reason = f"{reason[:100]} ... {reason[-200:]}"
     raise settings.UserError(
       f"cannot {doing} {path}: {reason}{advice}"

@@ -1,7 +1,7 @@
-"""What a trained model is worth: accuracy under quantization and pruning.
+"""The evaluation of a trained model: accuracy after coding and after pruning.
 
-Every quantized model here went through a real file: it is coded, written,
-read back, and the accuracy is that of the parameters that came back.
+Every quantized model goes through a real file: it is coded, written and read
+back, and the accuracy is that of the parameters that came back.
 """
 
 import hashlib
@@ -17,11 +17,14 @@ import numpy as np
 from flax import traverse_util
 
 import backslash_jax as bs
-from backslash_jax import quantize
+from backslash_jax import quantize, structure
 from backslash_jax.coding import exp_golomb, huffman
-from experiments import distributed, scoring, settings
+from experiments import atomic, distributed, scoring, settings
 
 SHIPPED = "shipped.safetensors"
+# The fields of config.evaluate that list quantizers, and the key that names
+# one of them in a result.
+_UNITS = {"steps": "step", "levels": "levels", "scales": "scale"}
 
 
 def evaluate(
@@ -38,16 +41,21 @@ def evaluate(
     config: its `evaluate` field says what is measured.
     directory: gets evaluation.json and the coded file that is shipped.
     name: of the training, for the line that is printed.
-    params: what was trained.
+    params: the trained parameters.
     score: from `scoring.make_score`.
-    fitted: the steps that training chose, by name; where there are some, those
-      of config are multiples of them.
+    fitted: the steps that training chose, by name, for config.evaluate.scales.
 
   Returns:
-    "parameters", "matrix_parameters": counts; "exact": scores of the
-    unquantized model per split; "quantized": per step its scores, bytes and
-    bits (see `code_lengths`); "pruned": per rate the test scores; "shipped":
-    the index in "quantized" of the step that the file was coded with.
+    "parameters", "matrix_parameters": counts.
+    "exact": scores of the unquantized model per split.
+    "quantized": from fine to coarse, for each quantizer of config.evaluate its
+      "step", "levels" or "scale", the scores, bytes and bits of its file (see
+      `code_lengths`).
+    "pruned": for each rate the test scores.
+    "shipped": the index in "quantized" of the file that is shipped.
+
+  Raises:
+    UserError: a file cannot be written.
   """
   params = jax.device_get(params)
   path = directory / "evaluation.json"
@@ -60,41 +68,37 @@ def evaluate(
         return cached["evaluation"]
     except (ValueError, KeyError, TypeError):
       pass  # Damaged: it is measured again and replaced.
-  steps = sorted({*config.evaluate.steps} | ({config.evaluate.step} - {None}))
+  quantizers = _quantizers(config, params, score, fitted)
   rates = config.evaluate.pruning_rates
   if distributed.is_main():
-    print(f"{name}: evaluating {len(steps)} steps, {len(rates)} pruning rates")
-  matrices = _matrices(params)
+    print(f"{name}: evaluating {len(quantizers)} files, {len(rates)} prunings")
   result: dict[str, Any] = {
     "parameters": sum(x.size for x in jax.tree.leaves(params)),
-    "matrix_parameters": sum(x.size for x in matrices),
+    "matrix_parameters": sum(x.size for x in matrices(params)),
     "exact": {s: score(params, s) for s in ("validation", "test")},
   }
-  find_steps = _find_steps(config, params, score, fitted)
+  files = [directory / f"file_{i}.safetensors" for i in range(len(quantizers))]
   try:
     result["quantized"] = [
-      _quantized(config, directory, params, step, score, find_steps(step))
-      for step in steps
+      label | _quantized(config, file, params, score, steps)
+      for file, (label, steps) in zip(files, quantizers, strict=True)
     ]
     result["shipped"] = _choose(config, result)
     if distributed.is_main():
-      for i in range(len(steps)):
-        file = _coded_file(directory, steps[i])
-        if i == result["shipped"]:
-          file.replace(directory / SHIPPED)
-        else:
-          file.unlink()
-    result["pruned"] = [
-      {"rate": rate, "test": score(prune(params, rate), "test")}
-      for rate in rates
-    ]
-    text = json.dumps({"key": key, "evaluation": result}, indent=2)
-    if distributed.is_main():
-      path.write_text(text + "\n")
+      files.pop(result["shipped"]).replace(directory / SHIPPED)
+      for file in files:
+        file.unlink()
   except OSError as error:
     raise settings.UserError(
       f"cannot write {error.filename or directory}: {error.strerror or error}"
     ) from error
+  result["pruned"] = [
+    {"rate": rate, "test": score(_pruned(params, rate), "test")}
+    for rate in rates
+  ]
+  if distributed.is_main():
+    text = json.dumps({"key": key, "evaluation": result}, indent=2) + "\n"
+    atomic.write_text(path, text)
   return result
 
 
@@ -111,10 +115,10 @@ def code_lengths(
     params: nested dicts whose matrices hold multiples of step.
     step: the quantization step, or one for each matrix's path.
   """
-  matrices = traverse_util.flatten_dict(bs.matrices(params), sep="/")
+  selected = traverse_util.flatten_dict(bs.matrices(params), sep="/")
   symbols = []
   for name, x in traverse_util.flatten_dict(params, sep="/").items():
-    if matrices[name]:
+    if selected[name]:
       own = step[name] if isinstance(step, Mapping) else step
       levels = np.rint(np.asarray(x, np.float64) / own)
       symbols.append(levels.astype(np.int32).ravel())
@@ -129,38 +133,40 @@ def code_lengths(
   }
 
 
-def prune(params: Any, rate: float) -> Any:
-  """Zeros the fraction `rate` of the matrices' elements, smallest first."""
-  sizes = np.concatenate([np.abs(x).ravel() for x in _matrices(params)])
-  count = round(rate * sizes.size)
-  if count == 0:
-    return params
-  threshold = np.partition(sizes, count - 1)[count - 1]
-  return jax.tree.map(
-    lambda x, m: (
-      np.where(np.abs(x) <= threshold, 0, x).astype(x.dtype) if m else x
-    ),
-    params,
-    bs.matrices(params),
-  )
+def matrices(params: Any) -> list[np.ndarray]:
+  """The leaves that `bs.matrices` selects."""
+  selected = jax.tree.leaves(bs.matrices(params))
+  leaves = jax.tree.leaves(params)
+  return [np.asarray(x) for x, m in zip(leaves, selected, strict=True) if m]
 
 
-def _find_steps(config, params, score, fitted):
-  """Step of the config -> the steps of the file, one or by name."""
-  if fitted:
-    return lambda step: {name: step * own for name, own in fitted.items()}
-  if config.evaluate.absmax:
-    return lambda step: quantize.absmax_steps(params, 1 / step)
-  count = config.evaluate.sensitivity_batches
-  if not count:
-    return lambda step: step
-  squares = score.squares(params, count)
-  return lambda step: quantize.sensitive_steps(params, step, squares)
+def _pruned(params, rate):
+  return jax.device_get(structure.prune(params, rate, scope="model"))
 
 
-def _quantized(config, directory, params, step, score, steps):
+def _quantizers(config, params, score, fitted):
+  """Each quantizer's key in the result, and the steps of its file.
+
+  The steps are one for all matrices, or one for each by name.
+  """
+  fields = config.evaluate
+  (unit,) = (field for field in _UNITS if fields[field])
+  # From fine to coarse: with fewer levels the steps are larger.
+  values = sorted(set(fields[unit]), reverse=unit == "levels")
+  if unit == "levels":
+    steps = [quantize.absmax_steps(params, levels) for levels in values]
+  elif unit == "scales":
+    steps = [{n: scale * s for n, s in fitted.items()} for scale in values]
+  elif fields.sensitivity_batches:
+    squares = score.squares(params, fields.sensitivity_batches)
+    steps = [quantize.sensitive_steps(params, s, squares) for s in values]
+  else:
+    steps = values
+  return [({_UNITS[unit]: v}, s) for v, s in zip(values, steps, strict=True)]
+
+
+def _quantized(config, file, params, score, steps):
   """Codes params with steps, reads the file back and measures it."""
-  file = _coded_file(directory, step)
   if distributed.is_main():
     bs.save(
       file,
@@ -169,11 +175,10 @@ def _quantized(config, directory, params, step, score, steps):
       coder=config.evaluate.coder,
       mu=config.evaluate.mu,
     )
-  distributed.barrier(f"coded with step {step}")
+  distributed.barrier(f"coded {file.name}")
   size = file.stat().st_size
   params = bs.load(file)
   return {
-    "step": step,
     "bytes": size,
     "bits": code_lengths(params, steps),
     "validation": score(params, "validation"),
@@ -181,27 +186,16 @@ def _quantized(config, directory, params, step, score, steps):
   }
 
 
-def _coded_file(directory, step):
-  return directory / f"step_{step:.10g}.safetensors"
-
-
 def _choose(config, result):
-  """Index of the step to ship; it sees the validation split alone."""
-  quantized = result["quantized"]
-  if config.evaluate.step is not None:
-    return [q["step"] for q in quantized].index(config.evaluate.step)
+  """Index of the file to ship; only the validation split decides."""
   wanted = result["exact"]["validation"]["accuracy"]
   wanted -= config.evaluate.tolerance / 100
   good = [
-    i for i, q in enumerate(quantized) if q["validation"]["accuracy"] >= wanted
+    i
+    for i, q in enumerate(result["quantized"])
+    if q["validation"]["accuracy"] >= wanted
   ]
-  return max(good, default=0)  # The finest, if none is good enough.
-
-
-def _matrices(params):
-  selected = jax.tree.leaves(bs.matrices(params))
-  leaves = jax.tree.leaves(params)
-  return [np.asarray(x) for x, m in zip(leaves, selected, strict=True) if m]
+  return max(good, default=0)  # If none is accurate enough, the finest.
 
 
 def _entropy(symbols):
@@ -212,7 +206,7 @@ def _entropy(symbols):
 
 
 def _fingerprint(config, params, fitted):
-  """Identifies what an evaluation depends on."""
+  """A hash of everything that an evaluation depends on."""
   digest = hashlib.sha256()
   fields = config.evaluate, config.model, config.data.name
   if fitted:

@@ -1,4 +1,4 @@
-"""Noticing that training has diverged, and saying where."""
+"""Detects that training diverged, and names the tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Sums over everything that a step made: one is not finite if any value is.
+# Sums over all values of an update: not finite if any of the values is not.
 INDICATORS = ("loss", "gradient_norm", "update_norm")
 
 
@@ -16,8 +16,8 @@ def flags(
 ) -> dict[str, jax.Array]:
   """Which leaves of each tree are finite, bool[leaves], inside jit.
 
-  The leaves are looked at only if an indicator in `values` is not finite, so
-  that a step that goes well does not pay for it.
+  The leaves are read only if an indicator in `values` is not finite, so an
+  ordinary update costs nothing.
   """
 
   def look(tree):
@@ -35,35 +35,27 @@ def flags(
 
 
 def problem(
-  step: int,
+  update: int,
   values: Mapping[str, float],
   finite: Mapping[str, np.ndarray],
   names: list[str],
 ) -> str | None:
-  """None if the step's indicators are finite, else which tensors are not.
+  """None if the indicators of an update are finite, else the bad tensors.
 
   Args:
-    step: its number.
+    update: its number.
     values: its metrics.
     finite: its `flags`, on the host.
-    names: the path of each leaf.
+    names: of the leaves.
   """
   indicators = {k: values[k] for k in INDICATORS}
   if np.isfinite(sum(indicators.values())):
     return None
   numbers = ", ".join(f"{k} {v:.4g}" for k, v in indicators.items())
-  lines = [f"training diverged at step {step}: {numbers}; not finite are"]
+  lines = [f"training diverged at update {update}: {numbers}; not finite are"]
   for kind, good in finite.items():
     bad = [name for name, g in zip(names, good, strict=True) if not g]
     shown = ", ".join(bad[:8]) or "none"
     more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
     lines.append(f"  {kind}: {shown}{more}")
   return "\n".join(lines)
-
-
-def names(tree: Any) -> list[str]:
-  """The path of every leaf, like "encoder/layers_0/kernel"."""
-  return [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree.leaves_with_path(tree)
-  ]

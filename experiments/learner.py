@@ -1,4 +1,4 @@
-"""The model as a function, and the training step."""
+"""The model as a function, and the update of a training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from experiments import finite, models, optimizer, scoring
 
 Params = dict[str, Any]
 Forward = Callable[[Params, jax.Array, jax.Array], jax.Array]
-State = dict[str, Any]  # {"params": Params, "opt_state": of optax}.
-Steps = dict[str, jax.Array]  # By the names of the matrices.
+State = dict[str, Any]  # "params" and "opt_state".
+Steps = dict[str, jax.Array]  # Quantization steps by the matrices' names.
 
 
 def build(
@@ -28,7 +28,7 @@ def build(
 def build_abstract(
   config: ml_collections.ConfigDict, task: Any
 ) -> tuple[Forward, Params]:
-  """As `build`, with shapes in the place of the initial params."""
+  """As `build`, with shapes in place of the initial params."""
   return _split(
     nnx.eval_shape(lambda: models.build(config.model, task, seed=config.seed))
   )
@@ -44,31 +44,31 @@ def _split(model):
   return forward, nnx.to_pure_dict(params)
 
 
-def make_step(
+def make_update(
   config: ml_collections.ConfigDict,
   forward: Forward,
   tx: optax.GradientTransformationExtraArgs,
   *,
   measure_rate: bool = True,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], dict[str, jax.Array]]]:
-  """The function (state, batch, step) -> (state, values, flags).
+  """The function (state, batch, update) -> (state, values, flags).
 
-  `step` is the number of the update, from 1; `values` are the metrics,
+  `update` is the number of the update, from 1; `values` are the metrics,
   float32 scalars; `flags` are of `finite.flags`, for parameters, gradients
   and updates. Without `measure_rate` the metrics of the rate are left out.
   """
   schedule = optimizer.schedule(config)
 
-  def loss_fn(params, opt_state, batch, step):
-    params = _seen_by_loss(config, params, opt_state, step)
+  def loss_fn(params, opt_state, batch, update):
+    params = _seen_by_loss(config, params, opt_state, update)
     totals = scoring.totals(forward, params, batch)
     weight = totals["weight"]
     return totals["loss"] / weight, totals["accuracy"] / weight
 
-  def step_fn(state, batch, step):
+  def update_fn(state, batch, update):
     params = state["params"]
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, state["opt_state"], batch, step
+      params, state["opt_state"], batch, update
     )
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     values = {
@@ -76,54 +76,46 @@ def make_step(
       "accuracy": accuracy,
       "gradient_norm": optax.tree.norm(grads),
       "update_norm": optax.tree.norm(updates),
-      "learning_rate": jnp.asarray(schedule(step - 1)),
+      "learning_rate": jnp.asarray(schedule(update - 1)),
     }
     if measure_rate:
-      values |= optimizer.rate_metrics(config, opt_state, params, step)
+      values |= optimizer.rate_metrics(config, opt_state, params, update)
     trees = {"parameters": params, "gradients": grads, "updates": updates}
     flags = finite.flags(values, trees)
     params = optax.apply_updates(params, updates)
     return {"params": params, "opt_state": opt_state}, values, flags
 
-  return step_fn
+  return update_fn
 
 
 def fitted_steps(config: ml_collections.ConfigDict, opt_state: Any) -> Steps:
-  """The steps that `config.round_bits` asked for, by name; else none."""
+  """The steps that `config.round_bits` asks for, by name; otherwise none."""
   return {} if config.round_bits is None else optax.tree.get(opt_state, "steps")
 
 
-def _seen_by_loss(config, params, opt_state, step):
-  """The parameters as the loss of this step sees them."""
+def _seen_by_loss(config, params, opt_state, update):
+  """The parameters as the loss of this update sees them."""
   if config.round_bits is not None:
     return bs.round_through(params, fitted_steps(config, opt_state))
-  seen = _quantized(config, params, step)
-  if config.round_start:
-    begun = step > config.round_start
-    return jax.tree.map(lambda a, b: jnp.where(begun, a, b), seen, params)
-  return seen
-
-
-def _quantized(config, params, step):
-  """The parameters as the loss sees them in the end."""
   if config.round_step is not None:
-    return bs.round_through(params, config.round_step)
-  if config.noise_step is not None:
-    # From the step, so that a resumed run draws the same.
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    return bs.perturb(params, key, config.noise_step)
-  if config.quantize_bits is not None:
+    seen = bs.round_through(params, config.round_step)
+  elif config.quantize_bits is not None:
     levels = 2 ** (config.quantize_bits - 1) - 1
-    return jax.tree.map(
+    seen = jax.tree.map(
       lambda x, m: _quantized_through(x, levels) if m else x,
       params,
       bs.matrices(params),
     )
-  return params
+  else:
+    return params
+  if config.round_begin_update:
+    begun = update > config.round_begin_update
+    return jax.tree.map(lambda a, b: jnp.where(begun, a, b), seen, params)
+  return seen
 
 
 def _quantized_through(x, levels):
-  """x rounded to so many levels on each side of 0, up to max |x|."""
+  """x rounded to `levels` levels on each side of 0, up to max |x|."""
   largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
   step = jnp.maximum(largest, jnp.finfo(x.dtype).tiny) / levels
   return bs.round_through(x, step, mask=True)

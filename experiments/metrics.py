@@ -1,7 +1,7 @@
-"""Where the numbers of a training go: JSON lines, TensorBoard, terminal.
+"""Outputs of a training: JSON lines, TensorBoard events and the terminal.
 
-metrics.jsonl holds what training determines and no wall-clock time: a run
-that was killed and resumed ends with the same file as an unbroken one.
+metrics.jsonl holds no wall-clock time, so a run that was killed and resumed
+ends with the same file as an unbroken one.
 """
 
 import contextlib
@@ -16,23 +16,21 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from experiments import settings
+from experiments import atomic, settings
 
 
 class Writer:
   """Appends records to metrics.jsonl and to TensorBoard event files."""
 
-  def __init__(self, directory: pathlib.Path, step: int):
-    """Goes on after `step`: later records are of a run that was cut off."""
+  def __init__(self, directory: pathlib.Path, update: int):
+    """Continues after `update`; drops later records, of a run cut off."""
     self.path = directory / "metrics.jsonl"
-    kept = [r for r in read(self.path) if r["step"] <= step]
-    fresh = self.path.with_suffix(".tmp")
+    kept = [r for r in read(self.path) if r["update"] <= update]
+    atomic.write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
     try:
-      fresh.write_text("".join(json.dumps(r) + "\n" for r in kept))
-      os.replace(fresh, self.path)
       self._file = self.path.open("a")
       self._events = tensorboardX.SummaryWriter(
-        str(directory / "tensorboard"), purge_step=step + 1
+        str(directory / "tensorboard"), purge_step=update + 1
       )
     except OSError as error:
       raise self._unwritable(error) from error
@@ -41,22 +39,22 @@ class Writer:
     return self
 
   def __exit__(self, kind, error, traceback):
-    # After a failed write, closing fails again; the first says why.
+    # After a failed write closing fails again; the first error says why.
     with contextlib.suppress(*([] if error is None else [OSError])):
       self._events.close()
       self._file.close()
 
-  def write(self, step: int, split: str, values: Mapping[str, float]):
-    """Writes one record: step, split and the values."""
+  def write(self, update: int, split: str, values: Mapping[str, float]):
+    """Writes one record: update, split and the values."""
     try:
       self._file.write(
-        json.dumps({"step": step, "split": split, **values}) + "\n"
+        json.dumps({"update": update, "split": split, **values}) + "\n"
       )
       self._file.flush()
     except OSError as error:
       raise self._unwritable(error) from error
     for name, value in values.items():
-      self._events.add_scalar(f"{split}/{name}", value, step)
+      self._events.add_scalar(f"{split}/{name}", value, update)
 
   def flush(self):
     """Returns when every record is on the disk."""
@@ -73,9 +71,9 @@ class Writer:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-  """The records of a metrics.jsonl, oldest first; [] where there is none.
+  """The records of a metrics.jsonl, oldest first; [] if the file is missing.
 
-  A last line that was cut off in the middle is left out.
+  An incomplete last line is left out.
 
   Raises:
     UserError: another line is not a record.
@@ -85,7 +83,7 @@ def read(path: pathlib.Path) -> list[dict]:
   for number, line in enumerate(lines, 1):
     try:
       record = json.loads(line)
-      record["step"], record["split"]
+      record["update"], record["split"]
     except (ValueError, KeyError, TypeError):
       if number < len(lines):
         raise settings.UserError(
@@ -97,7 +95,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 class Progress:
-  """A bar where there is a terminal, else a line at every log interval."""
+  """A bar in a terminal; otherwise a line at every log interval."""
 
   def __init__(self, name: str, start: int, total: int, log_every: int):
     self._name, self._start, self._total = name, start, total
@@ -129,18 +127,18 @@ class Progress:
     if self._bar:
       self._bar.stop()
 
-  def update(self, step: int, values: Mapping[str, float]):
-    """Shows where training stands after `step`."""
+  def show(self, update: int, values: Mapping[str, float]):
+    """Shows the progress after `update`."""
     if not self._is_unmet and 10 * abs(values.get("unmet", 0)) > self._total:
       self._is_unmet = True
       way = "above" if values["unmet"] > 0 else "below"
       self._console.print(
-        f"{self._name} {step}/{self._total}  the target is out of reach:"
+        f"{self._name} {update}/{self._total}  the target is out of reach:"
         f" {values['bits']:.2f} bits per parameter are {way}"
-        " config.rate.target, however lambda is chosen",
+        " config.rate.target, whatever lambda is",
         soft_wrap=True,
       )
-    # What was last known: a normal training measures it now and then.
+    # Normal training measures them at some updates; show the latest values.
     known = {k: values[k] for k in self._rate if math.isfinite(values[k])}
     self._rate |= known
     text = (
@@ -148,26 +146,26 @@ class Progress:
       f"  nu {self._rate['nu']:.2f}  bits {self._rate['bits']:.2f}"
     )
     if self._bar:
-      self._bar.update(self._task, completed=step, values=text)
-    elif step % self._log_every == 0 or step == self._total:
+      self._bar.update(self._task, completed=update, values=text)
+    elif update % self._log_every == 0 or update == self._total:
       elapsed = time.monotonic() - self._began
-      left = elapsed / (step - self._start) * (self._total - step)
+      left = elapsed / (update - self._start) * (self._total - update)
       minutes, seconds = divmod(math.ceil(left), 60)
       print(
-        f"{self._name} {step}/{self._total}  {text}"
+        f"{self._name} {update}/{self._total}  {text}"
         f"  left {minutes}:{seconds:02d}",
         flush=True,
       )
 
 
 class Nowhere:
-  """Takes the records of the processes that do not write any."""
+  """In the processes that write nothing: a Writer and a Progress."""
 
-  def write(self, step: int, split: str, values: Mapping[str, float]):
-    """As of Writer."""
+  def write(self, update: int, split: str, values: Mapping[str, float]):
+    """Does nothing, as the other methods."""
 
   def flush(self):
-    """As of Writer."""
+    pass
 
-  def update(self, step: int, values: Mapping[str, float]):
-    """As of Progress."""
+  def show(self, update: int, values: Mapping[str, float]):
+    pass

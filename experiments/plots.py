@@ -3,12 +3,12 @@
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
 import backslash_jax as bs
+from experiments import atomic, evaluate
 from experiments.frontier import bjontegaard
 
 matplotlib.use("Agg")
@@ -41,8 +41,7 @@ def write(
   }
   for name, figure in figures.items():
     figure.suptitle(TITLES[name])
-    figure.savefig(directory / name, dpi=120)
-    pyplot.close(figure)
+    _save(figure, directory / name)
 
 
 def write_frontier(
@@ -90,25 +89,15 @@ def write_frontier(
   axis.set_ylabel("test accuracy, %")
   axis.set_title(f"{task}: accuracy against the size of the file")
   axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-  figure.savefig(path, dpi=120, format="png")
-  pyplot.close(figure)
+  _save(figure, path)
 
 
 def _histogram(runs):
   figure, axes = _subplots(len(runs))
   for axis, (name, run) in zip(axes, runs.items(), strict=True):
-    selected = bs.matrices(run.params)
-    x = np.concatenate(
-      [
-        np.ravel(leaf)
-        for leaf, m in zip(
-          jax.tree.leaves(run.params), jax.tree.leaves(selected), strict=True
-        )
-        if m
-      ]
-    )
-    moments = bs.moments(jnp.asarray(x))
-    nu = bs.shape_parameter(moments)
+    x = np.concatenate([np.ravel(m) for m in evaluate.matrices(run.params)])
+    moments = bs.moments.moments(jnp.asarray(x))
+    nu = bs.moments.shape_parameter(moments)
     alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
     limit = max(float(np.quantile(np.abs(x), 0.999)), 1e-6)
     axis.hist(x, np.linspace(-limit, limit, 201), density=True, alpha=0.5)
@@ -126,11 +115,11 @@ def _rate(runs):
   figure, axes = _subplots(2)
   for name, run in runs.items():
     records = [r for r in run.history if r["split"] == "train"]
-    steps = [r["step"] for r in records]
-    axes[0].plot(steps, [r["nu"] for r in records], label=name)
-    axes[1].plot(steps, [r["bits"] for r in records], label=name)
+    updates = [r["update"] for r in records]
+    axes[0].plot(updates, [r["nu"] for r in records], label=name)
+    axes[1].plot(updates, [r["bits"] for r in records], label=name)
   for axis, label in zip(axes, ("nu", "bits per parameter"), strict=True):
-    axis.set_xlabel("step")
+    axis.set_xlabel("update")
     axis.set_ylabel(label)
     axis.legend()
   return figure
@@ -169,3 +158,8 @@ def _subplots(count):
     1, count, figsize=(5 * count, 4), squeeze=False, layout="constrained"
   )
   return figure, axes[0]
+
+
+def _save(figure, path):
+  atomic.write(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+  pyplot.close(figure)

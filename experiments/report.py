@@ -1,7 +1,7 @@
-"""The comparison of the trainings: terminal, Markdown, JSON, plots.
+"""The comparison of the trainings: terminal, Markdown, JSON and plots.
 
-All of them show the same numbers; report.json has them in full resolution,
-and so do the plots, which are drawn from it.
+All of them show the same numbers; report.json has them in full precision, and
+the plots are drawn from it.
 """
 
 import dataclasses
@@ -15,7 +15,14 @@ from typing import Any
 import rich.console
 import rich.table
 
-from experiments import plots, settings
+from experiments import atomic, plots
+
+# Key of an evaluated file -> how the tables show its value.
+_QUANTIZERS = {
+  "step": "{:.4g}",
+  "levels": "max / {}",
+  "scale": "{:.4g} x fitted",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ def write(
   """Writes report.json, report.md and the plots; prints the tables.
 
   Args:
-    runs: by name; the first is what the others are compared with.
+    runs: by name; the others are compared with the first.
     task: its name.
     workdir: where the files go.
 
@@ -51,15 +58,10 @@ def write(
   """
   report = compare({name: run.evaluation for name, run in runs.items()}, task)
   tables = make_tables(report)
-  try:
-    text = json.dumps(report, indent=2)
-    (workdir / "report.json").write_text(text + "\n")
-    (workdir / "report.md").write_text(_markdown(report, tables))
-    plots.write(report, runs, workdir)
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot write the report in {workdir}: {error.strerror or error}"
-    ) from error
+  text = json.dumps(report, indent=2) + "\n"
+  atomic.write_text(workdir / "report.json", text)
+  atomic.write_text(workdir / "report.md", _markdown(report, tables))
+  plots.write(report, runs, workdir)
   console = rich.console.Console()
   for table in tables[:3]:
     _print(console, table)
@@ -72,7 +74,9 @@ def compare(evaluations: dict[str, Any], task: str) -> dict[str, Any]:
 
   "comparison" holds, per training,
 
-    step, bytes, accuracy: of the shipped file, on the test split,
+    quantizer: of the shipped file, as in its evaluation: "step", or "levels"
+      on each side of 0, or "scale" of the steps that training fitted;
+    bytes, accuracy: of the shipped file, on the test split,
     file_bits: 8 bytes / parameters,
     exact_accuracy: unquantized; accuracy_change: of the file against the
       unquantized model of the first training,
@@ -94,7 +98,7 @@ def compare(evaluations: dict[str, Any], task: str) -> dict[str, Any]:
       baseline, reached = baseline_bytes(points, accuracy)
     pruned = min(e["pruned"], key=lambda p: abs(p["rate"] - 0.8), default=None)
     comparison[name] = {
-      "step": shipped["step"],
+      "quantizer": {u: shipped[u] for u in _QUANTIZERS if u in shipped},
       "bytes": size,
       "accuracy": accuracy,
       "file_bits": 8 * size / e["parameters"],
@@ -114,18 +118,18 @@ def compare(evaluations: dict[str, Any], task: str) -> dict[str, Any]:
 def baseline_bytes(
   points: list[tuple[float, float]], accuracy: float
 ) -> tuple[float, bool]:
-  """The smallest size at which a model, quantized coarsely, is so accurate.
+  """The smallest size at which a model reaches an accuracy.
 
-  Between neighbouring steps of the grid, size is interpolated linearly in
-  accuracy, so that the baseline does not pay for the grid's coarseness.
+  Between neighbouring files the size is interpolated linearly in the accuracy,
+  so a coarse grid of steps is no disadvantage.
 
   Args:
-    points: (bytes, accuracy) of the model's files, in order of their steps.
-    accuracy: that is to be reached.
+    points: (bytes, accuracy) of the model's files, in the order of their steps.
+    accuracy: to reach.
 
   Returns:
-    The size, and True; where no file is that accurate, the size of the
-    smallest of the most accurate files, and False.
+    The size, and True. If no file is accurate enough, the size of the smallest
+    of the most accurate files, and False.
   """
   sizes = [size for size, a in points if a >= accuracy]
   if not sizes:
@@ -159,7 +163,12 @@ def make_tables(report: dict[str, Any]) -> list[Table]:
     size.append([name, _bytes(c["bytes"]), *fp16, *baseline])
     shipped = e["quantized"][e["shipped"]]["bits"]
     bits.append(
-      [name, _step(c["step"]), *_bits(shipped), f"{c['file_bits']:.2f}"]
+      [
+        name,
+        _quantizer(c["quantizer"]),
+        *_bits(shipped),
+        f"{c['file_bits']:.2f}",
+      ]
     )
   rates = [f"{p['rate']:.0%}" for p in evaluations[first]["pruned"]]
   pruning = [
@@ -189,7 +198,7 @@ def make_tables(report: dict[str, Any]) -> list[Table]:
 
 def _steps_table(name, evaluation):
   rows = [
-    [_step(q["step"]), _percent(q["validation"]["accuracy"])]
+    [_quantizer(q), _percent(q["validation"]["accuracy"])]
     + [_percent(q["test"]["accuracy"]), f"{q['test']['loss']:.3f}"]
     + [*_bits(q["bits"])]
     + [f"{8 * q['bytes'] / evaluation['parameters']:.2f}", _bytes(q["bytes"])]
@@ -197,19 +206,20 @@ def _steps_table(name, evaluation):
   ]
   header = ["step", "validation", "test", "test loss", "FL", "EG", "HM"]
   return Table(
-    f"{name}, every step", [*header, "entropy", "file", "bytes"], rows
+    f"{name}, every file", [*header, "entropy", "file", "bytes"], rows
   )
 
 
 _LEGEND = """\
-Accuracy is on the test split; the shipped step was chosen on the validation
-split, and is a multiple of each matrix's own where training fitted those. FL
-(fixed length), EG (exp-Golomb, order 0), HM (Huffman) and entropy are bits per
-parameter of the quantized matrices; file is the bits of the whole file, with
-all that is in it, per parameter of the model. The savings compare the bytes of
-that file: with two bytes for every parameter (fp16), and with the {first}
-model quantized as coarsely as the same accuracy allows and coded with the same
-coder.
+Accuracy is on the test split. The shipped file was chosen on the validation
+split. Its step is one for all matrices, or a fraction of each matrix's largest
+value ("max / levels"), or a multiple of the step that training fitted to each
+matrix. FL (fixed length), EG (exp-Golomb, order 0), HM (Huffman) and entropy
+are bits per parameter of the quantized matrices; file is the bits of the whole
+file, with everything in it, per parameter of the model. The savings compare the
+bytes of that file with two bytes for every parameter (fp16), and with the
+{first} model, coded with the same coder and with the coarsest step that keeps
+the same accuracy.
 """
 
 
@@ -230,11 +240,11 @@ def markdown(table: Table) -> str:
 
 
 def spread(values: Sequence[float | None], form: str) -> str:
-  """The mean over the seeds, and behind ± their standard deviation.
+  """The mean over the seeds ± their standard deviation.
 
   Args:
-    values: of the seeds; "-" unless there are some and all have one.
-    form: format of the numbers, such as ".1f"; a sign is the mean's alone.
+    values: of the seeds; without a value, or with a None, the result is "-".
+    form: format of the numbers, such as ".1f"; "+" applies to the mean alone.
   """
   found = [v for v in values if v is not None]
   if not found or len(found) < len(values):
@@ -262,8 +272,9 @@ def _bytes(count):
   return f"{count:,.0f}"
 
 
-def _step(step):
-  return f"{step:.4g}"
+def _quantizer(found):
+  """The quantizer of an evaluated file, in a few characters."""
+  return next(f.format(found[u]) for u, f in _QUANTIZERS.items() if u in found)
 
 
 def _bits(bits):

@@ -1,4 +1,4 @@
-"""What a run was begun with: written in its directory, checked when resumed."""
+"""The config of a run: kept in its directory, compared when it is resumed."""
 
 import json
 import pathlib
@@ -7,10 +7,10 @@ import tempfile
 import ml_collections
 from flax import traverse_util
 
-from experiments import settings
+from experiments import atomic, settings
 
-# What may change between the start of a run and its resumption: it decides
-# what is written down, not what is learned.
+# Fields that may change when a run is resumed: they do not affect the trained
+# parameters.
 _FREE = (
   "log_every",
   "eval_every",
@@ -30,7 +30,7 @@ def prepare_directory(directory: pathlib.Path) -> None:
   """Creates directory; raises UserError unless files can be written in it."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    # Of a name of its own: several processes may look at the same time.
+    # A temporary name: several processes may check at the same time.
     with tempfile.TemporaryFile(dir=directory) as probe:
       probe.write(b"x")
   except OSError as error:
@@ -44,18 +44,18 @@ def save_config(
 ) -> None:
   """Writes config to directory/config.json."""
   text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-  (directory / "config.json").write_text(text + "\n")
+  atomic.write_text(directory / "config.json", text + "\n")
 
 
 def decisive(config: ml_collections.ConfigDict) -> dict[str, object]:
-  """The fields, as "a.b", that decide what a training learns."""
+  """The fields, as "a.b", that affect the trained parameters."""
   return _decisive(json.loads(json.dumps(config.to_dict())))
 
 
 def check_same(
   config: ml_collections.ConfigDict, directory: pathlib.Path
 ) -> None:
-  """Raises UserError where the run in directory was begun with other fields."""
+  """Raises UserError if the run in directory has another configuration."""
   path = directory / "config.json"
   try:
     before = _decisive(json.loads(path.read_text()))
@@ -77,7 +77,7 @@ def check_same(
     raise settings.UserError(
       f"{directory} holds a run of another configuration:\n"
       + "\n".join(different)
-      + "\nSet these fields back to go on with it, name another --workdir, or"
+      + "\nSet these fields back to resume it, name another --workdir, or"
       f" delete {directory} to start over"
     )
 

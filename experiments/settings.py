@@ -1,4 +1,4 @@
-"""The configuration: its checks and its arms."""
+"""The checks of a configuration, and its arms."""
 
 import copy
 import difflib
@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 import runpy
+from typing import Any
 
 import jax
 import ml_collections
@@ -16,33 +17,43 @@ from experiments.models import units
 
 
 class UserError(Exception):
-  """What the person at the terminal can mend; shown without a traceback."""
+  """An error that the user can fix; shown as a message, without traceback."""
 
   exit_code = 1
+
+
+def _is_int(value):
+  return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _one_of(*names):
   return f"one of {', '.join(map(repr, names))}", lambda v: v in names
 
 
-_COUNT = ("an integer >= 1", lambda v: isinstance(v, int) and v >= 1)
-_NATURAL = ("an integer >= 0", lambda v: isinstance(v, int) and v >= 0)
+def _optional(kind):
+  wanted, is_good = kind
+  return f"None or {wanted}", lambda v: v is None or is_good(v)
+
+
+def _list_of(kind, items):
+  return f"a list of {items}", lambda v: all(map(kind[1], v))
+
+
+_COUNT = ("an integer >= 1", lambda v: _is_int(v) and v >= 1)
+_NATURAL = ("an integer >= 0", lambda v: _is_int(v) and v >= 0)
 _POSITIVE = ("positive and finite", lambda v: 0 < v < math.inf)
 _NOT_NEGATIVE = (">= 0 and finite", lambda v: 0 <= v < math.inf)
 _FRACTION = ("in [0, 1)", lambda v: 0 <= v < 1)
-_OPTIONAL_COUNT = (
-  "None or an integer >= 1",
-  lambda v: v is None or (isinstance(v, int) and v >= 1),
-)
-_OPTIONAL_POSITIVE = (
-  "None or positive and finite",
-  lambda v: v is None or 0 < v < math.inf,
-)
+_UNIT = ("in [0, 1]", lambda v: 0 <= v <= 1)
+_BITS = ("bits in (0, 32)", lambda v: 0 < v < 32)
+_BOOL = ("True or False", lambda v: isinstance(v, bool))
+_AXIS = ("an integer >= 1, or -1", lambda v: _is_int(v) and (v >= 1 or v == -1))
 
-# field -> (what is wanted, whether a value is that).
+# Field -> (what is wanted, whether a value is that). The other fields are
+# names and paths, which are checked where they are used.
 _WANTED = {
   "seed": _NATURAL,
-  "total_steps": _COUNT,
+  "total_updates": _COUNT,
   "log_every": _COUNT,
   "eval_every": _COUNT,
   "checkpoint_every": _COUNT,
@@ -50,81 +61,92 @@ _WANTED = {
   "data.batch_size": _COUNT,
   "data.eval_batch_size": _COUNT,
   "data.seq_len": _COUNT,
-  "data.max_train": _OPTIONAL_COUNT,
-  "data.max_eval": _OPTIONAL_COUNT,
+  "data.strip": _BOOL,
+  "data.pack": _BOOL,
+  "data.max_train": _optional(_COUNT),
+  "data.max_eval": _optional(_COUNT),
   "model.depth": _COUNT,
   "model.width": _COUNT,
   "model.heads": _COUNT,
   "model.mlp": _COUNT,
+  "model.dtype": _one_of("float32", "bfloat16", "float16"),
+  "model.dropout": _FRACTION,
+  "model.remat": _BOOL,
+  "model.scan": _BOOL,
   "optimizer.name": _one_of("adamw", "sgd"),
   "optimizer.learning_rate": _POSITIVE,
-  "optimizer.warmup_steps": _NATURAL,
-  "optimizer.end_learning_rate": ("in [0, 1]", lambda v: 0 <= v <= 1),
+  "optimizer.warmup_updates": _optional(_NATURAL),
+  "optimizer.end_learning_rate": _UNIT,
   "optimizer.weight_decay": _NOT_NEGATIVE,
   "optimizer.clip_norm": _POSITIVE,
   "optimizer.b1": _FRACTION,
   "optimizer.b2": _FRACTION,
   "rate.lmbda": _NOT_NEGATIVE,
-  "rate.balance": _OPTIONAL_POSITIVE,
-  "rate.target": (
-    "None or bits in (0, 32)",
-    lambda v: v is None or 0 < v < 32,
-  ),
-  "rate.rate": _one_of("dggr", "bits", "code_length"),
-  "rate.shape": ("None or in [0.1, 8]", lambda v: v is None or 0.1 <= v <= 8),
+  "rate.balance": _optional(_POSITIVE),
+  "rate.target": _optional(_BITS),
+  "rate.limit": _optional(_POSITIVE),
+  "rate.rate": _one_of("dggr", "bits"),
+  "rate.shape": _optional(("in [0.1, 8]", lambda v: 0.1 <= v <= 8)),
   "rate.scope": _one_of("model", "tensor"),
-  "rate.epsilon": (
-    "None or >= 0 and finite",
-    lambda v: v is None or 0 <= v < math.inf,
-  ),
+  "rate.epsilon": _optional(_NOT_NEGATIVE),
   "rate.step": _POSITIVE,
   "rate.mask": _one_of("matrices", "all"),
   "rate.update_every": _COUNT,
-  "rate.placement": _one_of("coupled", "decoupled", "proximal", "unscaled"),
-  "rate.warmup_steps": _NATURAL,
-  "rate.stop_step": _OPTIONAL_COUNT,
-  "round_step": _OPTIONAL_POSITIVE,
-  "noise_step": _OPTIONAL_POSITIVE,
-  "quantize_bits": (
-    "None or an integer in [2, 16]",
-    lambda v: v is None or (isinstance(v, int) and 2 <= v <= 16),
+  "rate.placement": _one_of("coupled", "decoupled", "unscaled"),
+  "rate.stop_update": _optional(_COUNT),
+  "rate.keep_zeros": _BOOL,
+  "round_step": _optional(_POSITIVE),
+  "quantize_bits": _optional(
+    ("an integer in [2, 16]", lambda v: _is_int(v) and 2 <= v <= 16)
   ),
-  "round_bits": (
-    "None or bits in (0, 32)",
-    lambda v: v is None or 0 < v < 32,
-  ),
-  "round_start": _NATURAL,
+  "round_bits": _optional(_BITS),
+  "round_begin_update": _NATURAL,
   "prune.sparsity": _FRACTION,
-  "prune.begin_step": _NATURAL,
-  "prune.end_step": _COUNT,
+  "prune.begin_update": _NATURAL,
+  "prune.end_update": _COUNT,
   "prune.every": _COUNT,
-  "evaluate.steps": (
-    "a non-empty list of positive numbers",
-    lambda v: len(v) > 0 and all(0 < s < math.inf for s in v),
-  ),
-  "evaluate.pruning_rates": (
-    "a list of numbers in [0, 1)",
-    lambda v: all(0 <= r < 1 for r in v),
-  ),
-  "evaluate.step": _OPTIONAL_POSITIVE,
+  "evaluate.steps": _list_of(_POSITIVE, "positive numbers"),
+  "evaluate.levels": _list_of(_COUNT, "integers >= 1"),
+  "evaluate.scales": _list_of(_POSITIVE, "positive numbers"),
+  "evaluate.pruning_rates": _list_of(_FRACTION, "numbers in [0, 1)"),
   "evaluate.sensitivity_batches": _NATURAL,
   "evaluate.mu": _NOT_NEGATIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,
   "evaluate.coder": _one_of(*coders.NAMES),
+  "mesh.data": _AXIS,
+  "mesh.fsdp": _AXIS,
+  "mesh.tensor": _AXIS,
+  "distributed.enable": _BOOL,
+  "distributed.processes": _optional(_COUNT),
+  "distributed.process": _optional(_NATURAL),
 }
 
-# The same, of configs that have a `structure`; see configs/edge.py.
+# The same for configs that have a `structure`; see configs/edge.py.
 _STRUCTURE = {
   "structure.groups": (
     f"a list of some of {', '.join(units.NAMES)}",
     lambda v: set(v) <= set(units.NAMES),
   ),
   "structure.lmbda": _NOT_NEGATIVE,
-  "structure.warmup_steps": _NATURAL,
-  "structure.shape": ("None or in (0, 1]", lambda v: v is None or 0 < v <= 1),
-  "structure.begin_step": _NATURAL,
-  "structure.end_step": _COUNT,
+  "structure.warmup_updates": _NATURAL,
+  "structure.shape": _optional(("in (0, 1]", lambda v: 0 < v <= 1)),
+  "structure.begin_update": _NATURAL,
+  "structure.end_update": _COUNT,
   **{f"structure.pruned.{name}": _FRACTION for name in units.NAMES},
+}
+
+# Of each group at most one field is set, to anything but 0, None and ().
+_EXCLUSIVE = (
+  ("rate.lmbda", "rate.balance", "rate.target"),
+  ("round_step", "quantize_bits", "round_bits"),
+  ("evaluate.levels", "evaluate.sensitivity_batches", "round_bits"),
+)
+# A field that is set does nothing unless one of these is set too.
+_NEEDS = {
+  "rate.limit": ("rate.target",),
+  "rate.stop_update": ("rate.lmbda", "rate.balance", "rate.target"),
+  "rate.keep_zeros": ("rate.stop_update",),
+  "round_begin_update": ("round_step", "quantize_bits", "round_bits"),
 }
 
 
@@ -140,111 +162,190 @@ def check(config: ml_collections.ConfigDict) -> None:
       good = False
     if not good:
       problems.append(f"config.{field} is {value!r}, wanted {wanted}")
+  # The other checks compute with these values.
+  if not problems:
+    problems = [
+      *_size_problems(config),
+      *_schedule_problems(config),
+      *_conflicts(config),
+    ]
+  if problems:
+    raise UserError("\n".join(problems))
+
+
+def _size_problems(config):
+  """Sizes that do not fit each other, or the devices."""
+  problems = []
   # A batch is split over the data and fsdp axes of the mesh.
   tensor = config.mesh.tensor
   devices = jax.device_count() // (tensor if tensor > 0 else 1)
   for field in ("data.batch_size", "data.eval_batch_size"):
     size = _get(config, field)
-    if isinstance(size, int) and size % devices:
+    if size % max(devices, 1):
       problems.append(
-        f"config.{field} is {size}, wanted a multiple of {devices}, the"
-        " devices that a batch is split over"
+        f"config.{field} is {size}, wanted a multiple of {devices}: a batch is"
+        " split over that many devices"
       )
+  if (config.data.max_train or math.inf) < config.data.batch_size:
+    problems.append(
+      f"config.data.max_train is {config.data.max_train}, wanted at least"
+      f" config.data.batch_size, {config.data.batch_size}"
+    )
   if config.model.width % config.model.heads:
     problems.append(
       f"config.model.width is {config.model.width}, wanted a multiple of"
       f" config.model.heads, {config.model.heads}"
     )
-  problems += _conflicts(config)
-  if problems:
-    raise UserError("\n".join(problems))
+  return problems
+
+
+def _schedule_problems(config):
+  """Numbers of updates that do not fit in config.total_updates."""
+  total, warmup = config.total_updates, config.optimizer.warmup_updates or 0
+  problems = []
+  if warmup >= total:
+    problems.append(
+      f"config.optimizer.warmup_updates is {warmup}, wanted less than"
+      f" config.total_updates, {total}; None is a twentieth of that"
+    )
+  if config.round_begin_update >= total:
+    problems.append(
+      f"config.round_begin_update is {config.round_begin_update}, wanted less"
+      f" than config.total_updates, {total}"
+    )
+  for name in ("prune", "structure"):
+    part = config.get(name)
+    if not part:
+      continue
+    pruned = [part.sparsity] if name == "prune" else [*part.pruned.values()]
+    if part.begin_update >= part.end_update:
+      problems.append(
+        f"config.{name}.begin_update is {part.begin_update}, wanted less than"
+        f" config.{name}.end_update, {part.end_update}"
+      )
+    elif any(pruned) and part.end_update > total:
+      problems.append(
+        f"config.{name}.end_update is {part.end_update}, wanted at most"
+        f" config.total_updates, {total}"
+      )
+  return problems
 
 
 def _conflicts(config):
   """Fields that are usable, but not together."""
   problems = []
-  exclusive = (
-    ("rate.lmbda", "rate.balance"),
-    ("rate.lmbda", "rate.target"),
-    ("round_step", "noise_step", "quantize_bits", "round_bits"),
-    ("evaluate.absmax", "evaluate.sensitivity_batches", "round_bits"),
-  )
-  for fields in exclusive:
+  for fields in _EXCLUSIVE:
     given = [f for f in fields if _get(config, f)]
     if len(given) > 1:
       found = " and ".join(f"config.{f} is {_get(config, f)!r}" for f in given)
       problems.append(f"{found}, wanted one of them at most")
-  if config.rate.keep_zeros and config.rate.stop_step is None:
-    problems.append(
-      "config.rate.keep_zeros is True, wanted config.rate.stop_step with it:"
-      " the zeros of that step are kept"
-    )
-  if config.round_bits is not None and config.round_start >= config.total_steps:
-    problems.append(
-      f"config.round_start is {config.round_start!r}, wanted less than"
-      f" config.total_steps, {config.total_steps!r}: the steps for"
-      " config.round_bits are chosen then"
-    )
-  for name in ("prune", "structure"):
-    part = config.get(name)
-    if part and part.begin_step >= part.end_step:
+  for field, needed in _NEEDS.items():
+    if _get(config, field) and not any(_get(config, f) for f in needed):
       problems.append(
-        f"config.{name}.begin_step is {part.begin_step!r}, wanted less than"
-        f" config.{name}.end_step, {part.end_step!r}"
+        f"config.{field} is {_get(config, field)!r}, wanted"
+        f" {' or '.join(f'config.{f}' for f in needed)} with it"
       )
+  names = [f"evaluate.{f}" for f in ("steps", "levels", "scales")]
+  given = [f for f in names if _get(config, f)]
+  wanted = names[:2] if config.round_bits is None else names[2:]
+  if len(given) != 1 or given[0] not in wanted:
+    found = ", ".join(f"config.{f} is {_get(config, f)!r}" for f in names)
+    problems.append(
+      f"{found}; wanted config.{' or '.join(wanted)} alone, where"
+      f" config.round_bits is {config.round_bits!r}, and () for the others"
+    )
+  model = config.model
+  if model.name in ("encoder", "decoder"):
+    problems += [
+      f"config.model.{f} is {model[f]!r}, but config.model.name is"
+      f" {model.name!r}; name the architecture of the published model"
+      for f in ("size", "weights")
+      if model[f] is not None
+    ]
+  elif model.size is not None and model.weights is not None:
+    problems.append(
+      f"config.model.size is {model.size!r} and config.model.weights is"
+      f" {model.weights!r}, wanted one of them at most: the weights have a size"
+    )
+  if config.round_bits is not None:
+    problems += [
+      f"config.rate.{f} is {config.rate[f]!r}, wanted {wanted!r} with"
+      " config.round_bits"
+      for f, wanted in (("placement", "coupled"), ("mask", "matrices"))
+      if config.rate[f] != wanted
+    ]
   return problems
 
 
 def arms(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> dict[str, tuple[ml_collections.ConfigDict, pathlib.Path]]:
-  """Name -> checked config and directory of every training, baseline first.
+  config: ml_collections.ConfigDict,
+) -> dict[str, ml_collections.ConfigDict]:
+  """The checked config of every arm by its name, the baseline first.
 
-  Args:
-    config: as configs/default.py describes it.
-    workdir: directory of the experiment; each arm gets its own inside. A
-      config without arms is one training, in workdir itself.
+  A config without arms is one training, "run".
 
   Raises:
-    UserError: a field is unknown or its value is unusable.
+    UserError: a field is unknown or its value is not usable.
   """
   check(config)
   if not config.arms:
-    return {"run": (config, workdir)}
+    return {"run": config}
   if config.baseline not in config.arms:
     raise UserError(
       f"config.baseline is {config.baseline!r}, wanted one of config.arms:"
       f" {', '.join(config.arms)}"
     )
-  result = {}
   names = sorted(config.arms, key=lambda name: (name != config.baseline, name))
-  for name in names:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-      raise UserError(
-        f"config.arms: {name!r} names a directory; use letters, digits, _, -"
-      )
-    arm = copy.deepcopy(config).lock()
-    try:
-      arm.update(config.arms[name])
-      check(arm)
-    except (KeyError, TypeError, ValueError, UserError) as error:
-      text = error.args[0] if error.args else error
-      raise UserError(f"in config.arms.{name}: {text}") from error
-    arm.unlock()
-    arm.arms = ml_collections.ConfigDict()
-    result[name] = arm.lock(), workdir / name
+  base = copy.deepcopy(config).unlock()
+  base.arms = ml_collections.ConfigDict()
+  return {
+    name: changed(base, f"arms.{name}", name, config.arms[name])
+    for name in names
+  }
+
+
+def changed(
+  config: ml_collections.ConfigDict, where: str, name: str, *changes: Any
+) -> ml_collections.ConfigDict:
+  """A copy of config with the fields of each of `changes`, checked and locked.
+
+  Args:
+    config: is not changed.
+    where: the field that holds the changes, for error messages.
+    name: of a directory for the copy.
+    *changes: trees of fields; later ones replace earlier ones.
+
+  Raises:
+    UserError: a field is unknown, its value is not usable, or `name` cannot
+      name a directory.
+  """
+  if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    raise UserError(
+      f"in config.{where}: {name!r} names a directory; use letters, digits,"
+      " _ and -"
+    )
+  result = copy.deepcopy(config).lock()
+  try:
+    for fields in changes:
+      result.update(fields)
+    check(result)
+  except (KeyError, TypeError, ValueError, UserError) as error:
+    text = error.args[0] if error.args else error
+    raise UserError(f"in config.{where}: {text}") from error
   return result
 
 
 def explain_flags(argv: list[str], error: Exception) -> str:
-  """What is wrong with the command line: unknown fields, with near matches."""
+  """A line about a wrong command line, with near matches of unknown fields."""
   paths = [a.removeprefix("--config=") for a in argv if "--config=" in a]
-  # What follows a colon is the argument of get_config.
-  path = paths[-1].partition(":")[0] if paths else None
+  # The text after a colon is the argument of get_config.
+  path, *arguments = paths[-1].split(":", 1) if paths else ["None"]
+  if not pathlib.Path(path).is_file():
+    return f"--config={path}: there is no such file"
   try:
-    config = runpy.run_path(str(path))["get_config"]()
-  except OSError as load_error:
-    return f"--config={path}: {load_error.strerror}"
+    config = runpy.run_path(path)["get_config"](*arguments)
+  except ValueError as load_error:
+    return f"--config={paths[-1]}: {load_error}"
   except Exception as load_error:
     return f"--config={path} does not load: {load_error!r}"
   known = traverse_util.flatten_dict(config.to_dict(), sep=".")

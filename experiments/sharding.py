@@ -1,4 +1,4 @@
-"""The device mesh, and how parameters and batches lie on it.
+"""The device mesh, and how parameters and batches are split over it.
 
 A parameter's path gives its dimensions logical names, and the rules below say
 over which mesh axis a name is split. "data" holds copies of the model, "fsdp"
@@ -14,6 +14,7 @@ import jax
 import ml_collections
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from backslash_jax import tree
 from experiments import settings
 
 AXES = ("data", "fsdp", "tensor")
@@ -42,8 +43,8 @@ RULES = {
   "vocabulary": "tensor",
 }
 
-# Sizes that nobody chose for the mesh: whole where the axis does not divide.
-_AS_THEY_ARE = ("vocabulary",)
+# Sizes that the data determines: not split if the axis does not divide them.
+_GIVEN = ("vocabulary",)
 
 
 def make_mesh(
@@ -53,7 +54,7 @@ def make_mesh(
 
   Args:
     config: as configs/default.py describes it; in config.mesh one axis may be
-      -1, which gives it the devices that the others leave.
+      -1, which gives it all remaining devices.
     devices: to use instead, as of a topology.
 
   Raises:
@@ -89,24 +90,22 @@ def parameters(params: Any, mesh: Mesh) -> Any:
   Raises:
     UserError: a mesh axis does not divide a dimension that is split over it.
   """
+  leaves, treedef = jax.tree.flatten(params)
   problems: list[str] = []
-
-  def leaf(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    spec = _spec(name, x.shape, mesh, problems)
-    return NamedSharding(mesh, spec)
-
-  shardings = jax.tree.map_with_path(leaf, params)
+  shardings = [
+    NamedSharding(mesh, _spec(name, x.shape, mesh, problems))
+    for name, x in zip(tree.names(params), leaves, strict=True)
+  ]
   if problems:
     raise settings.UserError("\n".join(problems))
-  return shardings
+  return treedef.unflatten(shardings)
 
 
-def like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-  """Shardings of a tree that holds copies of params, as optimizer state does.
+def like(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of a state that holds copies of params, as an optimizer's does.
 
-  A leaf whose path ends with that of a parameter of the same shape lies where
-  the parameter lies; anything else is replicated.
+  A leaf whose path ends with that of a parameter of the same shape gets the
+  parameter's sharding; all others are replicated.
   """
   known = {
     (path, x.shape): s
@@ -121,11 +120,11 @@ def like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
         return known[path[i:], x.shape]
     return NamedSharding(mesh, PartitionSpec())
 
-  return jax.tree.map_with_path(leaf, tree)
+  return jax.tree.map_with_path(leaf, state)
 
 
 def _spec(name, shape, mesh, problems):
-  """PartitionSpec of one parameter; appends what does not divide."""
+  """PartitionSpec of one parameter; appends a problem if sizes do not fit."""
   matches = (names for pattern, names in DIMENSIONS if re.search(pattern, name))
   names = next(matches, ())
   entries: list[str | None] = [None] * len(shape)
@@ -136,7 +135,7 @@ def _spec(name, shape, mesh, problems):
     axis = RULES[logical]
     if shape[-i] % mesh.shape[axis] == 0:
       entries[-i] = axis
-    elif logical not in _AS_THEY_ARE:
+    elif logical not in _GIVEN:
       problems.append(
         f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the"
         f" {logical} of {name}, {shape[-i]} of {shape}: choose a divisor"

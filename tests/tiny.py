@@ -10,7 +10,7 @@ import ml_collections
 from configs import default
 
 FIELDS = {
-  "total_steps": 12,
+  "total_updates": 12,
   "log_every": 2,
   "eval_every": 6,
   "checkpoint_every": 4,
@@ -20,7 +20,7 @@ FIELDS = {
   "model.width": 16,
   "model.heads": 2,
   "model.mlp": 16,
-  "optimizer.warmup_steps": 2,
+  "optimizer.warmup_updates": 2,
   "rate.lmbda": 1.0,
   "evaluate.steps": (2.0**-8, 2.0**-4),
   "evaluate.pruning_rates": (0.0, 0.8),

@@ -38,8 +38,8 @@ WEIGHTS = {
   "deepseek": "deepseek-ai/deepseek-llm-7b-base",
 }
 ARCHITECTURES = {"llama3": "llama", "deepseek": "llama"}
-# Training steps of the full profile: five epochs of batches of 32.
-STEPS = {
+# Updates of the full profile: five epochs of batches of 32.
+UPDATES = {
   "imdb": 3500,
   "enron_spam": 3900,
   "newsgroups20": 1600,
@@ -55,7 +55,7 @@ SIZES = {"minilm": 22.7e6, "scratch": 0.34e6, "bytes": 0.1e6}
 # 1000, over nu and the learning rate; see docs/reproduction.md.
 MOVED = {"minilm": 1.25, "scratch": 0.7, "bytes": 0.7}
 PAPER_SIZE = 110e6  # Of BERT: Algorithm 1 keeps lambda / N.
-RATE_STEPS = 0.6  # Of all steps, in the released recipe.
+RATE_UPDATES = 0.6  # Fraction of all updates, in the released recipe.
 
 
 def recipe(name: str, lmbda: float, **fields: Any) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def build(
   else:
     kind = "scratch"
     _scratch(config)
-  config.eval_every = config.total_steps
-  config.checkpoint_every = min(500, config.total_steps)
+  config.eval_every = config.total_updates
+  config.checkpoint_every = min(500, config.total_updates)
   config.keep_checkpoints = 1
   if only:
     arms = {only: arms[only]}
@@ -137,7 +137,7 @@ def build(
 
 def _rate(config, arm, kind):
   """The fields of an arm with the rate term; `kind` of SIZES, or None."""
-  steps = round(RATE_STEPS * config.total_steps)
+  updates = round(RATE_UPDATES * config.total_updates)
   lmbda = arm["lmbda"]
   if arm["recipe"] == "algorithm1":
     scale = SIZES[kind] / PAPER_SIZE if kind else 1.0
@@ -151,7 +151,7 @@ def _rate(config, arm, kind):
       "lmbda": lmbda * scale,
       "placement": "unscaled",
       "epsilon": 1.0,
-      "stop_step": steps,
+      "stop_update": updates,
     }
   return {"rate": rate | {"mask": "all"} | arm["rate"]}
 
@@ -161,9 +161,9 @@ def _full(config, model, task):
   config.data.tokenizer = config.model.weights = WEIGHTS[model]
   config.data.batch_size = 32
   config.data.seq_len = 512
-  config.total_steps = STEPS[task]
+  config.total_updates = UPDATES[task]
   config.optimizer.learning_rate = 2e-5
-  config.optimizer.warmup_steps = config.total_steps // 10
+  config.optimizer.warmup_updates = config.total_updates // 10
   config.optimizer.weight_decay = 0.01
   config.evaluate.steps = tuple(2.0**-k for k in (3, 4, 5, 6, 7, 8, 10, 12))
   if model != "bert":
@@ -179,10 +179,10 @@ def _minilm(config):
   config.data.batch_size = 16
   config.data.eval_batch_size = 64
   config.data.max_eval = 256
-  config.total_steps = 120
+  config.total_updates = 120
   config.log_every = 5
   config.optimizer.learning_rate = 2e-4
-  config.optimizer.warmup_steps = 12
+  config.optimizer.warmup_updates = 12
   config.evaluate.steps = tuple(2.0**-k for k in (3, 3.5, 4, 5, 8))
   config.evaluate.pruning_rates = PRUNED
 
@@ -194,11 +194,11 @@ def _scratch(config):
   config.data.batch_size = 32
   config.data.eval_batch_size = 128
   config.data.max_eval = 1000
-  config.total_steps = 240
+  config.total_updates = 240
   config.log_every = 10
   _two_blocks(config)
   config.optimizer.learning_rate = 1e-3
-  config.optimizer.warmup_steps = 24
+  config.optimizer.warmup_updates = 24
   config.optimizer.weight_decay = 0.01
 
 
@@ -208,11 +208,11 @@ def _bytes(config):
   config.data.batch_size = 8
   config.data.eval_batch_size = 64
   config.data.max_eval = 200
-  config.total_steps = 240
+  config.total_updates = 240
   config.log_every = 10
   _two_blocks(config)
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_steps = 24
+  config.optimizer.warmup_updates = 24
   config.optimizer.weight_decay = 0.01
 
 

@@ -133,7 +133,7 @@ def compile_step(
   }
   replicated = NamedSharding(mesh, PartitionSpec())
   step = jax.jit(
-    learner.make_step(config, forward, tx, measure_rate=rate),
+    learner.make_update(config, forward, tx, measure_rate=rate),
     donate_argnums=0,
     in_shardings=(
       state_shardings,

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from backslash_jax import archive, quantize, selection, tree
+import backslash_jax as bs
+from backslash_jax import archive, quantize, tree
 from backslash_jax.archive import packing, plain
 from backslash_jax.archive.index import CHUNK
 from backslash_jax.coding import (
@@ -30,7 +31,7 @@ from backslash_jax.coding import (
   loops_numpy,
   piece,
 )
-from experiments import include
+from experiments import cells, include
 from experiments.bench import timing
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "coding.md"
@@ -79,11 +80,11 @@ def _models(named: list[pathlib.Path]) -> list[pathlib.Path]:
 
 def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
   """{model: {name: matrix}} of a file, a directory or a training's workdir."""
-  trained = sorted(path.glob("**/checkpoints"))
+  trained = sorted(path.glob(f"**/{cells.TRAINED}"))
   if trained:
     return {
-      f"{path.name}/{directory.parent.name}": _matrices(restored(directory))
-      for directory in trained
+      f"{path.name}/{file.parent.name}": _matrices(bs.load(file)["params"])
+      for file in trained
     }
   files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
   if not files:
@@ -93,25 +94,12 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
   return {name: _matrices(params)}
 
 
-def restored(directory: pathlib.Path) -> Any:
-  """The parameters of the latest checkpoint."""
-  import orbax.checkpoint as ocp
-
-  with ocp.CheckpointManager(directory.absolute()) as manager:
-    restore = ocp.args.Composite(state=ocp.args.StandardRestore())
-    return manager.restore(manager.latest_step(), args=restore)["state"][
-      "params"
-    ]
-
-
 def _matrices(params: Any) -> dict[str, np.ndarray]:
   """The linear layers' matrices: no embeddings, which are looked up."""
-  _, leaves = tree.describe(params)
-  chosen = selection.selected(params, leaves, None)
   return {
     name: np.asarray(x, np.float32)
-    for name, x in leaves
-    if name in chosen and "embed" not in name
+    for name, x in tree.selected(params, tree.matrices).items()
+    if "embed" not in name
   }
 
 

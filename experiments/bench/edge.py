@@ -44,18 +44,15 @@ def arms(
   """The trainings of one seed, by the names of their arms."""
   config = copy.deepcopy(config).unlock()
   config.seed = seed
-  found = settings.arms(config.lock(), workdir / f"seed{seed}")
-  return {
-    name: cells.Cell(config=arm, directory=directory, training=directory)
-    for name, (arm, directory) in found.items()
-  }
+  return cells.of_arms(config.lock(), workdir / f"seed{seed}")
 
 
 def train(trainings: list[cells.Cell]) -> None:
   """Trains and codes whatever is not there yet."""
   scores: dict[str, scoring.Score] = {}
-  for cell in cells.take(trainings):
-    cells.finish(cell, scores)
+  with cells.take(trainings) as taken:
+    for cell in taken:
+      cells.finish(cell, scores)
 
 
 def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
@@ -174,7 +171,7 @@ def _prune_to(limit, cell, trained, folder):
     else:
       low = middle
   steps = {t.name: t.step for t in bs.inspect(trained.file).tensors if t.step}
-  bs.save(folder / "pruned", at(high), step=steps, select=list(steps))
+  bs.save(folder / "pruned", at(high), step=steps, mask=list(steps))
 
 
 def _facts(folder, name, model, source, length):
@@ -242,8 +239,7 @@ def _finished(path):
 
 def _save(path, results):
   document = {"machine": timing.machine(), "results": results}
-  text = json.dumps(document, indent=1) + "\n"
-  atomic.write(path, lambda file: file.write_text(text))
+  atomic.write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _main():

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 import backslash_jax as bs
-from experiments import data, include, learner, scoring, sharding
+from experiments import cells, data, include, learner, scoring, sharding
 from experiments.bench import coding, timing
 
 _STEPS = tuple(2.0 ** (-k / 2) for k in range(5, 11))
@@ -31,9 +31,8 @@ def main():
   run = parser.parse_args().run
   config = json.loads((run / "config.json").read_text())
   config = ml_collections.ConfigDict(config)
-  forward, initial = learner.build(config, data.load_task(config.data))
-  params = coding.restored(run / "checkpoints")
-  params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, initial)
+  forward, _ = learner.build_abstract(config, data.load_task(config.data))
+  params = bs.load(run / cells.TRAINED)["params"]
   score = scoring.make_score(config, forward, sharding.make_mesh(config))
   points = [
     {"mu": mu, "step": step} | _point(params, step, mu, score)

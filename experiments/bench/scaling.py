@@ -41,8 +41,8 @@ def tables(results: pathlib.Path) -> dict[str, str]:
   result = {
     "optimizer": _ratios(found["optimizer"], _OPTIMIZERS),
     "eager": _ratios(found["eager"], _EAGER),
-    "step": _ratios(found["step_encoder"], _STEPS),
-    "step of BERT-base": _ratios(found["step_bert"], _STEPS),
+    "step": _ratios(found["update_encoder"], _STEPS),
+    "step of BERT-base": _ratios(found["update_bert"], _STEPS),
     "growth": _growth(found["growth"]),
     "devices": _devices(found["growth"]),
     "moments": _moments(found["moments"]),

@@ -164,7 +164,7 @@ def save_archive(
   if model.token_ids is not None:
     kind = np.min_scalar_type(int(model.token_ids.max()))
     tree["token_ids"] = model.token_ids.astype(kind)
-  return bs.save(path, tree, step=coded, select=list(coded))
+  return bs.save(path, tree, step=coded, mask=list(coded))
 
 
 def _is_multiple(x, step):

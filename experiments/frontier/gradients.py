@@ -1,13 +1,14 @@
-"""How each rate pulls on a weight, and what it does to nu while training runs.
+"""The gradient of each rate, and nu during training.
 
 python -m experiments.frontier.gradients GRID OUT.png --cells normal-only l1-0p1
 
 GRID is the workdir of a grid of experiments.frontier. The left half draws the
-pull on a weight of so many steps, from the formulas: for a tensor with nu 0.7
-whose root mean square is two steps, each rate scaled to a root mean square pull
-of one, as `bs.gradient_balance` scales it. The right half draws nu against the
-step, as GRID's trainings of one seed logged it: of all matrices together, or,
-for rates of scope "tensor", the mean over them.
+gradient at a weight against its size in quantization steps, from the formulas,
+for a tensor with nu 0.7 and a root mean square of two steps. Each rate is
+scaled to a root mean square gradient of one, as `bs.gradient_balance` scales
+it. The right half draws nu against the update, from the logs of GRID's
+trainings of one seed: nu of all matrices together or, for rates of scope
+"tensor", the mean.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from backslash_jax import code_length, ggd, rate
+from backslash_jax import ggd, rate
 
 matplotlib.use("Agg")
 
@@ -46,13 +47,12 @@ def main():
 
 
 def pulls(x: jax.Array) -> dict[str, jax.Array]:
-  """Gradient of each rate at weights of x steps, before scaling, as x."""
+  """Unscaled gradient of each rate at weights of x steps, shaped as x."""
   return {
     "L0.5": 0.5 * rate.direction(x, 0.5, _EPSILON),
     "L1": rate.direction(x, 1.0, _EPSILON),
     "L2": 2.0 * rate.direction(x, 2.0, _EPSILON),
     f"dggr and bits, nu {_NU}": _NU * rate.direction(x, _NU, _EPSILON),
-    "code_length": code_length.gradient(x, _NU, _alpha(), 1.0),
   }
 
 
@@ -63,13 +63,12 @@ def _alpha() -> float:
 
 
 def _draw_pulls(axis):
-  # Halves of a step would be the infinite density at 0.
+  # Starts above 0, where the density is infinite.
   x = jnp.linspace(0.0, 8.0, 1602)[1:]
   weights = jnp.exp(ggd.log_prob(x, _NU, _alpha()))
   for name, pull in pulls(x).items():
     scale = jnp.sqrt(jnp.sum(weights * pull**2) / jnp.sum(weights))
-    style = "--" if name == "code_length" else "-"
-    axis.plot(x, pull / scale, style, label=name)
+    axis.plot(x, pull / scale, label=name)
   axis.set_xlabel("size of the weight, in quantization steps")
   axis.set_ylabel("pull towards zero, relative")
   axis.set_ylim(0, 4)
@@ -84,13 +83,13 @@ def _draw_nu(axis, grid, seed, cells):
     train = [r for r in records if r["split"] == "train"]
     name = path.parent.name.removesuffix(f"-seed{seed}")
     if train and (not cells or name in cells):
-      histories[name] = np.array([(r["step"], r["nu"]) for r in train])
+      histories[name] = np.array([(r["update"], r["nu"]) for r in train])
   if not histories:
     raise SystemExit(f"{grid} has no such cells/*-seed{seed}/metrics.jsonl")
   for i, (name, history) in enumerate(histories.items()):
     style = ("-", "--", ":", "-.")[i // 10 % 4]
     axis.plot(*history.T, style, color=f"C{i % 10}", label=name, linewidth=1)
-  axis.set_xlabel("step")
+  axis.set_xlabel("update")
   axis.set_ylabel("nu")
   axis.set_title(f"shape during training, seed {seed}")
   axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)

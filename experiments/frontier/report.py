@@ -39,15 +39,9 @@ def write(
   curves = make_curves(rows)
   tables = make_tables(curves, grid, task)
   atomic.write(directory / "frontier.csv", lambda file: write_csv(file, rows))
-  atomic.write(
-    directory / "frontier.md",
-    lambda file: file.write_text(_markdown(tables, grid, task)),
-  )
+  atomic.write_text(directory / "frontier.md", _markdown(tables, grid, task))
   for name, table in tables.items():
-    text = report.markdown(table)
-    atomic.write(
-      directory / f"{name}.md", lambda file, text=text: file.write_text(text)
-    )
+    atomic.write_text(directory / f"{name}.md", report.markdown(table))
   atomic.write(
     directory / "frontier.png",
     lambda file: plots.write_frontier(file, curves, grid.baseline, task),
@@ -168,13 +162,9 @@ def write_tuning(
       for method, of in found.items()
     ],
   )
-  for name, text in (
-    ("tuning.json", json.dumps(found, indent=2) + "\n"),
-    ("tuning.md", report.markdown(table)),
-  ):
-    atomic.write(
-      directory / name, lambda file, text=text: file.write_text(text)
-    )
+  text = json.dumps(found, indent=2) + "\n"
+  atomic.write_text(directory / "tuning.json", text)
+  atomic.write_text(directory / "tuning.md", report.markdown(table))
 
 
 def tuned(

@@ -1,4 +1,4 @@
-"""The coded files of a grid as rows: from cells, from a CSV, merged."""
+"""Rows, one per coded file of a grid: from cells, from CSV, merged."""
 
 import csv
 import pathlib
@@ -8,12 +8,20 @@ from typing import Any
 from experiments import settings
 
 Row = dict[str, Any]
+
+
+def _optional(kind):
+  return lambda text: kind(text) if text else None
+
+
 _FIELDS = {
   "method": str,
   "point": str,
   "seed": int,
   "learning_rate": float,
-  "step": float,
+  "step": _optional(float),
+  "levels": _optional(int),
+  "scale": _optional(float),
   "bytes": int,
   "bits": float,
   "validation_accuracy": float,
@@ -27,13 +35,14 @@ def of_cell(cell: Any, evaluation: dict[str, Any]) -> list[Row]:
   """One row per coded file of a cell.
 
   Args:
-    cell: a `frontier.Cell`.
-    evaluation: its, from `evaluate.evaluate`.
+    cell: a `grid.Cell`.
+    evaluation: of the cell, from `evaluate.evaluate`.
 
   Returns:
-    Dicts of method, point, seed and learning_rate; step, bytes of the file and
-    bits, 8 bytes per parameter; accuracy and loss in nats of the validation
-    and of the test split.
+    Dicts of method, point, seed and learning_rate; the quantizer, one of step,
+    levels and scale, the others None; bytes of the file; bits, which are
+    8 bytes / parameters; accuracy and loss in nats of the validation and of the
+    test split.
   """
   return [
     {
@@ -41,7 +50,9 @@ def of_cell(cell: Any, evaluation: dict[str, Any]) -> list[Row]:
       "point": cell.point,
       "seed": cell.seed,
       "learning_rate": cell.learning_rate,
-      "step": q["step"],
+      "step": q.get("step"),
+      "levels": q.get("levels"),
+      "scale": q.get("scale"),
       "bytes": q["bytes"],
       "bits": 8 * q["bytes"] / evaluation["parameters"],
       "validation_accuracy": q["validation"]["accuracy"],
@@ -79,11 +90,12 @@ def read_csv(path: pathlib.Path) -> list[Row]:
 def merge(
   earlier: Iterable[Row], rows: Sequence[Row], baseline: str
 ) -> list[Row]:
-  """All rows, seed by seed, the baseline's first; `rows` replace earlier ones.
+  """All rows in the order of their seeds, the baseline's first.
 
   Args:
     earlier: of another run.
-    rows: of this one; what is earlier of the same method, point and seed goes.
+    rows: of this run; they replace earlier ones of the same method, point and
+      seed.
     baseline: the method that comes first.
   """
 

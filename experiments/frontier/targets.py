@@ -1,11 +1,11 @@
-"""How closely `bs.target_rate` meets its target, over sizes and learning rates.
+"""How closely `bs.target_rate` meets its target, by size and learning rate.
 
 python -m experiments.frontier.targets experiments/results/targets
 python -m experiments.include docs/frontier.md experiments/results
 
-trains small classifiers, from a pull far too weak and far too strong at the
-start, and writes results.json, after every training, and its table, targets.md.
-Goes on where it was stopped.
+trains small classifiers, with an initial lambda that is far too small and one
+that is far too large. It writes results.json after every training, and its
+table, targets.md. A run that was stopped resumes after the last training.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import backslash_jax as bs
 from experiments import atomic, report
 
 STEP = 2.0**-6
-STEPS = 1000
+UPDATES = 1000
 WIDTHS = (24, 240, 2400)  # Of the hidden layer; parameters are 42 times that.
 LEARNING_RATES = (3e-4, 3e-3, 3e-2)
 TARGETS = (1.5, 3.0)
@@ -35,13 +35,14 @@ AXES = ("width", "learning_rate", "target", "initial")
 
 @functools.cache
 def problem(width: int) -> tuple[dict[str, jax.Array], Callable]:
-  """A teacher's noisy labels: initial parameters, and the loss of given rows.
+  """A classifier of a teacher's noisy labels: parameters and loss.
 
   Args:
     width: of the hidden layer; the parameters are 42 times as many.
 
   Returns:
-    parameters, float32, and loss(parameters, rows), rows int32 below 4096.
+    The initial parameters, float32, and loss(parameters, rows), with rows int32
+    below 4096.
   """
   keys = jax.random.split(jax.random.key(0), 6)
   x = jax.random.normal(keys[0], (4096, 32))
@@ -66,7 +67,7 @@ def train(
   *,
   width: int,
   learning_rate: float | optax.Schedule,
-  steps: int,
+  updates: int,
   **options: Any,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Trains on batches of 128 with Adam.
@@ -75,12 +76,12 @@ def train(
     controller: of lambda.
     width: see `problem`.
     learning_rate: of Adam.
-    steps: updates.
+    updates: how many.
     **options: of `bs.backslash`.
 
   Returns:
     The parameters at the end, and "bits", "unmet" and "lmbda" of the optimizer
-    state after every step, each [steps].
+    state after every update, each [updates].
   """
   params, loss = problem(width)
   link = bs.backslash(controller, step=STEP, measure_every=4, **options)
@@ -95,7 +96,7 @@ def train(
       seen = {n: optax.tree.get(state, n) for n in ("bits", "unmet", "lmbda")}
       return (optax.apply_updates(params, updates), state), seen
 
-    keys = jax.random.split(key, steps)
+    keys = jax.random.split(key, updates)
     (params, _), seen = jax.lax.scan(body, (params, tx.init(params)), keys)
     return params, seen
 
@@ -110,7 +111,7 @@ def coded_bits(params: dict[str, jax.Array]) -> float:
 
 
 def measure(path: pathlib.Path) -> list[dict[str, float]]:
-  """Trains what is not in the JSON file yet; one row for each training."""
+  """Runs the trainings that the JSON file lacks; a row for each training."""
   rows = json.loads(path.read_text()) if path.exists() else []
   done = {tuple(row[axis] for axis in AXES) for row in rows}
   for values in itertools.product(WIDTHS, LEARNING_RATES, TARGETS, INITIAL):
@@ -120,8 +121,8 @@ def measure(path: pathlib.Path) -> list[dict[str, float]]:
     params, seen = train(
       bs.target_rate(target, initial=initial),
       width=width,
-      learning_rate=optax.cosine_decay_schedule(learning_rate, STEPS),
-      steps=STEPS,
+      learning_rate=optax.cosine_decay_schedule(learning_rate, UPDATES),
+      updates=UPDATES,
       shape=1.0,
     )
     rows.append(
@@ -134,15 +135,14 @@ def measure(path: pathlib.Path) -> list[dict[str, float]]:
       }
     )
     print(rows[-1], flush=True)
-    text = json.dumps(rows, indent=1) + "\n"
-    atomic.write(path, lambda file, text=text: file.write_text(text))
+    atomic.write_text(path, json.dumps(rows, indent=1) + "\n")
   return rows
 
 
 def table(rows: list[dict[str, float]]) -> report.Table:
-  """What was reached, by size and learning rate, for every target and start.
+  """The bits reached, by size and learning rate, for every target and start.
 
-  A star marks what said that it was out of reach.
+  A star marks the targets that were reported as out of reach.
   """
   columns = list(itertools.product(TARGETS, INITIAL))
   found = {tuple(row[axis] for axis in AXES): row for row in rows}
@@ -163,9 +163,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("results", type=pathlib.Path)
   results = parser.parse_args().results
-  results.mkdir(parents=True, exist_ok=True)
   rows = measure(results / "results.json")
-  (results / "targets.md").write_text(report.markdown(table(rows)))
+  atomic.write_text(results / "targets.md", report.markdown(table(rows)))
 
 
 if __name__ == "__main__":

@@ -93,24 +93,24 @@ def histograms(records: reproduce.Records, names: Iterable[str]) -> list[Panel]:
 
 
 def cost(records: reproduce.Records) -> list[Panel]:
-  """log10(D - 0.995 min D) against the step, D the task's loss, smoothed."""
+  """log10(D - 0.995 min D) against the update, D the task's loss, smoothed."""
 
   def of(record):
     loss = np.array([r["loss"] for r in record["history"]])
     width = min(_SMOOTHED, len(loss))
     smooth = np.convolve(loss, np.ones(width) / width, "valid")
-    step = np.array([r["step"] for r in record["history"]])[width - 1 :]
-    return step, np.log10(smooth - 0.995 * smooth.min())
+    update = np.array([r["update"] for r in record["history"]])[width - 1 :]
+    return update, np.log10(smooth - 0.995 * smooth.min())
 
   return _of_sweep(records, of, "log10(D - 0.995 min D)")
 
 
 def shapes(records: reproduce.Records) -> list[Panel]:
-  """nu against the step."""
+  """nu against the update."""
 
   def of(record):
     history = record["history"]
-    return tuple(np.array([r[k] for r in history]) for k in ("step", "nu"))
+    return tuple(np.array([r[k] for r in history]) for k in ("update", "nu"))
 
   return _of_sweep(records, of, "nu")
 
@@ -265,7 +265,7 @@ def _of_sweep(records, of, y_label) -> list[Panel]:
         line = Series(f"lambda {value}", found[0][0], y, style="-")
         series.append(line)
     if series:
-      panels.append(Panel(recipe, "step", y_label, series))
+      panels.append(Panel(recipe, "update", y_label, series))
   return panels
 
 

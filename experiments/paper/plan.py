@@ -1,12 +1,11 @@
-"""The paper's cells: planned, run, and written down one file each.
+"""The cells of the paper: planned, run, and recorded in a file each.
 
-The configs are those of configs/paper. A record is a JSON file that holds all
-that tables and figures show of a cell and one seed, so that they can be drawn
+The configs are those of configs/paper. A record is a JSON file with everything
+that tables and figures show of a cell and one seed, so that they can be made
 again without the trained models.
 """
 
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -20,10 +19,11 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax.coding import exp_golomb
-from experiments import atomic, cells, metrics, resume, settings
+from configs.paper import common, rows, sweep, table6
+from experiments import atomic, cells, evaluate, metrics, resume, settings
 from experiments.data import bpe
 
-# In the order in which they run.
+# The first parts of the cells' names, in the order in which they run.
 CONFIGS = (
   "sweep",
   "table4_gpt2",
@@ -38,9 +38,9 @@ CONFIGS = (
 )
 STEP = 2.0**-8  # The paper's, of all of its tables.
 ORDERS = range(5)
-WORDS = "runs/paper/words"  # As configs/paper/common.py calls them.
+WORDS = common.SMALL_WORDS
 
-# What differs between machines, and is not part of a record.
+# Fields that differ between machines and are not part of a record.
 _PLACES = ("data.source", "data.dir", "data.tokenizer", "model.weights")
 _POINTS = 100  # Of the training metrics, per record.
 _BINS = 121  # Of a histogram.
@@ -48,12 +48,12 @@ _BINS = 121  # Of a histogram.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell(cells.Cell):
-  """A cell of the paper and one seed. Equal ones of two tables share `record`.
+  """A cell of the paper and one seed; equal cells of two tables share `record`.
 
   Attributes:
     name: of the config and its arm, "table4_bert/normal".
     seed: of the initial parameters and the order of the data.
-    record: the file that it is written down in.
+    record: the JSON file with its results.
   """
 
   name: str
@@ -63,8 +63,14 @@ class Cell(cells.Cell):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Places:
-  """Where things are: `source` as data.source, `encoder` MiniLM's directory
-  or hub id, `workdir` for trainings and `results` for records and tables."""
+  """The paths of a machine.
+
+  Attributes:
+    workdir: of the trainings.
+    results: of records, tables and figures.
+    source: as data.source; None downloads.
+    encoder: MiniLM's directory or hub id; None: that of the configs.
+  """
 
   workdir: pathlib.Path
   results: pathlib.Path
@@ -77,46 +83,49 @@ def plan(profile: str, places: Places, seeds: Sequence[int]) -> list[Cell]:
 
   Args:
     profile: "small" or "full".
-    places: only named in the cells, nothing is looked up.
-    seeds: a whole set of cells of the first, then of the next.
+    places: only named in the cells; nothing is read.
+    seeds: all cells of the first seed come before those of the next.
 
   Raises:
-    UserError: a config that does not serve.
+    UserError: a field of a config is not usable.
   """
   planned: list[Cell] = []
   first: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
-  trainings: dict[str, pathlib.Path] = {}
   for seed in seeds:
-    for module in CONFIGS:
-      config = _config(module, profile, places)
-      for arm, (own, _) in settings.arms(config, places.workdir).items():
+    for name in CONFIGS:
+      config = _config(name, profile, places)
+      for arm, own in settings.arms(config).items():
         own = own.copy_and_resolve_references().unlock()
         own.seed, own.baseline = seed, "normal"
-        label = f"{module}-{arm}-seed{seed}"
-        directory = places.workdir / "cells" / label
-        key = json.dumps(resume.decisive(own), sort_keys=True)
-        training = trainings.setdefault(key, directory)
-        key += json.dumps(own.evaluate.to_dict(), sort_keys=True)
-        record = places.results / "cells" / f"{label}.json"
-        directory, record = first.setdefault(key, (directory, record))
+        label = f"{name}-{arm}-seed{seed}"
+        key = json.dumps(
+          [resume.decisive(own), own.evaluate.to_dict()], sort_keys=True
+        )
+        directory, record = first.setdefault(
+          key,
+          (
+            places.workdir / "cells" / label,
+            places.results / "cells" / f"{label}.json",
+          ),
+        )
         planned.append(
           Cell(
             config=own.lock(),
             directory=directory,
-            training=training,
-            name=f"{module}/{arm}",
+            training=directory,
+            name=f"{name}/{arm}",
             seed=seed,
             record=record,
           )
         )
-  return planned
+  return cells.share(planned)
 
 
 def run(planned: Sequence[Cell], names: Collection[str]) -> None:
-  """Runs what is missing of the cells of these names, or goes on with it.
+  """Runs, or resumes, those cells of these names that have no record yet.
 
   Raises:
-    UserError: what the user can mend.
+    UserError: what the user can fix.
   """
   wanted: dict[pathlib.Path, Cell] = {}
   for cell in planned:
@@ -124,23 +133,24 @@ def run(planned: Sequence[Cell], names: Collection[str]) -> None:
       wanted.setdefault(cell.record, cell)
   missing = [cell for cell in wanted.values() if read(cell) is None]
   scores: dict[str, Any] = {}
-  for number, cell in enumerate(cells.take(missing), start=1):
-    if read(cell) is not None:
-      continue  # Another process was faster.
-    print(
-      f"{cell.name}, seed {cell.seed}: cell {number} of {len(missing)}",
-      flush=True,
-    )
-    if cell.config.data.tokenizer.endswith("words"):
-      _make_words(cell.config)
-    began = time.monotonic()
-    evaluation = cells.finish(cell, scores)
-    seconds = time.monotonic() - began
-    _write(cell, evaluation, seconds)
+  with cells.take(missing) as taken:
+    for number, cell in enumerate(taken, start=1):
+      if read(cell) is not None:
+        continue  # Another process was faster.
+      print(
+        f"{cell.name}, seed {cell.seed}: cell {number} of {len(missing)}",
+        flush=True,
+      )
+      if cell.config.data.tokenizer.endswith("words"):
+        _make_words(cell.config)
+      began = time.monotonic()
+      evaluation = cells.finish(cell, scores)
+      seconds = time.monotonic() - began
+      _write(cell, evaluation, seconds)
 
 
 def read(cell: Cell) -> dict[str, Any] | None:
-  """The record of a cell; None where there is none of this configuration."""
+  """The record of a cell; None without one of the same configuration."""
   try:
     record = json.loads(cell.record.read_text())
     return record if record["config"] == _described(cell.config) else None
@@ -148,28 +158,29 @@ def read(cell: Cell) -> dict[str, Any] | None:
     return None
   except (ValueError, KeyError, TypeError) as error:
     raise settings.UserError(
-      f"{cell.record} is no record of a cell ({error!r}); delete it to run the"
-      " cell again"
+      f"{cell.record} is not a record of a cell ({error!r}); delete it to run"
+      " the cell again"
     ) from error
 
 
 def records(planned: Sequence[Cell], name: str) -> dict[int, dict[str, Any]]:
-  """Seed -> record of the cells of this name, as far as there are any."""
+  """Seed -> record of the cells of this name that have one."""
   found = {c.seed: read(c) for c in planned if c.name == name}
   return {seed: record for seed, record in found.items() if record}
 
 
 def quantized(record: Mapping[str, Any], step: float = STEP) -> dict[str, Any]:
-  """What the evaluation holds of the model quantized with a step."""
+  """The entry of the evaluation for one quantization step."""
   found = record["evaluation"]["quantized"]
   return next(q for q in found if q["step"] == step)
 
 
-def _config(module, profile, places):
-  """The config of a row of a table, with the places of this machine."""
-  config = importlib.import_module(f"configs.paper.{module}").get_config(
-    profile
-  )
+def _config(name, profile, places):
+  """The config of a name of CONFIGS, with the places of this machine."""
+  if name in rows.ROWS:
+    config = rows.get_config(f"{name}/{profile}")
+  else:
+    config = {"sweep": sweep, "table6": table6}[name].get_config(profile)
   config.data.source = places.source
   if config.data.tokenizer == WORDS:
     config.data.tokenizer = str(places.workdir / "words")
@@ -191,7 +202,7 @@ def _make_words(config):
 
 
 def _described(config) -> dict[str, Any]:
-  """The fields that decide a record, without the places of a machine."""
+  """The fields that decide the results, without the paths of a machine."""
   fields = resume.decisive(config)
   fields["evaluate"] = json.loads(json.dumps(config.evaluate.to_dict()))
   return {k: v for k, v in fields.items() if k not in _PLACES}
@@ -199,7 +210,7 @@ def _described(config) -> dict[str, Any]:
 
 def _write(cell: Cell, evaluation: dict[str, Any], seconds: float) -> None:
   params, _ = cells.load(cell)
-  matrices = _matrices(params)
+  matrices = np.concatenate([np.ravel(x) for x in evaluate.matrices(params)])
   history = metrics.read(cell.training / "metrics.jsonl")
   record = {
     "cell": cell.name,
@@ -213,15 +224,7 @@ def _write(cell: Cell, evaluation: dict[str, Any], seconds: float) -> None:
     "distribution": _distribution(matrices),
     "history": _thinned([r for r in history if r["split"] == "train"]),
   }
-  text = json.dumps(record, indent=1) + "\n"
-  atomic.write(cell.record, lambda file: file.write_text(text))
-
-
-def _matrices(params) -> np.ndarray:
-  selected = jax.tree.leaves(bs.matrices(params))
-  leaves = jax.tree.leaves(params)
-  pairs = zip(leaves, selected, strict=True)
-  return np.concatenate([np.ravel(x) for x, m in pairs if m])
+  atomic.write_text(cell.record, json.dumps(record, indent=1) + "\n")
 
 
 def _orders(matrices: np.ndarray) -> list[float]:
@@ -236,8 +239,8 @@ def _orders(matrices: np.ndarray) -> list[float]:
 
 def _distribution(matrices: np.ndarray) -> dict[str, Any]:
   """A histogram of the matrices, and the generalized Gaussian that fits."""
-  moments = bs.moments(jnp.asarray(matrices))
-  nu = bs.shape_parameter(moments)
+  moments = bs.moments.moments(jnp.asarray(matrices))
+  nu = bs.moments.shape_parameter(moments)
   alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
   limit = max(float(np.quantile(np.abs(matrices), 0.999)), 1e-6)
   density, _ = np.histogram(
@@ -254,8 +257,8 @@ def _distribution(matrices: np.ndarray) -> dict[str, Any]:
 
 
 def _thinned(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-  """At most _POINTS records, the last among them, of what figures show."""
+  """At most _POINTS records with the metrics of figures; the last one stays."""
   every = max(1, -(-len(history) // _POINTS))
   kept = history[::-1][::every][::-1]
-  names = "step", "loss", "accuracy", "nu", "bits"
+  names = "update", "loss", "accuracy", "nu", "bits"
   return [{k: float(f"{r[k]:.5g}") for k in names} for r in kept]

@@ -142,7 +142,7 @@ def measure(record: Mapping[str, Any], normal: Mapping[str, Any]) -> Measured:
     quantized as coarsely as that allows, is as accurate; "reached": 1 if it is
     anywhere. "shipped_file" and "shipped_accuracy": of the coarsest step within
     the tolerance on the validation split, with its own "coarser_shipped_file".
-    "nu": in the end; "train_accuracy": over the last quarter of the steps, %.
+    "nu": in the end; "train_accuracy": over the last quarter of the updates, %.
   """
   sizes = _sizes(record, plan.quantized(record))
   accuracy = plan.quantized(record)["test"]["accuracy"]
@@ -197,9 +197,7 @@ def write(
   lacking = [n for n in names if not records.get(n)]
   note = f"\nNot run: {', '.join(lacking)}.\n" if lacking else ""
   text = report.markdown(made) + note
-  atomic.write(
-    results / f"table_{table}.md", lambda file: file.write_text(text)
-  )
+  atomic.write_text(results / f"table_{table}.md", text)
   atomic.write(
     results / f"table_{table}.csv",
     lambda file: _write_csv(file, table, records),

@@ -7,8 +7,10 @@ import sys
 import threading
 
 import ml_collections
+import pytest
 
 from experiments import cells, resume
+from tests import tiny
 
 _HOLD = """
 import fcntl, sys
@@ -30,25 +32,26 @@ def _plan(directory):
   ]
 
 
-def test_a_plan_of_one_process_is_taken_in_its_order(tmp_path):
+def test_the_cells_of_one_process_come_in_their_order(tmp_path):
   planned = _plan(tmp_path)
-  assert list(cells.take(planned)) == planned
+  with cells.take(planned) as taken:
+    assert list(taken) == planned
 
 
 def test_what_another_process_works_at_comes_last(tmp_path):
   planned = _plan(tmp_path)
-  taken = cells.take(planned)
   (tmp_path / "a").mkdir()
-  with (tmp_path / "a/lock").open("w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    assert next(taken) == planned[1]
-    rest = []
-    waiting = threading.Thread(target=lambda: rest.extend(taken))
-    waiting.start()
-    waiting.join(timeout=0.2)
-    assert waiting.is_alive()
-    assert not rest
-  waiting.join()
+  with cells.take(planned) as taken:
+    with (tmp_path / "a/lock").open("w") as file:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      assert next(taken) == planned[1]
+      rest = []
+      waiting = threading.Thread(target=lambda: rest.extend(taken))
+      waiting.start()
+      waiting.join(timeout=0.2)
+      assert waiting.is_alive()
+      assert not rest
+    waiting.join()
   # Both of the cells that share a training were the other process's.
   assert rest == [planned[0], planned[2]]
 
@@ -61,9 +64,45 @@ def test_a_killed_process_frees_its_cell(tmp_path):
     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
   ) as other:
     assert other.stdout.readline() == b"held\n"
-    taken = cells.take(planned)
-    other.kill()
+    with cells.take(planned) as taken:
+      other.kill()
+      assert list(taken) == planned
+
+
+def test_an_error_frees_the_cell(tmp_path):
+  planned = _plan(tmp_path)
+
+  def fail():
+    with cells.take(planned) as taken:
+      for cell in taken:
+        raise KeyError(cell.directory)
+
+  with pytest.raises(KeyError) as caught:
+    fail()
+  # The traceback, which refers to the iterator, is still alive.
+  assert caught.value.args == (planned[0].directory,)
+  with cells.take(planned) as taken:
     assert list(taken) == planned
+
+
+def test_cells_that_differ_in_their_coding_share_a_training(tmp_path):
+  fields = (
+    {},
+    {"evaluate__mu": 0.3},
+    {"seed": 1},
+    {"seed": 1, "evaluate__coder": "huffman"},
+  )
+  planned = [
+    cells.Cell(
+      config=tiny.config(**own),
+      directory=tmp_path / str(i),
+      training=tmp_path / str(i),
+    )
+    for i, own in enumerate(fields)
+  ]
+  shared = cells.share(planned)
+  assert [c.training.name for c in shared] == ["0", "0", "2", "2"]
+  assert [c.directory for c in shared] == [c.directory for c in planned]
 
 
 def test_several_processes_look_at_a_directory_at_once(tmp_path):

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from experiments import data, distributed, interrupt, metrics, settings, train
+from experiments import data, distributed, interrupt, main, metrics, settings
 from tests import paths, tiny
 
 FIELDS = {
-  "total_steps": 40,
+  "total_updates": 40,
   "log_every": 4,
   "eval_every": 20,
   "evaluate.steps": (2.0**-5,),
@@ -103,12 +103,12 @@ def unbroken(tmp_path_factory, cache):
 
 def _assert_same_numbers(workdir, other):
   one, two = (metrics.read(w / "metrics.jsonl") for w in (workdir, other))
-  assert [(r["step"], r["split"]) for r in one] == [
-    (r["step"], r["split"]) for r in two
+  assert [(r["update"], r["split"]) for r in one] == [
+    (r["update"], r["split"]) for r in two
   ]
   for a, b in zip(one, two, strict=True):
     values = [[r[k] for k in sorted(a) if k != "split"] for r in (a, b)]
-    np.testing.assert_allclose(*values, rtol=1e-3, err_msg=str(a["step"]))
+    np.testing.assert_allclose(*values, rtol=1e-3, err_msg=str(a["update"]))
 
 
 @pytest.mark.slow
@@ -177,20 +177,20 @@ def test_sigterm_to_one_process_saves_and_ends_all(unbroken, tmp_path, cache):
 def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, monkeypatch):
   stay, move = tmp_path / "stay", tmp_path / "move"
   data_parallel = {"mesh__data": 8}
-  train.train_and_evaluate(tiny.config(**data_parallel), stay)
-  update = metrics.Progress.update
+  main.train_and_evaluate(tiny.config(**data_parallel), stay)
+  show = metrics.Progress.show
 
-  def update_and_signal(self, step, values):
-    update(self, step, values)
-    if step == 5:
+  def show_and_signal(self, update, values):
+    show(self, update, values)
+    if update == 5:
       os.kill(os.getpid(), signal.SIGTERM)
 
   with monkeypatch.context() as patch:
-    patch.setattr(metrics.Progress, "update", update_and_signal)
+    patch.setattr(metrics.Progress, "show", show_and_signal)
     with pytest.raises(interrupt.StoppedError):
-      train.train_and_evaluate(tiny.config(**data_parallel), move)
+      main.train_and_evaluate(tiny.config(**data_parallel), move)
   other = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
-  train.train_and_evaluate(tiny.config(**other), move)
+  main.train_and_evaluate(tiny.config(**other), move)
   _assert_same_numbers(move, stay)
 
 

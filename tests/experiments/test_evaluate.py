@@ -148,25 +148,6 @@ def test_all_zeros_have_a_code_length():
   assert bits["exp_golomb"] == 1
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
-def test_pruning_zeros_the_smallest_of_all_matrices(rate):
-  rng = np.random.default_rng(2)
-  params = {
-    "small": np.float32(rng.normal(size=(50, 20))),
-    "large": np.float32(3.0 * rng.normal(size=(25, 40))),
-    "vector": np.float32(1e-6 * rng.normal(size=30)),
-  }
-  pruned = evaluate.prune(params, rate)
-  before = np.concatenate([params[k].ravel() for k in ("small", "large")])
-  after = np.concatenate([pruned[k].ravel() for k in ("small", "large")])
-  gone = after == 0
-  assert gone.sum() == round(rate * before.size)
-  np.testing.assert_array_equal(after[~gone], before[~gone])
-  np.testing.assert_array_equal(pruned["vector"], params["vector"])
-  if gone.any():
-    assert np.abs(before[gone]).max() <= np.abs(before[~gone]).min()
-
-
 def test_quantized_scores_are_of_the_file_that_is_shipped(
   params, score, tmp_path
 ):
@@ -237,8 +218,16 @@ def test_coarsest_step_within_the_tolerance_is_shipped(
     ],
   }
   assert evaluate._choose(config, result) == expected
-  named = tiny.config(evaluate__step=2.0, evaluate__tolerance=tolerance)
-  assert evaluate._choose(named, result) == 1
+
+
+def test_pruning_zeros_the_smallest_of_all_matrices(params, score, tmp_path):
+  config = tiny.config(evaluate__pruning_rates=(0.0, 0.8))
+  result = evaluate.evaluate(config, tmp_path, "run", params, score)
+  kernel = params["kernel"]
+  smallest = np.quantile(np.abs(kernel), 0.8)
+  kept = np.where(np.abs(kernel) > smallest, kernel, 0)
+  wanted = [score(params | {"kernel": k}, "test") for k in (kernel, kept)]
+  assert [p["test"] for p in result["pruned"]] == wanted
 
 
 def test_directory_that_is_gone_is_named(params, score, tmp_path):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 import backslash_jax as bs
+from configs import default
 from experiments import evaluate, learner, metrics, optimizer, settings
 from tests import tiny
 
@@ -68,7 +70,7 @@ def test_sgd_is_algorithm_1_as_it_is_written(momentum):
   config = _config(
     optimizer__name="sgd",
     optimizer__b1=momentum,
-    optimizer__warmup_steps=0,
+    optimizer__warmup_updates=0,
     optimizer__clip_norm=1e9,
     rate__lmbda=448.0,
     rate__shape=1.0,
@@ -95,25 +97,25 @@ def test_balance_is_a_fraction_of_the_clipped_gradient():
 def test_a_target_is_logged_with_whether_it_is_met(capsys):
   config = _config(rate__target=0.01, optimizer__learning_rate=1e-8)
   tx = optimizer.create(config)
-  step_fn = jax.jit(learner.make_step(config, _forward, tx))
+  update_fn = jax.jit(learner.make_update(config, _forward, tx))
   state = {"params": PARAMS, "opt_state": tx.init(PARAMS)}
   progress = metrics.Progress("arm", 0, 600, 600)
-  for step in range(1, 601):
-    state, values, _ = step_fn(state, BATCH, step)
+  for update in range(1, 601):
+    state, values, _ = update_fn(state, BATCH, update)
     values = {k: float(v) for k, v in values.items()}
-    progress.update(step, values)
+    progress.show(update, values)
   assert values["unmet"] > 60
   assert capsys.readouterr().out.count("out of reach") == 1
 
 
-def test_the_rate_warms_up_and_stops():
-  config = _config(rate__lmbda=2.0, rate__warmup_steps=4, rate__stop_step=8)
-  assert _lmbdas(config) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0, 0, 0, 0]
+def test_the_rate_stops():
+  config = _config(rate__lmbda=2.0, rate__stop_update=8)
+  assert _lmbdas(config) == 8 * [2.0] + 4 * [0.0]
 
 
 def test_zeros_of_the_rate_are_kept_in_the_plain_phase():
   config = _config(
-    rate__lmbda=2.0, rate__stop_step=6, rate__keep_zeros=True, rate__step=0.25
+    rate__lmbda=2.0, rate__stop_update=6, rate__keep_zeros=True, rate__step=0.25
   )
   _, history = _train(config)
   zeros = jnp.abs(history[6]["a"]["kernel"]) <= 0.125
@@ -128,37 +130,19 @@ def test_the_released_form_adds_what_the_learning_rate_does_not_scale():
   tx = optimizer.create(config)
   grads = jax.tree.map(jnp.zeros_like, PARAMS)
   updates, _ = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
-  rate = bs.backslash(3.0, epsilon=1.0)
+  rate = bs.backslash(3.0, epsilon=1.0, mask=None)
   wanted, _ = jax.jit(rate.update)(grads, rate.init(PARAMS), PARAMS)
   jax.tree.map(
     lambda u, w: np.testing.assert_allclose(u, -w, rtol=1e-6), updates, wanted
   )
 
 
-def test_proximal_differs_from_decoupled_only_in_stopping_at_zero():
-  fields = {"rate__shape": 1.0, "optimizer__warmup_steps": 0}
-  before = PARAMS["a"]["kernel"]
-  plain, decoupled, proximal = (
-    _train(_config(**fields, **more), 1)[1][-1]["a"]["kernel"]
-    for more in (
-      {},
-      {"rate__lmbda": 300.0, "rate__placement": "decoupled"},
-      {"rate__lmbda": 300.0, "rate__placement": "proximal"},
-    )
-  )
-  stays = jnp.sign(plain) == jnp.sign(before)
-  crosses = stays & (jnp.sign(decoupled) != jnp.sign(before))
-  assert jnp.sum(crosses) > 0
-  np.testing.assert_allclose(proximal[crosses], 0, atol=1e-7)
-  same = stays & ~crosses
-  np.testing.assert_allclose(
-    proximal[same], decoupled[same], rtol=1e-4, atol=1e-7
-  )
-
-
 def test_pruning_ends_with_its_sparsity():
   config = _config(
-    prune__sparsity=0.5, prune__begin_step=1, prune__end_step=8, prune__every=2
+    prune__sparsity=0.5,
+    prune__begin_update=1,
+    prune__end_update=8,
+    prune__every=2,
   )
   _, history = _train(config)
   assert jnp.mean(_zeros(history[-1])) == pytest.approx(0.5, abs=0.01)
@@ -170,29 +154,27 @@ def _seen(step=1, **fields):
   return seen["a"]["kernel"]
 
 
-def _quantized(config, directory, step, score):
-  """What is measured of PARAMS, coded with a step."""
+def _quantized(config, directory, score):
+  """What is measured of PARAMS, coded as config.evaluate says."""
   params = jax.device_get(PARAMS)
-  steps = evaluate._find_steps(config, params, score, {})(step)
-  return evaluate._quantized(config, directory, params, step, score, steps)
-
-
-def test_noise_is_of_the_step_and_the_seed():
-  x = _seen(noise_step=0.25)
-  assert 0.1 < np.abs(x - PARAMS["a"]["kernel"]).max() <= 0.125
-  np.testing.assert_array_equal(x, _seen(noise_step=0.25))
-  assert np.all(x != _seen(2, noise_step=0.25))
-  assert np.all(x != _seen(noise_step=0.25, seed=1))
+  ((label, steps),) = evaluate._quantizers(config, params, score, {})
+  file = directory / "file"
+  return label | evaluate._quantized(config, file, params, score, steps)
 
 
 def test_until_it_starts_the_loss_sees_the_exact_parameters():
-  fields = {"round_step": 0.25, "round_start": 3}
+  fields = {"round_step": 0.25, "round_begin_update": 3}
   np.testing.assert_array_equal(_seen(3, **fields), PARAMS["a"]["kernel"])
   np.testing.assert_array_equal(_seen(4, **fields), _seen(round_step=0.25))
 
 
 def test_fitted_steps_are_those_of_the_loss_and_of_the_file(tmp_path):
-  config = _config(round_bits=2.0, round_start=4, evaluate__steps=(1.0,))
+  config = _config(
+    round_bits=2.0,
+    round_begin_update=4,
+    evaluate__steps=(),
+    evaluate__scales=(1.0,),
+  )
   states, history = _train(config)
   opt_state = states[-1]
   steps = learner.fitted_steps(config, opt_state)
@@ -205,7 +187,7 @@ def test_fitted_steps_are_those_of_the_loss_and_of_the_file(tmp_path):
 
   params = jax.device_get(history[-1])
   result = evaluate.evaluate(config, tmp_path, "run", params, score, steps)
-  assert result["quantized"][0]["step"] == 1.0
+  assert result["quantized"][0]["scale"] == 1.0
   assert 1.0 < result["quantized"][0]["bits"]["entropy"] < 3.0
   seen = learner._seen_by_loss(config, params, opt_state, 12)
   jax.tree.map(
@@ -219,7 +201,10 @@ def test_fitted_steps_are_those_of_the_loss_and_of_the_file(tmp_path):
 def test_the_loss_sees_what_is_coded_after_quantization_aware_training(
   bits, tmp_path
 ):
-  config = _config(evaluate__absmax=True, quantize_bits=bits)
+  levels = 2 ** (bits - 1) - 1
+  config = _config(
+    evaluate__steps=(), evaluate__levels=(levels,), quantize_bits=bits
+  )
   shown = {}
 
   def score(params, split):
@@ -227,8 +212,7 @@ def test_the_loss_sees_what_is_coded_after_quantization_aware_training(
     return {"accuracy": 0.0, "loss": 0.0}
 
   params = jax.device_get(PARAMS)
-  levels = 2 ** (bits - 1) - 1
-  result = _quantized(config, tmp_path, 1 / levels, score)
+  result = _quantized(config, tmp_path, score)
   coded = shown["test"]
   for name in ("a", "b"):
     x, q = params[name]["kernel"], coded[name]["kernel"]
@@ -253,8 +237,8 @@ def test_the_gradient_passes_straight_through_quantization():
 def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
   sizes = []
   for mu in (0.0, 0.3):
-    config = _config(evaluate__mu=mu)
-    result = _quantized(config, tmp_path, 2.0**-5, lambda params, split: {})
+    config = _config(evaluate__mu=mu, evaluate__steps=(2.0**-5,))
+    result = _quantized(config, tmp_path, lambda params, split: {})
     sizes.append(result["bits"]["entropy"])
   assert sizes[1] < sizes[0]
 
@@ -267,21 +251,57 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
       r"rate\.lmbda is 1\.0 and config\.rate\.balance is 2\.0",
     ),
     ({"rate__lmbda": 1.0, "rate__target": 2.0}, r"rate\.lmbda is 1\.0"),
-    ({"round_step": 0.1, "noise_step": 0.1}, r"noise_step is 0\.1"),
+    ({"round_step": 0.1, "quantize_bits": 4}, r"round_step is 0\.1"),
+    ({"round_begin_update": 4}, r"round_begin_update is 4"),
+    ({"rate__limit": 0.3}, r"rate\.limit is 0\.3, wanted config\.rate\.target"),
+    ({"rate__stop_update": 4}, r"rate\.stop_update is 4"),
+    ({"round_bits": 2.0}, r"wanted config\.evaluate\.scales alone"),
+    ({"evaluate__steps": ()}, r"evaluate\.steps is \(\)"),
+    (
+      {"evaluate__scales": (1.0,)},
+      r"wanted config\.evaluate\.steps or evaluate",
+    ),
+    ({"model__weights": "dir"}, r"model\.weights is 'dir'"),
+    (
+      {"round_bits": 2.0, "rate__balance": 1.0, "rate__placement": "decoupled"},
+      r"rate\.placement is 'decoupled'",
+    ),
     ({"quantize_bits": 1}, r"quantize_bits is 1"),
     ({"round_bits": 40.0}, r"round_bits is 40\.0"),
     ({"round_bits": 2.0, "quantize_bits": 4}, r"round_bits is 2\.0"),
-    ({"round_bits": 2.0, "round_start": 1000}, r"round_start is 1000"),
+    (
+      {"round_bits": 2.0, "round_begin_update": 1000},
+      r"round_begin_update is 1000",
+    ),
     ({"rate__target": 40.0}, r"rate\.target is 40\.0"),
-    ({"rate__keep_zeros": True}, r"rate\.stop_step"),
+    ({"rate__keep_zeros": True}, r"rate\.stop_update"),
     ({"prune__sparsity": 1.0}, r"prune\.sparsity is 1\.0"),
     (
-      {"prune__sparsity": 0.5, "prune__begin_step": 700},
-      r"prune\.begin_step is 700",
+      {"prune__sparsity": 0.5, "prune__begin_update": 700},
+      r"prune\.begin_update is 700",
     ),
     ({"rate__placement": "beside"}, r"rate\.placement is 'beside'"),
+    ({"prune__sparsity": 0.5}, r"prune\.end_update is 700, wanted at most"),
   ],
 )
 def test_fields_that_do_not_go_together_are_named(fields, message):
   with pytest.raises(settings.UserError, match=message):
     settings.check(_config(**fields))
+
+
+def test_every_field_that_is_not_a_name_or_path_is_checked():
+  names = {
+    "data.name",
+    "data.dir",
+    "data.source",
+    "data.tokenizer",
+    "model.name",
+    "model.size",
+    "model.weights",
+    "distributed.coordinator",
+    "baseline",
+    "arms",
+  }
+  fields = traverse_util.flatten_dict(default.get_config().to_dict(), sep=".")
+  fields = {name for name, value in fields.items() if value != {}}
+  assert fields - names == settings._WANTED.keys()

@@ -48,9 +48,9 @@ def evaluations():
 def runs(evaluations):
   rng = np.random.default_rng(0)
   history = [
-    {"step": 10, "split": "train", "nu": 1.5, "bits": 5.0},
-    {"step": 10, "split": "validation", "loss": 1.0},
-    {"step": 20, "split": "train", "nu": 1.0, "bits": 4.0},
+    {"update": 10, "split": "train", "nu": 1.5, "bits": 5.0},
+    {"update": 10, "split": "validation", "loss": 1.0},
+    {"update": 20, "split": "train", "nu": 1.0, "bits": 4.0},
   ]
   params = {
     "kernel": np.float32(rng.laplace(size=(30, 30))),
@@ -129,6 +129,7 @@ def test_one_training_without_pruning_is_reported(runs, tmp_path):
   assert found["comparison"]["run"]["pruned_accuracy"] is None
 
 
-def test_workdir_that_is_gone_is_named(runs, tmp_path):
-  with pytest.raises(settings.UserError, match=str(tmp_path / "gone")):
-    report.write(runs, "task", tmp_path / "gone")
+def test_workdir_that_cannot_be_written_is_named(runs, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(settings.UserError, match=str(tmp_path / "file")):
+    report.write(runs, "task", tmp_path / "file")

@@ -123,7 +123,7 @@ def test_updates_and_optimizer_state_keep_their_shards(axis_type):
   for tree in (updates, *(optax.tree.get(opt_state, n) for n in ("mu", "nu"))):
     for name, x in tree.items():
       assert x.sharding.is_equivalent_to(shardings[name], x.ndim), name
-  assert optax.tree.get(opt_state, "shape").sharding.is_fully_replicated
+  assert optax.tree.get(opt_state, "rate_shape").sharding.is_fully_replicated
 
 
 @AXIS_TYPES

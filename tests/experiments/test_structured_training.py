@@ -14,8 +14,8 @@ from experiments.models import encoder, units
 
 def _config(**structure):
   config = edge.get_config()
-  config.total_steps = 6
-  config.optimizer.warmup_steps = 1
+  config.total_updates = 6
+  config.optimizer.warmup_updates = 1
   config.model.update({"depth": 1, "width": 8, "heads": 2, "mlp": 6})
   config.structure.update(structure)
   return config
@@ -46,8 +46,8 @@ def _params(config):
   "structure",
   [
     {"lmbda": 1e5},
-    {"pruned": {"mlp": 0.5}, "end_step": 4},
-    {"pruned": {"heads": 0.5, "features": 0.3}, "end_step": 4},
+    {"pruned": {"mlp": 0.5}, "end_update": 4},
+    {"pruned": {"heads": 0.5, "features": 0.3}, "end_update": 4},
   ],
 )
 def test_units_end_at_zero_and_their_moments_are_cleared(structure):
@@ -84,7 +84,7 @@ def test_units_end_at_zero_and_their_moments_are_cleared(structure):
     ("shape", 2.0),
     ("groups", ("mlp", "depth")),
     ("pruned.heads", 1.0),
-    ("begin_step", 900),
+    ("begin_update", 900),
   ],
 )
 def test_bad_values_are_named(field, value):

@@ -13,10 +13,13 @@ import optax
 import pytest
 
 import backslash_jax as bs
+from backslash_jax import tree
 from experiments import (
+  cells,
   data,
   finite,
   learner,
+  main,
   metrics,
   optimizer,
   scoring,
@@ -98,8 +101,8 @@ def test_placement_decides_whether_adam_sees_the_rate(problem):
   grads = structure.unflatten(
     jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
   )
-  fields = {"optimizer__warmup_steps": 0, "optimizer__clip_norm": 1e9}
-  tx = bs.backslash(5.0, mask=bs.matrices)
+  fields = {"optimizer__warmup_updates": 0, "optimizer__clip_norm": 1e9}
+  tx = bs.backslash(5.0, step=tiny.config().rate.step)
   zeros = jax.tree.map(jnp.zeros_like, params)
   rate, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
   normal, _ = _first_update(
@@ -143,12 +146,12 @@ def test_rate_is_measured_alike_with_and_without_the_rate_term(problem):
 
 def test_divergence_names_the_tensor_that_is_not_finite(problem):
   _, params, batch = problem
-  names = finite.names(params)
+  names = tree.names(params)
   leaves, structure = jax.tree.flatten(params)
   leaves[3] = np.full_like(leaves[3], np.nan)
   _, values, flags = _first_step(structure.unflatten(leaves), batch)
   message = finite.problem(7, values, flags, names)
-  assert "step 7" in message
+  assert "update 7" in message
   assert f"parameters: {names[3]}\n" in message
   _, values, flags = _first_step(params, batch)
   assert finite.problem(1, values, flags, names) is None
@@ -158,30 +161,32 @@ def test_divergence_names_the_tensor_that_is_not_finite(problem):
 def test_divergence_stops_the_run_and_keeps_a_good_checkpoint(
   tmp_path, monkeypatch
 ):
-  make_step = learner.make_step
+  make_update = learner.make_update
 
   def make_breaking(config, forward, tx):
-    step_fn = make_step(config, forward, tx)
+    update_fn = make_update(config, forward, tx)
 
-    def breaking(state, batch, step):
-      weights = jnp.where(step == 10, jnp.inf, batch["weights"])
-      return step_fn(state, batch | {"weights": weights}, step)
+    def breaking(state, batch, update):
+      weights = jnp.where(update == 10, jnp.inf, batch["weights"])
+      return update_fn(state, batch | {"weights": weights}, update)
 
     return breaking
 
-  monkeypatch.setattr(learner, "make_step", make_breaking)
-  with pytest.raises(settings.UserError, match="diverged at step 10") as caught:
-    train.train_and_evaluate(tiny.config(), tmp_path)
+  monkeypatch.setattr(learner, "make_update", make_breaking)
+  with pytest.raises(
+    settings.UserError, match="diverged at update 10"
+  ) as caught:
+    main.train_and_evaluate(tiny.config(), tmp_path)
   assert "gradients: " in str(caught.value)
-  assert "of step 8 is kept" in str(caught.value)
+  assert "the last good checkpoint, of update 8, is in" in str(caught.value)
   assert (tmp_path / "checkpoints" / "8").is_dir()
-  steps = [r["step"] for r in metrics.read(tmp_path / "metrics.jsonl")]
-  assert max(steps) == 8
+  updates = [r["update"] for r in metrics.read(tmp_path / "metrics.jsonl")]
+  assert max(updates) == 8
 
 
 def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
   config = tiny.config()
-  first = train.train_and_evaluate(config, tmp_path)
+  first = main.train_and_evaluate(config, tmp_path)
   records = (tmp_path / "metrics.jsonl").read_text()
 
   def forbidden(*args, **kwargs):
@@ -189,30 +194,36 @@ def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
 
   monkeypatch.setattr(metrics.Writer, "write", forbidden)
   monkeypatch.setattr(bs, "save", forbidden)
-  second = train.train_and_evaluate(config, tmp_path)
+  second = main.train_and_evaluate(config, tmp_path)
   assert first == second == json.loads((tmp_path / "report.json").read_text())
   assert (tmp_path / "metrics.jsonl").read_text() == records
   # Off a terminal there is one line per log interval.
   lines = capsys.readouterr().out.splitlines()
-  assert sum(line.startswith("run ") for line in lines) == 6
+  name = tmp_path.name
+  assert sum(line.startswith(f"{name} ") for line in lines) == 6
 
 
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("total_steps", 0),
+    ("total_updates", 0),
     ("data.batch_size", 12),
     ("data.eval_batch_size", 1001),
     ("data.name", "no_such_task"),
     ("data.seq_len", 7),
     ("model.name", "no_such_model"),
     ("model.heads", 3),
+    ("model.heads", 0),
+    ("model.size", "base"),
+    ("data.max_train", 8),
+    ("optimizer.warmup_updates", 12),
     ("optimizer.learning_rate", float("nan")),
     ("rate.lmbda", -1.0),
     ("rate.rate", "no_such_rate"),
     ("rate.shape", 0.0),
     ("round_step", 0.0),
-    ("evaluate.steps", ()),
+    ("evaluate.steps", (0.0,)),
+    ("evaluate.levels", (7,)),
     ("evaluate.pruning_rates", (1.5,)),
     ("evaluate.coder", "zip"),
     ("baseline", "no_such_arm"),
@@ -224,7 +235,7 @@ def test_bad_value_is_named(tmp_path, field, value):
     config.arms.normal = {"rate": {"lmbda": 0.0}}
     config.update_from_flattened_dict({field: value})
   with pytest.raises(settings.UserError) as caught:
-    train.train_and_evaluate(config, tmp_path)
+    main.train_and_evaluate(config, tmp_path)
   assert field in str(caught.value)
   assert str(value) in str(caught.value)
 
@@ -234,21 +245,24 @@ def test_arms_override_fields_and_the_baseline_comes_first(tmp_path):
   with config.unlocked():
     config.arms.a = {"rate": {"lmbda": 3}}
     config.arms.b = {"rate": {"lmbda": 0.0}}
-  arms = settings.arms(config, tmp_path)
+  arms = cells.of_arms(config, tmp_path)
   assert list(arms) == ["b", "a"]
-  assert [arm.rate.lmbda for arm, _ in arms.values()] == [0.0, 3.0]
-  assert [d for _, d in arms.values()] == [tmp_path / "b", tmp_path / "a"]
+  assert [cell.config.rate.lmbda for cell in arms.values()] == [0.0, 3.0]
+  assert [c.directory for c in arms.values()] == [
+    tmp_path / "b",
+    tmp_path / "a",
+  ]
   with config.unlocked():
     config.arms.a = {"rate": {"lambda": 3}}
   with pytest.raises(settings.UserError, match=r"arms\.a.*lmbda"):
-    settings.arms(config, tmp_path)
+    settings.arms(config)
 
 
 def test_workdir_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   workdir = tmp_path / "file" / "run"
   with pytest.raises(settings.UserError, match=str(workdir)):
-    train.train_and_evaluate(tiny.config(), workdir)
+    main.train_and_evaluate(tiny.config(), workdir)
 
 
 def _main(*arguments):
@@ -272,8 +286,8 @@ def test_unknown_field_is_one_line(tmp_path):
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [
-    ("--config.total_stepz=1", "config.total_stepz.*mean total_steps"),
-    ("--config.total_steps=many", "the cause"),
+    ("--config.total_updatez=1", "config.total_updatez.*mean total_updates"),
+    ("--config.total_updates=many", "the cause"),
     ("--config=no_such_file.py", "no_such_file.py"),
     ("--config=pyproject.toml", "pyproject.toml does not load"),
   ],

@@ -92,7 +92,7 @@ def test_a_training_becomes_the_tables_and_goes_on_where_it_was(tmp_path):
   config.update_from_flattened_dict(
     tiny.FIELDS | {"rate.lmbda": 0.0, "data.max_eval": 100}
   )
-  config.arms.structured.structure.update({"begin_step": 2, "end_step": 8})
+  config.arms.structured.structure.update({"begin_update": 2, "end_update": 8})
   del config.arms.l1, config.arms.backslash, config.arms.group
   config.lock()
   trainings = edge.arms(config, tmp_path, 0)

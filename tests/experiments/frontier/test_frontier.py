@@ -1,5 +1,6 @@
 """The grid of trainings: its plan, its resumption, what it shows."""
 
+import contextlib
 import csv
 import json
 import pathlib
@@ -9,24 +10,19 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import (
-  frontier_bytes,
-  frontier_imdb,
-  frontier_modules,
-  frontier_newsgroups,
-  frontier_sst2,
-)
+from configs import frontier_bytes, frontier_modules, frontier_texts
 from experiments import cells, settings, train
 from experiments.frontier import grid, report, rows
 from tests import paths, tiny
 
-CONFIGS = (
-  frontier_bytes,
-  frontier_imdb,
-  frontier_modules,
-  frontier_newsgroups,
-  frontier_sst2,
-)
+# get_config and the arguments of its small, full and invalid profile.
+CONFIGS = [
+  (module.get_config, "small", "full", "tiny")
+  for module in (frontier_bytes, frontier_modules)
+] + [
+  (frontier_texts.get_config, task, f"{task}/full", f"{task}/tiny")
+  for task in frontier_texts.TASKS
+]
 
 
 def _method(fields=None, **points):
@@ -47,8 +43,9 @@ METHODS = {
 
 def _config(**fields):
   config = tiny.config(
-    total_steps=2,
+    total_updates=2,
     eval_every=2,
+    optimizer__warmup_updates=1,
     rate__lmbda=0.0,
     evaluate__steps=(2.0**-4,),
     evaluate__pruning_rates=(),
@@ -102,7 +99,7 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     ("normal", 0),
     ("rdo", 0),
   ]
-  with pytest.raises(settings.UserError, match="is finished"):
+  with pytest.raises(settings.UserError, match="has no finished cell"):
     grid.run(config, tmp_path / "empty", train=False)
 
   monkeypatch.setattr(cells, "finish", finish)
@@ -112,7 +109,7 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
   assert len(rows) == 4
   assert not list(tmp_path.glob("cells/*/checkpoints"))
   for row, before in zip(rows, partial, strict=False):
-    assert {k: str(v) for k, v in row.items()} == before
+    assert {k: "" if v is None else str(v) for k, v in row.items()} == before
   assert rows[1]["bytes"] < rows[0]["bytes"]
   for row in rows:
     name = f"{row['method']}-only-seed{row['seed']}"
@@ -127,7 +124,9 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(train, "train", _refuse)
   assert grid.run(config, tmp_path) == rows
   # Where another process has the baseline, its cells come last.
-  monkeypatch.setattr(cells, "take", lambda planned: reversed(planned))
+  monkeypatch.setattr(
+    cells, "take", lambda planned: contextlib.nullcontext(reversed(planned))
+  )
   assert grid.run(config, tmp_path) == rows
   monkeypatch.undo()
   shutil.rmtree(tmp_path / "cells" / "rdo-only-seed1")
@@ -136,8 +135,8 @@ def test_a_stopped_grid_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
   again = grid.run(config, tmp_path, train=False, earlier=earlier)
   assert again == rows
   with config.unlocked():
-    config.total_steps = 3
-  with pytest.raises(settings.UserError, match=r"total_steps was 2, is 3"):
+    config.total_updates = 3
+  with pytest.raises(settings.UserError, match=r"total_updates was 2, is 3"):
     grid.run(config, tmp_path)
 
 
@@ -145,6 +144,7 @@ def test_earlier_rows_are_shown_unless_their_cell_was_run_again(tmp_path):
   def row(method, seed, accuracy):
     fields = dict.fromkeys(rows._FIELDS, 0.25)
     more = {"method": method, "point": "only", "seed": seed, "bytes": 7}
+    more |= {"levels": None, "scale": None}
     return fields | more | {"test_accuracy": accuracy}
 
   earlier = [row("a", 1, 0.5), row("normal", 1, 0.5), row("normal", 0, 0.5)]
@@ -291,7 +291,7 @@ def test_methods_without_a_learning_rate_have_that_of_the_optimizer():
 
 
 def test_tuning_takes_no_rows_of_an_earlier_run(tmp_path):
-  with pytest.raises(settings.UserError, match="--rows is for showing a grid"):
+  with pytest.raises(settings.UserError, match="--rows shows an earlier grid"):
     grid.run(_config(tune=True), tmp_path, earlier=tmp_path / "rows.csv")
 
 
@@ -320,17 +320,33 @@ def test_a_config_without_a_grid_is_explained(tmp_path):
     grid.run(tiny.config(), tmp_path)
 
 
-@pytest.mark.parametrize("module", CONFIGS)
-def test_the_grids_are_valid_and_no_directory_is_used_twice(module):
-  cells = grid.plan(module.get_config("small").lock(), pathlib.Path("runs"))
+@pytest.mark.parametrize(("get_config", "small", "full", "tiny"), CONFIGS)
+def test_the_grids_are_valid_and_no_directory_is_used_twice(
+  get_config, small, full, tiny
+):
+  cells = grid.plan(get_config(small).lock(), pathlib.Path("runs"))
   assert len({c.directory for c in cells}) == len(cells)
   assert len({c.training for c in cells}) < len(cells)
   seeds = {c.seed for c in cells}
   assert {c.seed for c in cells if c.method == "normal"} == seeds
-  full = module.get_config("full").grid.methods
-  assert {c.method for c in cells} < set(full)
+  assert {c.method for c in cells} < set(get_config(full).grid.methods)
   with pytest.raises(ValueError, match="'tiny'"):
-    module.get_config("tiny")
+    get_config(tiny)
+
+
+@pytest.mark.parametrize("argument", ["", "small", "sst3/full"])
+def test_an_unknown_text_is_named(argument):
+  with pytest.raises(ValueError, match="one of sst2, newsgroups, imdb"):
+    frontier_texts.get_config(argument)
+
+
+def test_the_committed_rows_can_be_read():
+  found = list((paths.ROOT / "experiments/results").glob("*/frontier.csv"))
+  assert found
+  for path in found:
+    for row in rows.read_csv(path):
+      given = [row[k] for k in ("step", "levels", "scale")]
+      assert sum(value is not None for value in given) == 1
 
 
 @pytest.mark.parametrize("module", [frontier_bytes, frontier_modules])

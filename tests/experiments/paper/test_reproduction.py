@@ -1,17 +1,17 @@
 """The paper's tables and figures, from records that were made up."""
 
 import csv
-import importlib
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from configs.paper import common, numbers
+from configs.paper import common, numbers, rows, table6
 from experiments import cells, settings
 from experiments.paper import figures, plan, reproduce, tables
-from tests import tiny
+from tests import paths, tiny
 
 PLACES = plan.Places(
   workdir=pathlib.Path("runs"), results=pathlib.Path("results")
@@ -54,7 +54,7 @@ def _record(bits, accuracies, *, nu=1.0):
       "density": [0.0, 2.0, 0.0],
     },
     "history": [
-      {"step": s, "loss": 1 / s, "accuracy": s / 8, "nu": nu, "bits": 4.0}
+      {"update": s, "loss": 1 / s, "accuracy": s / 8, "nu": nu, "bits": 4.0}
       for s in range(1, 9)
     ],
   }
@@ -95,9 +95,9 @@ def test_a_table_shows_the_paper_and_every_cell(tmp_path, table):
   assert all(f"| {name} |" in text for name in names)
   assert "3.00 ± 0.00" in text
   with (tmp_path / f"table_{table}.csv").open() as file:
-    rows = list(csv.DictReader(file))
-  assert {r["cell"] for r in rows if r["seed"] == "1"} == {*names} - {lacking}
-  assert {r["seed"] for r in rows} == {"paper", "0", "1"}
+    lines = list(csv.DictReader(file))
+  assert {r["cell"] for r in lines if r["seed"] == "1"} == {*names} - {lacking}
+  assert {r["seed"] for r in lines} == {"paper", "0", "1"}
 
 
 def test_only_seeds_that_have_a_normal_training_are_compared():
@@ -113,9 +113,9 @@ def test_a_figure_is_drawn_and_its_points_kept(tmp_path, figure):
   picture = (tmp_path / f"figure_{figure}.png").read_bytes()
   assert picture.startswith(b"\x89PNG")
   with (tmp_path / f"figure_{figure}.csv").open() as file:
-    rows = list(csv.DictReader(file))
-  assert rows
-  assert np.isfinite([float(r["y"]) for r in rows]).all()
+    lines = list(csv.DictReader(file))
+  assert lines
+  assert np.isfinite([float(r["y"]) for r in lines]).all()
 
 
 def test_a_figure_without_records_is_not_written(tmp_path, capsys):
@@ -146,11 +146,23 @@ def test_equal_cells_of_two_tables_are_one():
 
 
 def test_one_arm_can_be_asked_for_alone():
-  module = importlib.import_module("configs.paper.table6")
-  assert list(module.get_config("full/l1").arms) == ["l1"]
+  assert list(table6.get_config("full/l1").arms) == ["l1"]
+  alone = rows.get_config("table4_bert/small/algorithm1")
+  assert list(alone.arms) == ["algorithm1"]
   for argument in ("tiny", "small/l7"):
     with pytest.raises(ValueError, match=r"small, full"):
-      module.get_config(argument)
+      table6.get_config(argument)
+  with pytest.raises(ValueError, match="one of table4_bert, "):
+    rows.get_config("table4_bart")
+
+
+def test_the_committed_records_are_those_of_the_configs():
+  results = paths.ROOT / "experiments/results/paper/small"
+  places = dataclasses.replace(PLACES, results=results)
+  planned = plan.plan("small", places, [0, 1, 2])
+  records = {c.record: plan.read(c) for c in planned if c.record.exists()}
+  assert set(records) == set(results.glob("cells/*.json"))
+  assert all(records.values())
 
 
 def _cell(tmp_path):
@@ -165,7 +177,7 @@ def _cell(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_is_run_once_and_written_down(tmp_path, monkeypatch):
+def test_a_cell_is_run_once_and_recorded(tmp_path, monkeypatch):
   cell = _cell(tmp_path)
   plan.run([cell], ["sweep/normal"])
   record = plan.read(cell)
@@ -175,7 +187,7 @@ def test_a_cell_is_run_once_and_written_down(tmp_path, monkeypatch):
   distribution = record["distribution"]
   width = 2 * distribution["limit"] / len(distribution["density"])
   assert width * sum(distribution["density"]) == pytest.approx(1, abs=0.01)
-  assert record["history"][-1]["step"] == cell.config.total_steps
+  assert record["history"][-1]["update"] == cell.config.total_updates
 
   def refuse(*_):
     raise AssertionError("what is finished was done again")
@@ -190,5 +202,5 @@ def test_a_record_of_another_configuration_is_none(tmp_path):
   cell.record.write_text(json.dumps({"config": {"seed": 7}}))
   assert plan.read(cell) is None
   cell.record.write_text("{")
-  with pytest.raises(settings.UserError, match=r"cell\.json is no record"):
+  with pytest.raises(settings.UserError, match=r"cell\.json is not a record"):
     plan.read(cell)

@@ -1,6 +1,6 @@
-"""A whole training step, without the rate term or rounding and with them.
+"""A whole training update, without the rate term or rounding and with them.
 
-python -m experiments.bench.step --config=configs/quickstart.py
+python -m experiments.bench.update --config=configs/quickstart.py
 
 On one batch of the config's own data, on all devices of this process. With
 --vocabulary=N the model knows so many tokens, whatever the tokenizer.
@@ -36,13 +36,13 @@ CANDIDATES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
-def make_step(
+def make_update(
   config: ml_collections.ConfigDict,
   fields: dict[str, Any],
   measure_rate: bool,
   vocabulary: int | None = None,
 ) -> Callable[[], Any]:
-  """A call of which does one training step in place, on the same batch."""
+  """A call of which does one update in place, on the same batch."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.update_from_flattened_dict(fields)
   task = data.load_task(config.data)
@@ -67,15 +67,15 @@ def make_step(
     )
   )
   batch = jax.device_put(batch, jax.NamedSharding(mesh, sharding.BATCH))
-  step = jax.jit(
-    learner.make_step(config, forward, tx, measure_rate=measure_rate),
+  update = jax.jit(
+    learner.make_update(config, forward, tx, measure_rate=measure_rate),
     donate_argnums=0,
     out_shardings=(shardings, None, None),
   )
   number = itertools.count(1)
 
   def run():
-    state[0], values, flags = step(state[0], batch, next(number))
+    state[0], values, flags = update(state[0], batch, next(number))
     return values, flags
 
   return run
@@ -84,14 +84,14 @@ def make_step(
 def _main(argv):
   del argv
   config = _CONFIG.value
-  steps = {
-    name: make_step(config, *how, _VOCABULARY.value)
+  updates = {
+    name: make_update(config, *how, _VOCABULARY.value)
     for name, how in CANDIDATES.items()
   }
-  times = timing.measure(steps, timing.REPEATS.value)
+  times = timing.measure(updates, timing.REPEATS.value)
   timing.write(
-    f"step_{config.model.name}",
-    " ".join(["python -m experiments.bench.step", *sys.argv[1:]]),
+    f"update_{config.model.name}",
+    " ".join(["python -m experiments.bench.update", *sys.argv[1:]]),
     timing.compare(times, "plain"),
   )
 
