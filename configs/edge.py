@@ -7,7 +7,7 @@ seed alone:
 
 python -m experiments.main --config=configs/edge.py --workdir=runs/edge/seed0
 
-Hardware: two CPU cores. 600 steps, fewer than the quickstart's 1000, so that
+Hardware: two CPU cores. 600 updates, fewer than the quickstart's 1000, so that
 three seeds of four arms are affordable.
 """
 

@@ -5,9 +5,9 @@ python -m experiments.frontier --config=configs/frontier_bytes.py:small \
 ":full" in the place of ":small" is every method and point, with three seeds.
 
 Hardware: two CPU cores with a process on each, see docs/frontier.md. A training
-of 400 steps took 2 minutes on a core, and 3 with its 9 files, so the 50
-trainings of the small grid are about an hour; the full grid, 1000 steps, is for
-an accelerator. Learning rates are tuned on the validation split by
+of 400 updates took 2 minutes on a core, and 3 with its 9 files, so the 50
+trainings of the small grid are about an hour; the full grid, 1000 updates, is
+for an accelerator. Learning rates are tuned on the validation split by
 --config.grid.tune=True.
 """
 
@@ -39,7 +39,6 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup_updates = 50
   config.optimizer.weight_decay = 1.0  # Better than 0.1 for every method.
-  config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
     config.total_updates = 400

@@ -4,10 +4,10 @@ python -m experiments.frontier --config=configs/frontier_modules.py:small \
   --workdir=runs/frontier_modules
 ":full" in the place of ":small" is every method and point, with three seeds.
 
-Hardware: two CPU cores. Time: small, 80 trainings of 600 steps. A training took
-50 seconds on one of the cores, and each of the 11 files that most are coded to
+Hardware: two CPU cores. Time: small, 80 trainings of 600 updates. A training
+took 50 seconds on one of the cores, and each of the 11 files that most are coded to
 8, so that two processes need about 75 minutes. full, three seeds of every
-method and point and 1000 steps, is for many cores. Learning rates are tuned on
+method and point and 1000 updates, is for many cores. Learning rates are tuned on
 the validation split by --config.grid.tune=True.
 """
 
@@ -24,7 +24,6 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 1e-2
   config.optimizer.warmup_updates = 50
   config.optimizer.weight_decay = 0.1
-  config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
     config.total_updates = 600

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+import backslash_jax
 from backslash_jax import archive, quantize, tree
 from backslash_jax.archive import plain
 from backslash_jax.cli import show
@@ -65,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     description=_DESCRIPTION,
     epilog=_EXIT,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--version",
+    action="version",
+    version=f"backslash-jax {backslash_jax.__version__}",
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -106,6 +106,7 @@ def build(
       f" {', '.join(arms)}"
     )
   config = default.get_config()
+  config.rate.step = 2.0**-8  # The paper's, of all of its tables.
   config.data.name = task
   config.model.name = ARCHITECTURES.get(model, model)
   if profile == "full":
