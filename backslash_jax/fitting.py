@@ -28,6 +28,8 @@ from backslash_jax import control, meter, moments, quantize, tree
 # About so many updates are averaged, and four times as many before the steps
 # are chosen are looked at.
 _WINDOW = 100
+# Finer steps would have levels beyond int32, which no file can hold.
+MAX_BITS = 16
 # The common factor of the steps is found to this many halvings of 64 octaves.
 _HALVINGS = 24
 
@@ -75,7 +77,7 @@ def fit_steps(
   nothing has been rounded.
 
   Args:
-    bits: bits per parameter of the selected leaves, in (0, 32).
+    bits: bits per parameter of the selected leaves, in (0, 16].
     begin: update in which the steps are chosen, at least 1; a fraction is
       rounded up. Two thirds of the training is a good choice: most of the
       learning is done, and what rounding disturbs is still learned.
@@ -90,8 +92,10 @@ def fit_steps(
   Source: docs/frontier.md has what it gains.
   """
   # Arrays, which may be traced, pass.
-  if not isinstance(bits, jax.Array) and not 0 < bits < 32:
-    raise ValueError(f"fit_steps: bits must be in (0, 32), found {bits!r}")
+  if not isinstance(bits, jax.Array) and not 0 < bits <= MAX_BITS:
+    raise ValueError(
+      f"fit_steps: bits must be in (0, {MAX_BITS}], found {bits!r}"
+    )
   if not isinstance(begin, jax.Array):
     if not 1 <= begin < 2**31:
       raise ValueError(

@@ -53,9 +53,6 @@ def moment_ratio(nu: ArrayLike) -> jax.Array:
 def shape_from_ratio(rho: ArrayLike) -> jax.Array:
   """Inverse of `moment_ratio`, clamped to [MIN_SHAPE, MAX_SHAPE].
 
-  Safeguarded Newton steps on log rho as a function of log nu, a fixed number
-  of them: the bracket halves whenever a step would leave it.
-
   Args:
     rho: E[x^2] / E[|x|]^2, any shape.
 
@@ -63,7 +60,22 @@ def shape_from_ratio(rho: ArrayLike) -> jax.Array:
     nu, same shape; nan where rho is nan.
   """
   (rho,) = _promote(rho)
-  target = jnp.log(rho)
+  return shape_from_log_ratio(jnp.log(rho))
+
+
+def shape_from_log_ratio(log_rho: ArrayLike) -> jax.Array:
+  """Inverse of `log_moment_ratio`, clamped to [MIN_SHAPE, MAX_SHAPE].
+
+  Safeguarded Newton steps on log rho as a function of log nu, a fixed number
+  of them: the bracket halves whenever a step would leave it.
+
+  Args:
+    log_rho: natural logarithm of E[x^2] / E[|x|]^2, any shape.
+
+  Returns:
+    nu, same shape; nan where log_rho is nan.
+  """
+  (target,) = _promote(log_rho)
   low = jnp.full_like(target, jnp.log(MIN_SHAPE))
   high = jnp.full_like(target, jnp.log(MAX_SHAPE))
 
@@ -84,7 +96,7 @@ def shape_from_ratio(rho: ArrayLike) -> jax.Array:
   nu = jnp.exp(t)
   nu = jnp.where(target >= log_moment_ratio(MIN_SHAPE), MIN_SHAPE, nu)
   nu = jnp.where(target <= log_moment_ratio(MAX_SHAPE), MAX_SHAPE, nu)
-  return jnp.where(jnp.isnan(rho), jnp.nan, nu)
+  return jnp.where(jnp.isnan(target), jnp.nan, nu)
 
 
 def scale(nu: ArrayLike, mean_abs: ArrayLike) -> jax.Array:

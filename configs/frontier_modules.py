@@ -5,10 +5,10 @@ python -m experiments.frontier --config=configs/frontier_modules.py:small \
 ":full" in the place of ":small" is every method and point, with three seeds.
 
 Hardware: two CPU cores. Time: small, 80 trainings of 600 updates. A training
-took 50 seconds on one of the cores, and each of the 11 files that most are coded to
-8, so that two processes need about 75 minutes. full, three seeds of every
-method and point and 1000 updates, is for many cores. Learning rates are tuned on
-the validation split by --config.grid.tune=True.
+took 50 seconds on one of the cores, and each of its 11 files 8, so two
+processes need about 75 minutes. full, three seeds of every method and point and
+1000 updates, is for many cores. Learning rates are tuned on the validation
+split by --config.grid.tune=True.
 """
 
 import ml_collections

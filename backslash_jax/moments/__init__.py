@@ -59,7 +59,9 @@ def tree_moments(
   """Moments of the T floating leaves of params, in the order of the leaves.
 
   A leaf that is known to be split over a mesh is reduced where its shards lie,
-  with one all-reduce for all leaves that are split over the same axes.
+  with one all-reduce for all leaves that are split over the same axes. Inside a
+  `shard_map` of the caller a leaf is the shard of its device, and so are its
+  moments: add them up with `jax.lax.psum`.
 
   Args:
     params: pytree of arrays.
@@ -115,12 +117,15 @@ def shape_parameter(m: Moments) -> jax.Array:
 
   Returns:
     nu in [ggd.MIN_SHAPE, ggd.MAX_SHAPE], float32, of the shape of the sums.
-    Where nothing tells the shape, an empty or an all-zero tensor, it is 2;
-    moments that are not finite give nan.
+    It is 2 where the sums do not tell the shape: for an empty tensor, for one
+    of zeros, and for one so small that its squares are zero. Moments that are
+    not finite give nan.
   """
-  blank = m.abs_sum == 0.0
-  mean_abs = jnp.where(blank, 1.0, m.abs_sum) / jnp.maximum(m.count, 1.0)
-  mean_square = m.square_sum / jnp.maximum(m.count, 1.0)
-  # Divided twice: the square of a small mean underflows.
-  nu = ggd.shape_from_ratio(mean_square / mean_abs / mean_abs)
+  # The squares of small values underflow to zero.
+  blank = (m.abs_sum == 0.0) | (m.square_sum == 0.0)
+  count = jnp.maximum(m.count, 1.0)
+  mean_abs = jnp.where(blank, 1.0, m.abs_sum) / count
+  mean_square = jnp.where(blank, 1.0, m.square_sum) / count
+  # In logarithms: XLA would divide by the square of the mean, which underflows.
+  nu = ggd.shape_from_log_ratio(jnp.log(mean_square) - 2.0 * jnp.log(mean_abs))
   return jnp.where(blank, 2.0, nu)
