@@ -158,7 +158,7 @@ def discrete_entropy(
   # Beyond the last edge: -log(f(x) step) integrated against the density.
   mass = outside[-1]
   far = heavier - mass * (_log_peak(nu, safe) + jnp.log(step))
-  # Tails so light that the density falls within one bin would be negative.
+  # Where the density falls steeply within a bin, the integral can be negative.
   far = jnp.where(mass > 0, jnp.maximum(far, 0.0), 0.0)
   bits = jnp.maximum(near + far, 0.0) / _LN2
   return jnp.where(alpha > 0, bits, jnp.where(alpha == 0, 0.0, jnp.nan))

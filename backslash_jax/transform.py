@@ -115,8 +115,8 @@ def backslash(
       unchanged, but the state is still measured.
     rate: "dggr" (default), the rate above; "bits", the code length in bits per
       parameter under each tensor's own scale; or a `rate.Rate`. With "bits",
-      lmbda is in units of loss per bit per parameter, and rescaling a tensor
-      does not change the strength of the rate relative to its weights.
+      lmbda is in units of loss per bit per parameter, and a suitable value
+      does not depend on the scale of the tensors.
     shape: None (default) estimates nu. A number fixes it: 0.5, 1 and 2 are the
       paper's L0.5, L1 and L2.
     scope: "model" (default, as in the paper) estimates one nu for all selected
@@ -329,8 +329,8 @@ def _warn_unless_rounded():
     warnings.warn(
       "backslash fits quantization steps, but this process has not called"
       " bs.round_through: from update `begin` on, the loss must see"
-      " bs.round_through(params, bs.steps(opt_state)); otherwise the saved model"
-      " can have a higher loss than training shows",
+      " bs.round_through(params, bs.steps(opt_state)); otherwise the saved"
+      " model can have a higher loss than training shows",
       stacklevel=4,
     )
 
