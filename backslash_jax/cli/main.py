@@ -34,7 +34,8 @@ Weights are rounded to multiples of the step, so no weight moves by more than
 half a step. 2^-8 suits most models; try coarser steps and evaluate the result.
 By default, matrices are quantized and everything else (norms, biases, integers)
 is stored exactly. --mask and --exclude change which tensors are quantized.
---mu 0.1 also rounds some weights toward zero where that saves the most bits.
+With --mu 0.1, some weights are rounded toward zero instead, by less than one
+step, where that saves the most bits.
 """
 
 _EXIT = "exit codes: 0 success, 1 bad file or invalid value, 2 wrong usage"
@@ -89,7 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     help="quantization step: 2^-8, 0.004, or absmax/127 for each tensor's "
     "largest magnitude divided by 127",
   )
-  sub.add_argument("--coder", choices=archive.CODERS, default="rans")
+  sub.add_argument(
+    "--coder",
+    choices=archive.CODERS,
+    default="rans",
+    help="entropy coder; default: rans",
+  )
   sub.add_argument(
     "--mask",
     action="append",
