@@ -62,9 +62,9 @@ def tree_moments(
   """Moments of the T floating leaves of params, in the order of the leaves.
 
   If the sharding of a leaf is known, each device reduces its own shards. One
-  all-reduce then serves all leaves that are split over the same mesh axes. Inside a
-  `shard_map` of the caller, a leaf is the shard of one device: add its moments
-  up with `jax.lax.psum`.
+  all-reduce then serves all leaves that are split over the same mesh axes.
+  Inside a `shard_map` of the caller, a leaf is the shard of one device: add its
+  moments up with `jax.lax.psum`.
 
   Args:
     params: pytree of arrays.
