@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from backslash_jax import ggd
+from backslash_jax import ggd, tree
 from backslash_jax.moments import sharded
 
 Sharding = Any | Callable[[Any], Any]
@@ -47,7 +47,7 @@ def moments(x: jax.Array, *, implementation: str | None = None) -> Moments:
     NotImplementedError: if the named implementation does not exist, does not
       support this tensor or does not run on this platform.
   """
-  if not jnp.issubdtype(x.dtype, jnp.floating):
+  if not tree.is_float(x):
     raise TypeError(f"moments needs a floating array, found {x.dtype}")
   m = tree_moments(x, implementation=implementation)
   return jax.tree.map(lambda s: s[0], m)
@@ -105,17 +105,13 @@ def split(
   Raises:
     ValueError: if a leaf has no sharding, or one that does not divide it.
   """
-  paths, leaves = [], []
-  for path, x in jax.tree.leaves_with_path(params):
-    if jnp.issubdtype(jnp.result_type(x), jnp.floating):
-      paths.append(path)
-      leaves.append(x)
+  named = [(n, x) for n, x in tree.named_leaves(params) if tree.is_float(x)]
+  leaves = [x for _, x in named]
   if sharding is None:
     return leaves, [sharded.typed(x) for x in leaves]
-  tree = sharding(params) if callable(sharding) else sharding
-  flat = dict(jax.tree.leaves_with_path(tree))
-  pairs = zip(paths, leaves, strict=True)
-  return leaves, [sharded.given(path, x, flat) for path, x in pairs]
+  placed = sharding(params) if callable(sharding) else sharding
+  by_name = dict(tree.named_leaves(placed))
+  return leaves, [sharded.given(name, x, by_name) for name, x in named]
 
 
 def shape_parameter(m: Moments) -> jax.Array:

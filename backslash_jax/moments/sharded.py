@@ -136,9 +136,9 @@ def typed(x: jax.Array) -> NamedSharding | None:
 
 
 def given(
-  path: Any, x: jax.Array, tree: dict[Any, Any]
+  name: str, x: jax.Array, by_name: dict[str, Any]
 ) -> NamedSharding | None:
-  """The sharding of leaf x, from a dict of shardings by path.
+  """The sharding of leaf x, from a dict of shardings by name.
 
   Returns:
     The sharding; None for a SingleDeviceSharding.
@@ -146,10 +146,7 @@ def given(
   Raises:
     ValueError: if it is missing, is not a NamedSharding, or does not divide x.
   """
-  name, s = (
-    jax.tree_util.keystr(path, simple=True, separator="/"),
-    tree.get(path),
-  )
+  s = by_name.get(name)
   if isinstance(s, jax.sharding.SingleDeviceSharding):
     return None
   if not isinstance(s, NamedSharding):

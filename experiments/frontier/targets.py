@@ -24,7 +24,7 @@ import optax
 import backslash_jax as bs
 from experiments import atomic, report
 
-STEP = 2.0**-6
+STEP = bs.STEP
 UPDATES = 1000
 WIDTHS = (24, 240, 2400)  # Of the hidden layer; parameters are 42 times that.
 LEARNING_RATES = (3e-4, 3e-3, 3e-2)
