@@ -1,8 +1,8 @@
-"""How the weight of the rate is chosen while training runs.
+"""Controllers, which choose the weight of the rate (lambda) during training.
 
-A controller is called once per update, inside the jitted step, and keeps its
-state in the optimizer state. It sees only sums over the model, so nothing here
-depends on how the parameters are sharded.
+A controller is called once per update, inside the jitted update function, and
+keeps its state in the optimizer state. It sees only sums over whole leaves, so
+it does not depend on how the parameters are sharded.
 """
 
 import math
@@ -15,24 +15,31 @@ import optax
 
 # `target_rate` keeps the ratio of the two gradients above this.
 MIN_FRACTION = 1e-4
-# How strongly `target_rate` follows the error.
+# Gain of `target_rate`.
 _GAIN = 30.0
-# Bits within this of the target, in relative terms, meet it.
+# The time constant of `target_rate` is at least the number of updates in which
+# the parameters, at their highest speed so far, move by this fraction of their
+# norm.
+_TRAVEL = 0.8
+# Largest relative error of the bits at which the target counts as met.
 _TOLERANCE = 0.03
 
 
 class Signals(NamedTuple):
-  """What a controller sees of one update.
+  """The inputs of a controller in one update.
 
   Attributes:
     count: updates so far, int32.
-    interval: updates from one measurement of bits to the next.
-    bits: entropy at the steps in force, bits per parameter, as last measured.
+    interval: updates between measurements of bits.
+    bits: latest measured entropy at the current quantization steps, bits per
+      parameter.
     is_measured: whether bits was measured in this update, bool.
-    is_first: whether it was the first measurement with these steps, so that it
-      cannot be compared with the one before, bool.
-    rate_norms: norm of the gradient of the rate, per selected leaf [T].
+    is_first: whether this is the first measurement with the current steps,
+      bool. It cannot be compared with the previous one.
+    rate_norms: norm of the rate's gradient, per selected leaf [T].
     task_norms: norm of the incoming updates, per selected leaf [T].
+    places: projection on a fixed direction and squared norm of each selected
+      leaf, [T, 2]; see `motion`. Zeros if bits was not measured.
   """
 
   count: jax.Array
@@ -42,46 +49,49 @@ class Signals(NamedTuple):
   is_first: jax.Array
   rate_norms: jax.Array
   task_norms: jax.Array
+  places: jax.Array
 
 
 class Controller(NamedTuple):
   """Chooses lambda.
 
   Attributes:
-    init: () -> state, a pytree of arrays.
-    update: (signals, state) -> (lambda, state), lambda a float32 scalar.
-    needs_norms: whether it reads the norms; they are zeros otherwise.
+    init: (number T of selected leaves) -> state, a pytree of arrays.
+    update: (signals, state) -> (lambda, new state); lambda is a float32 scalar.
+    needs_norms: whether it reads the norms, which are zeros otherwise.
+    needs_places: whether it reads the places, which are zeros otherwise.
   """
 
-  init: Callable[[], Any]
+  init: Callable[[int], Any]
   update: Callable[[Signals, Any], tuple[jax.Array, Any]]
   needs_norms: bool = True
+  needs_places: bool = False
 
 
 def scheduled(lmbda: float | jax.Array | optax.Schedule) -> Controller:
-  """Lambda as a number, or as a function of the update count."""
+  """A constant lambda, or a function of the update count."""
 
   def update(signals, state):
     value = lmbda(signals.count) if callable(lmbda) else lmbda
     return jnp.asarray(value, jnp.float32), state
 
-  return Controller(lambda: (), update, needs_norms=False)
+  return Controller(lambda count: (), update, needs_norms=False)
 
 
 def gradient_balance(fraction: float | jax.Array) -> Controller:
-  """|lambda grad R| = fraction |grad D|, in every update.
+  """Sets |lambda grad R| = fraction |grad D| in every update.
 
-  A dimensionless weight, which carries over between models, tasks and rates:
-  with 1 the gradient of the rate has the norm of the task's.
+  The fraction is dimensionless, so one value suits different models, tasks and
+  rates. With 1, the rate's gradient has the same norm as the task's.
 
   Args:
-    fraction: non-negative.
+    fraction: ratio of the two norms, non-negative and finite.
 
   Returns:
-    A controller for `backslash`. Where either gradient vanishes, lambda is 0.
+    A controller for `backslash`. If either gradient is zero, lambda is 0.
 
   Raises:
-    ValueError: for a fraction out of range.
+    ValueError: if fraction is out of range.
   """
   if not isinstance(fraction, jax.Array) and not 0 <= fraction < math.inf:
     raise ValueError(
@@ -93,27 +103,34 @@ def gradient_balance(fraction: float | jax.Array) -> Controller:
     ratio = _ratio(_norm(signals.task_norms), _norm(signals.rate_norms))
     return fraction * ratio, state
 
-  return Controller(lambda: (), update)
+  return Controller(lambda count: (), update)
 
 
 class TargetState(NamedTuple):
   """State of `target_rate`; read a field with `optax.tree.get(state, name)`.
 
   Attributes:
-    log_fraction: log of |lambda grad R| / |grad D|, which is steered, float32.
+    log_fraction: log of |lambda grad R| / |grad D|, the controlled variable,
+      float32.
     log_unit: running mean of log(|grad D| / |grad R|), float32.
-    log_error: log(bits / target) as last measured, float32.
-    log_error_speed: running mean of its change per update, float32.
-    unmet: for how many updates on end bits has been more than 3% off the
-      target, int32: positive while it is above, negative while it is below, 0
-      when the target is met. A training that ends with another value than 0
-      has missed its target.
+    log_error: latest measured log(bits / target), float32.
+    log_error_speed: running mean of the change of log_error per update,
+      float32.
+    projection: latest measured projection of each selected leaf, float32 [T];
+      see `motion`.
+    mobility: largest relative movement of the parameters per update so far,
+      float32.
+    unmet: number of consecutive updates for which bits has been more than 3%
+      above (positive) or below (negative) the target, int32; 0 if the target is
+      met. If it is not 0 at the end, training has missed the target.
   """
 
   log_fraction: jax.Array
   log_unit: jax.Array
   log_error: jax.Array
   log_error_speed: jax.Array
+  projection: jax.Array
+  mobility: jax.Array
   unmet: jax.Array
 
 
@@ -123,33 +140,38 @@ def target_rate(
   initial: float | jax.Array = 0.1,
   limit: float | jax.Array = 30.0,
 ) -> Controller:
-  """Lambda such that the bits per parameter at the steps in force reach `bits`.
+  """Adjusts lambda until the selected leaves take `bits` bits per parameter.
 
-  Steers the ratio of the two gradients, which needs no tuning for the size of
-  the model. A proportional-integral controller in velocity form: the log of the
-  ratio moves by
+  The bits are measured at the current quantization steps. The controlled
+  variable is the ratio |lambda grad R| / |grad D|, which needs no tuning for
+  the size of the model. The controller is a proportional-integral controller in
+  velocity form. Whenever the bits are measured, the log of the ratio changes by
 
     gain (speed + error / horizon),  error = log(measured / bits)
 
-  per update, whenever the bits are measured. It rests when the error approaches
-  zero with the time constant `horizon`, an eighth of the updates made so far:
-  the time scale on which the parameters move need not be known. The ratio grows
-  by a factor of e in no less than a quarter of the horizon, so parameters that
-  respond slowly are not driven to zero.
+  per update since the last measurement, where speed is the change of the error
+  per update. The ratio stays constant when the error decays to zero with the
+  time constant `horizon`.
+
+  The horizon is an eighth of the updates so far, but at least the number of
+  updates in which the parameters, at their highest speed so far, move by 0.8 of
+  their norm. During a learning rate warm-up the bits cannot respond yet; the
+  long horizon then keeps the ratio from growing. The ratio takes at least a
+  quarter of the horizon to grow by a factor of e.
 
   Args:
     bits: the target, bits per parameter, in (0, 32).
-    initial: the ratio to begin with, positive.
-    limit: the largest ratio. A pretrained model loses what it knows at 30,
-      since few updates are left to learn it again: fine-tune with 1 or less,
-      and accept that the target may be missed.
+    initial: initial ratio, positive; default 0.1.
+    limit: largest ratio; default 30. At 30, a pretrained model forgets what it
+      has learned, and fine-tuning is too short to learn it again. Fine-tune
+      with 1 or less; the target may then be missed.
 
   Returns:
-    A controller for `backslash`. `optax.tree.get(state, "unmet")` says whether
+    A controller for `backslash`. `optax.tree.get(state, "unmet")` tells whether
     the target was met, see `TargetState`.
 
   Raises:
-    ValueError: for an argument out of its range.
+    ValueError: if an argument is out of range.
   """
   _check("bits", bits, "in (0, 32)", lambda v: 0 < v < 32)
   _check("initial", initial, "positive", lambda v: 0 < v < math.inf)
@@ -161,12 +183,14 @@ def target_rate(
   )
   low, high = math.log(MIN_FRACTION), jnp.log(jnp.float32(limit))
 
-  def init():
+  def init(count):
     return TargetState(
       log_fraction=jnp.minimum(jnp.log(jnp.float32(initial)), high),
       log_unit=jnp.zeros([], jnp.float32),
       log_error=jnp.zeros([], jnp.float32),
       log_error_speed=jnp.zeros([], jnp.float32),
+      projection=jnp.zeros([count], jnp.float32),
+      mobility=jnp.zeros([], jnp.float32),
       unmet=jnp.zeros([], jnp.int32),
     )
 
@@ -184,7 +208,9 @@ def target_rate(
 
   def steer(t, signals, state):
     interval = signals.interval
+    mobility = _mobility(signals, state)
     horizon = jnp.maximum(jnp.maximum(t / 8.0, 50.0), 4.0 * interval)
+    horizon = jnp.maximum(horizon, _TRAVEL / jnp.maximum(mobility, 1e-9))
     error = jnp.log(jnp.maximum(signals.bits, 1e-3) / jnp.float32(bits))
     change = (error - state.log_error) / interval
     change = jnp.where(signals.is_first, 0.0, change)
@@ -199,18 +225,68 @@ def target_rate(
     side = jnp.where(is_off, jnp.sign(error), 0.0).astype(jnp.int32)
     since = jnp.where(side * state.unmet > 0, state.unmet, 0)
     unmet = (since + side * interval).astype(jnp.int32)
-    return TargetState(log_fraction, state.log_unit, error, speed, unmet)
+    return TargetState(
+      log_fraction=log_fraction,
+      log_unit=state.log_unit,
+      log_error=error,
+      log_error_speed=speed,
+      projection=signals.places[:, 0],
+      mobility=mobility,
+      unmet=unmet,
+    )
 
-  return Controller(init, update)
+  return Controller(init, update, needs_places=True)
+
+
+def motion(x: jax.Array) -> jax.Array:
+  """The projection of a tensor on a fixed direction, and its squared norm.
+
+  The entries of the direction are 1 or -1, hashed from the indices. On average,
+  the squared change of the projection equals the squared norm of the tensor's
+  change. The movement of the parameters can thus be estimated without a copy of
+  their previous values.
+
+  Returns:
+    float32 [2].
+  """
+  x = x.astype(jnp.float32)
+  signs = jnp.ones([1] * x.ndim, jnp.float32)
+  for axis in range(x.ndim):
+    i = jax.lax.broadcasted_iota(
+      jnp.uint32, [n if a == axis else 1 for a, n in enumerate(x.shape)], axis
+    )
+    # The finalizer of MurmurHash3.
+    i = (i + jnp.uint32(1 + axis)) * jnp.uint32(0x9E3779B9)
+    i = (i ^ (i >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+    i = (i ^ (i >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    i = (i ^ (i >> jnp.uint32(16))) & jnp.uint32(1)
+    signs = signs * (1.0 - 2.0 * i.astype(jnp.float32))
+  return jnp.stack([jnp.sum(x * signs), jnp.sum(jnp.square(x))])
+
+
+def _mobility(signals, state):
+  """The largest relative movement per update so far.
+
+  It at most doubles per measurement, because an estimate from a few leaves is
+  noisy.
+  """
+  moved = jnp.sum(jnp.square(signals.places[:, 0] - state.projection))
+  size = jnp.sum(signals.places[:, 1])
+  found = jnp.sqrt(moved / jnp.where(size > 0, size, 1.0)) / signals.interval
+  is_known = (signals.count > 0) & (size > 0) & jnp.isfinite(found)
+  found = jnp.where(is_known, found, 0.0)
+  last = state.mobility
+  bound = jnp.where(last > 0, 2.0 * last, jnp.inf)
+  return jnp.maximum(last, jnp.minimum(found, bound))
 
 
 def running_mean(mean, x, window):
-  """A running mean that begins with the first x."""
+  """Running mean; with a window of 1 it is x."""
   return mean + (x - mean) / window
 
 
 def _check(name, found, wanted, is_good):
-  """Refuses an argument out of range; arrays, which may be traced, pass."""
+  """Rejects an argument out of range; JAX arrays (maybe traced) pass."""
   if not isinstance(found, jax.Array) and not is_good(found):
     raise ValueError(f"target_rate: {name} must be {wanted}, found {found!r}")
 
@@ -220,6 +296,6 @@ def _norm(x):
 
 
 def _ratio(a, b):
-  """a / b, and 0 where b is 0 or the ratio is not finite."""
+  """a / b; 0 where b is 0 or the ratio is not finite."""
   ratio = a / jnp.where(b > 0, b, 1.0)
   return jnp.where((b > 0) & jnp.isfinite(ratio), ratio, 0.0)

@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
   rate.shape = config_dict.placeholder(float)  # None estimates nu.
   rate.scope = "model"  # Or "tensor": one nu for each tensor.
   rate.epsilon = config_dict.placeholder(float)  # None: step / 2.
-  rate.step = 2.0**-8  # Quantization step at which bits are counted.
+  rate.step = 2.0**-6  # Quantization step at which bits are counted: bs.STEP.
   rate.mask = "matrices"  # Or "all": biases and normalization too.
   rate.update_every = 1  # Updates between estimates of nu.
   # "coupled": before Adam; "decoupled": after it; "unscaled": after the

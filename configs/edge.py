@@ -7,7 +7,7 @@ trains every arm with three seeds; docs/edge.md has the results. One seed alone:
 python -m experiments.main --config=configs/edge.py --workdir=runs/edge/seed0
 
 Hardware: two CPU cores. 600 updates, in place of the quickstart's 1000, make
-three seeds of four arms affordable.
+three seeds of five arms affordable.
 """
 
 import ml_collections

@@ -214,8 +214,9 @@ def methods(
     "fitted": method(fitted, to_bits),
     "l1_fitted": method(RATES["l1"] | fitted, balance | to_bits),
     "dggr_fitted": method(RATES["dggr"] | fitted, balance | to_bits),
+    # `bs.recommended(bits, begin=...)`: the target is that of the file.
     "l1_target_fitted": method(
-      RATES["l1"] | limited | fitted, {"rate.target": targets} | to_bits
+      RATES["l1"] | limited | fitted, {("rate.target", "round_bits"): bits}
     ),
     "l1_zeros": method(
       RATES["l1"]

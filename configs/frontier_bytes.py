@@ -39,7 +39,6 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup_updates = 50
   config.optimizer.weight_decay = 1.0  # Better than 0.1 for every method.
-  config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
     config.total_updates = 400

@@ -24,7 +24,6 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 1e-2
   config.optimizer.warmup_updates = 50
   config.optimizer.weight_decay = 0.1
-  config.rate.step = 2.0**-6
   is_small = profile == "small"
   if is_small:
     config.total_updates = 600

@@ -23,7 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 500
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 0.1
-  config.rate.step = 2.0**-6
   # From 2^-1.5 to 2^-7, by factors of sqrt(2).
   config.evaluate.steps = tuple(2.0 ** (-k / 2) for k in range(3, 15))
   config.evaluate.pruning_rates = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

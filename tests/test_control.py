@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import backslash_jax as bs
+from backslash_jax import control
 from experiments.frontier import targets
 
 STEP = targets.STEP
@@ -61,10 +62,12 @@ def test_the_file_has_the_bits_that_were_asked_for(
   last = seen["bits"][-steps // 5 :]
   np.testing.assert_allclose(last, target, rtol=0.03)
   assert seen["unmet"][-1] == 0
-  # The coder may find structure that the entropy of a tensor does not see.
-  assert targets.coded_bits(params) < 1.03 * target
+  # The coder may find structure that the entropy of a tensor does not see. Its
+  # tables count in a small file.
+  size = sum(x.size for x in params.values())
+  assert targets.coded_bits(params) < 1.03 * target + 2000 / size
   exact = sum(_entropy(x) * x.size for x in params.values())
-  exact /= sum(x.size for x in params.values())
+  exact /= size
   np.testing.assert_allclose(seen["bits"][-1], exact, rtol=0.02)
   np.testing.assert_allclose(exact, target, rtol=0.03)
 
@@ -96,13 +99,66 @@ def test_a_target_out_of_reach_pulls_no_harder_than_its_limit():
   state = tx.init(params)
   update = jax.jit(tx.update)
   pulls = []
-  for _ in range(60):
-    updates, state = update(grads, state, params)
+  for i in range(120):
+    # The parameters have to move, or the pull does not grow.
+    moved = {"w": params["w"] * (1.0 + 0.01 * i)}
+    updates, state = update(grads, state, moved)
     pull = jnp.linalg.norm(updates["w"] - grads["w"])
     pulls.append(pull / jnp.linalg.norm(grads["w"]))
   np.testing.assert_allclose(pulls[-1], limit, rtol=1e-3)
   assert max(pulls) < 1.001 * limit
   assert optax.tree.get(state, "unmet") > 0
+
+
+def test_while_the_parameters_do_not_move_the_pull_does_not_grow():
+  """As in the warm-up of a learning rate, where the bits cannot respond."""
+  params = {"w": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}
+  tx = bs.backslash(bs.target_rate(0.01), shape=1.0)
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for _ in range(200):
+    _, state = update(params, state, params)
+  np.testing.assert_allclose(
+    jnp.exp(optax.tree.get(state, "log_fraction")), 0.1, rtol=1e-3
+  )
+
+
+@pytest.mark.parametrize("warmup", [0, 300])
+def test_a_warm_up_costs_no_accuracy(warmup):
+  """The model is a regression that 2 bits per parameter can solve."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  x = jax.random.normal(keys[0], (256, 64))
+  y = jnp.tanh(x @ jax.random.normal(keys[1], (64, 32)) / 8)
+  params = {
+    "a": 0.1 * jax.random.normal(keys[2], (64, 96)),
+    "b": 0.1 * jax.random.normal(keys[3], (96, 32)),
+  }
+
+  def loss(params):
+    return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"] - y) ** 2)
+
+  length = 1500
+  rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup, length)
+  tx = optax.chain(bs.recommended(2.0), optax.adam(rate))
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = tx.update(jax.grad(loss)(params), state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  (params, state), _ = jax.jit(
+    lambda start: jax.lax.scan(step, start, length=length)
+  )((params, tx.init(params)))
+  np.testing.assert_allclose(optax.tree.get(state, "bits"), 2.0, rtol=0.03)
+  assert loss(params) < 1e-2
+
+
+def test_motion_is_the_norm_of_a_change_on_average():
+  change = jax.random.normal(jax.random.key(0), (200, 8, 12))
+  moved = jax.vmap(control.motion)(change)
+  np.testing.assert_allclose(
+    jnp.mean(moved[:, 0] ** 2), jnp.mean(moved[:, 1]), rtol=0.2
+  )
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])

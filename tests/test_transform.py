@@ -391,9 +391,11 @@ def test_it_runs_with_64_bits(name):
       for dtype in (jnp.float32, jnp.float64):
         params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)  # noqa: B023
         state = tx.init(params)
-        updates, new = jax.jit(tx.update)(_random_like(params), state, params)
-        chex.assert_trees_all_equal_dtypes(updates, params)
-        chex.assert_trees_all_equal_dtypes(new, state)
+        grads = _random_like(params)
+        updates, new = jax.eval_shape(tx.update, grads, state, params)
+        assert [u.dtype for u in jax.tree.leaves(updates)] == [dtype] * 4
+        kinds = [x.dtype for x in jax.tree.leaves(state)]
+        assert [x.dtype for x in jax.tree.leaves(new)] == kinds
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -433,3 +435,18 @@ def test_the_number_zero_changes_no_update_and_measures():
   updates, state = _update(tx, PARAMS, PARAMS)
   chex.assert_trees_all_equal(updates, PARAMS)
   assert optax.tree.get(state, "bits") > 1
+
+
+@pytest.mark.parametrize("size", [1e-24, 1e15])
+@pytest.mark.parametrize("name", ["tensor", "bits_tensor", "bits"])
+def test_weights_of_any_size_get_finite_updates(name, size):
+  params = jax.tree.map(lambda x: x * size, PARAMS)
+  tx = bs.backslash(1e-2, **VARIANTS[name])
+  updates, state = _update(tx, params)
+  chex.assert_tree_all_finite((updates, state))
+
+
+def test_a_step_far_below_the_weights_gives_finite_updates():
+  tx = bs.backslash(1.0, rate="bits", scope="tensor", step=2**-16, mask=None)
+  updates, state = _update(tx, {"w": jnp.ones((4, 4)), "b": jnp.zeros(4)})
+  chex.assert_tree_all_finite((updates, state))

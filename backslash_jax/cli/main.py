@@ -13,35 +13,37 @@ from pathlib import Path
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+import backslash_jax
 from backslash_jax import archive, quantize, tree
 from backslash_jax.archive import plain
 from backslash_jax.cli import show
 
 _DESCRIPTION = """\
-Codes the weights of a model: quantizes them to multiples of one step, and
-stores the integers with an entropy coder that knows their distribution.
+Compresses the weights of a model: rounds them to multiples of a step, and
+stores the integers with an entropy coder fitted to their distribution.
 
   backslash-jax compress model.safetensors model.coded --step 2^-8
   backslash-jax inspect model.coded
   backslash-jax decompress model.coded again.safetensors
 
-Any safetensors file will do, and any Hugging Face directory: its *.safetensors
-shards are coded one by one and its other files copied.
+The input of compress is a safetensors file or a Hugging Face directory. In a
+directory, each *.safetensors shard is coded, and all other files are copied.
 """
 
 _COMPRESS = """\
 Weights are rounded to multiples of the step, so no weight moves by more than
-half a step. 2^-8 is fine for most models; try coarser steps and evaluate them.
-Matrices are quantized. Everything else (norms, biases, integers) is stored
-exactly: --mask and --exclude change which tensors are quantized. --mu 0.1 gives
-up a little precision where that saves the most bits.
+half a step. 2^-8 suits most models; try coarser steps and evaluate the result.
+By default, matrices are quantized and everything else (norms, biases, integers)
+is stored exactly. --mask and --exclude change which tensors are quantized.
+With --mu 0.1, some weights are rounded toward zero instead, by less than one
+step, where that saves the most bits.
 """
 
-_EXIT = "exit codes: 0 done, 1 a bad file or impossible value, 2 bad usage"
+_EXIT = "exit codes: 0 success, 1 bad file or invalid value, 2 wrong usage"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs a command line; its exit code."""
+  """Runs a command line; returns the exit code."""
   options = _parser().parse_args(arguments)
   console = rich_console.Console(stderr=options.json)
   try:
@@ -66,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     epilog=_EXIT,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
+  parser.add_argument(
+    "--version",
+    action="version",
+    version=f"backslash-jax {backslash_jax.__version__}",
+  )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
   def add(name, command, summary, **keywords):
@@ -81,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON")
     return sub
 
-  sub = add("compress", _compress, "code a model", description=_COMPRESS)
+  sub = add("compress", _compress, "compress a model", description=_COMPRESS)
   sub.add_argument("output", type=Path, help="coded file or directory")
   sub.add_argument(
     "--step",
@@ -89,20 +96,26 @@ def _parser() -> argparse.ArgumentParser:
     help="quantization step: 2^-8, 0.004, or absmax/127 for each tensor's "
     "largest magnitude divided by 127",
   )
-  sub.add_argument("--coder", choices=archive.CODERS, default="rans")
+  sub.add_argument(
+    "--coder",
+    choices=archive.CODERS,
+    default="rans",
+    help="entropy coder; default: rans",
+  )
   sub.add_argument(
     "--mask",
     action="append",
     metavar="PATTERN",
-    help="quantize the floating tensors whose names match a glob pattern, such "
-    "as '*.weight', in place of the matrices; repeatable",
+    help="quantize floating tensors with names that match this glob pattern, "
+    "such as '*.weight', instead of all matrices; repeatable",
   )
   sub.add_argument(
     "--exclude",
     action="append",
     default=[],
     metavar="PATTERN",
-    help="store tensors whose names match exactly; repeatable",
+    help="do not quantize tensors with names that match this glob pattern; "
+    "repeatable",
   )
   sub.add_argument(
     "--mu",
@@ -112,13 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     "nearest (default), 0.1 is a usual value",
   )
   sub.add_argument(
-    "--report", action="store_true", help="what each coder would have cost"
+    "--report", action="store_true", help="show the file size with each coder"
   )
-  sub = add("decompress", _decompress, "write plain safetensors again")
+  sub = add("decompress", _decompress, "convert back to plain safetensors")
   sub.add_argument("output", type=Path, help="safetensors file or directory")
-  sub = add("inspect", _inspect, "show what each tensor weighs")
+  sub = add("inspect", _inspect, "show the coded size of each tensor")
   sub.add_argument(
-    "--plot", action="store_true", help="draw each histogram with its fit"
+    "--plot", action="store_true", help="plot each histogram with its fit"
   )
   return parser
 
@@ -129,7 +142,7 @@ def _compress(options, console) -> dict:
   for source, target in files:
     params = plain.read(source)
     if not params:
-      raise ValueError(f"{source}: there is no tensor in it")
+      raise ValueError(f"{source}: the file contains no tensors")
     step = _steps(options.step, _quantized(params, options))
     total = sum(x.size for x in params.values())
     with _Bar(console, f"compress {source.name}", total) as advance:
@@ -200,7 +213,7 @@ def _inspect(options, console) -> dict:
 
 
 def _files(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
-  """The files to read and to write; a directory's other files are copied."""
+  """(source, target) files; copies the other files of a directory."""
   if not source.is_dir():
     return [(source, target or source)]
   shards = sorted(source.glob("*.safetensors"))
@@ -210,13 +223,13 @@ def _files(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
       weights = json.loads(named.read_text())["weight_map"]
       shards = sorted({source / Path(name).name for name in weights.values()})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-      raise ValueError(f"{named}: not an index of shards: {error}") from None
+      raise ValueError(f"{named}: not a shard index: {error}") from None
   if not shards:
-    raise ValueError(f"{source}: no *.safetensors file in it")
+    raise ValueError(f"{source}: the directory has no *.safetensors file")
   if target is None:
     return [(shard, shard) for shard in shards]
   if target.resolve() == source.resolve():
-    raise ValueError(f"{target}: give another directory than the input's")
+    raise ValueError(f"{target}: the output must not be the input directory")
   target.mkdir(parents=True, exist_ok=True)
   for file in source.iterdir():
     if file.is_file() and file not in shards:
@@ -225,7 +238,7 @@ def _files(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
 
 
 def _quantized(params: dict, options) -> dict:
-  """The tensors to quantize by name."""
+  """The tensors to quantize, by name."""
   mask = tree.matrices if options.mask is None else options.mask
   chosen = {n for n, flag in tree.select(params, mask).items() if flag}
   for pattern in options.exclude:
@@ -237,7 +250,7 @@ def _quantized(params: dict, options) -> dict:
 
 
 def _steps(text: str, params: dict) -> dict[str, float]:
-  """A step for each tensor from 2^-8, 0.004 or absmax/127."""
+  """Parses 2^-8, 0.004 or absmax/127 into a step for each tensor."""
   try:
     if text.startswith("absmax/"):
       levels = int(text.removeprefix("absmax/"))
@@ -247,13 +260,13 @@ def _steps(text: str, params: dict) -> dict[str, float]:
     quantize.check_step(step)
   except (ValueError, OverflowError, ZeroDivisionError):
     raise ValueError(
-      f"--step {text}: give a positive number, such as 2^-8"
+      f"--step {text}: give a positive number such as 2^-8, or absmax/127"
     ) from None
   return dict.fromkeys(params, step)
 
 
 class _Bar:
-  """A progress bar in parameters, where there is a terminal to show it."""
+  """A progress bar that counts parameters; hidden without a terminal."""
 
   def __init__(self, console, title: str, total: int):
     self._bar = rich_progress.Progress(

@@ -1,4 +1,4 @@
-"""Reports on a terminal: tables, and histograms with their fits."""
+"""Terminal output: tables, and histograms with their fits."""
 
 import math
 
@@ -9,7 +9,7 @@ from backslash_jax import archive
 
 
 def costs(console, costs: dict[str, int], parameters: int) -> None:
-  """What a model weighs with each coder, the smallest first."""
+  """A table of the file size with each coder, smallest first."""
   table = rich_table.Table("coder", "bytes", "bits per parameter")
   for coder, size in sorted(costs.items(), key=lambda item: item[1]):
     table.add_row(coder, f"{size:,}", f"{8 * size / max(parameters, 1):.3f}")
@@ -46,7 +46,7 @@ def _number(value: float | None) -> str:
 
 
 def plot(console, weighed: archive.Report) -> None:
-  """The levels of each quantized tensor, a bar each, the fit as a mark."""
+  """A histogram of each quantized tensor; a mark shows the fit."""
   fits = {t.name: t for t in weighed.tensors if t.nu is not None}
   for name, values in archive.stream(weighed.path):
     if name not in fits:

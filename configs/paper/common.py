@@ -105,6 +105,7 @@ def build(
       f" profile of {', '.join(PROFILES)} and an arm of {', '.join(arms)}"
     )
   config = default.get_config()
+  config.rate.step = 2.0**-8  # The paper's, of all of its tables.
   config.data.name = task
   config.model.name = ARCHITECTURES.get(model, model)
   if profile == "full":

@@ -142,7 +142,7 @@ def measure(path: pathlib.Path) -> list[dict[str, float]]:
 def table(rows: list[dict[str, float]]) -> report.Table:
   """The bits reached, by size and learning rate, for every target and start.
 
-  A star marks the targets that were reported as out of reach.
+  A star marks the targets that were missed, see `bs.target_rate`.
   """
   columns = list(itertools.product(TARGETS, INITIAL))
   found = {tuple(row[axis] for axis in AXES): row for row in rows}

@@ -1,0 +1,167 @@
+"""The README, the documents and the docstrings run and name what exists."""
+
+import doctest
+import importlib
+import importlib.util
+import pkgutil
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import backslash_jax as bs
+from experiments import settings
+from tests import paths
+
+README = (paths.ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def _blocks(language):
+  return [text for name, text in BLOCKS if name == language]
+
+
+def test_every_block_is_of_a_language_that_is_run():
+  assert {name for name, _ in BLOCKS} == {"python", "sh"}
+
+
+def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  namespace = {}
+  for text in _blocks("python"):
+    exec(compile(text, "README.md", "exec"), namespace)
+  assert (tmp_path / "model.safetensors").exists()
+
+
+def _commands():
+  lines = "".join(_blocks("sh")).replace("\\\n", "").splitlines()
+  return [line.split("#")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_the_commands_run(command, tmp_path):
+  words = command.split()
+  if words[0] == "make":
+    # Its targets exist; the quickstart itself is run by .ci/run.
+    words.insert(1, "--dry-run")
+    where = paths.ROOT
+  elif words[:3] == ["python", "-m", "experiments.main"]:
+    words = [sys.executable, *words[1:], "--helpshort"]
+    where = paths.ROOT
+  else:
+    assert words[0] == "backslash-jax", f"no way to test {command!r}"
+    code = """
+import jax, backslash_jax as bs
+x = jax.random.normal(jax.random.key(0), (64, 32)) * 0.05
+from safetensors.numpy import save_file
+import numpy as np
+save_file({"w": np.asarray(x)}, "plain.safetensors")
+bs.save("model.safetensors", {"w": x}, step=2**-6)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    words = [sys.executable, "-m", "backslash_jax", *words[1:]]
+    where = tmp_path
+  done = subprocess.run(words, cwd=where, capture_output=True, text=True)
+  # absl answers --helpshort with 1.
+  wanted = 1 if "--helpshort" in words else 0
+  assert done.returncode == wanted, done.stdout + done.stderr
+
+
+DOCUMENTS = [
+  paths.ROOT / "README.md",
+  *sorted((paths.ROOT / "docs").glob("*.md")),
+]
+MODULES = sorted(
+  module.name
+  for module in pkgutil.walk_packages(bs.__path__, "backslash_jax.")
+  if not module.name.endswith(("__main__", "loops_numba"))
+)
+
+
+@pytest.mark.parametrize("name", ["backslash_jax", *MODULES])
+def test_the_examples_of_the_docstrings_run(name):
+  module = importlib.import_module(name)
+  assert doctest.testmod(module).failed == 0
+
+
+# What a block needs that stands before it in the text.
+BEFORE = {
+  "coding.md": {
+    "bs": bs,
+    "jax": jax,
+    "jnp": jnp,
+    "params": {"w": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)},
+    "loss": lambda params, batch: jnp.sum((params["w"] @ batch) ** 2),
+    "batch": jnp.ones((8, 3)),
+  },
+  "models.md": {},
+}
+
+
+@pytest.mark.parametrize("name", sorted(BEFORE))
+def test_the_python_of_the_documents_runs(name, tmp_path, monkeypatch):
+  text = (paths.ROOT / "docs" / name).read_text()
+  (block,) = re.findall(
+    r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+  )
+  (tmp_path / "runs").mkdir()
+  monkeypatch.chdir(tmp_path)
+  # A published model would be downloaded: the fixture stands in for it.
+  block = block.replace('"gpt2"', repr(str(paths.FIXTURES / "gpt2")))
+  exec(compile(block, name, "exec"), dict(BEFORE[name]))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_names_what_exists(path):
+  text = path.read_text()
+  for name in re.findall(
+    r"\b((?:experiments|backslash_jax)\.[a-z_.]+[a-z])", text
+  ):
+    assert _exists(name), f"{path.name} names {name}"
+  for name in re.findall(r"`bs\.([a-zA-Z_]+)", text):
+    assert hasattr(bs, name), f"{path.name} names bs.{name}"
+  for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+    assert (path.parent / target).exists(), f"{path.name} links to {target}"
+  for name in re.findall(
+    r"`((?:configs|experiments|tests|docs)/[^`*<>:{} ]+)`", text
+  ):
+    assert (paths.ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def _exists(name):
+  """Whether a dotted name is a module, or something in one."""
+  try:
+    if importlib.util.find_spec(name) is not None:  # A command, not imported.
+      return True
+  except ModuleNotFoundError:
+    pass
+  parts = name.split(".")
+  found = importlib.import_module(parts[0])
+  for i, part in enumerate(parts[1:], start=2):
+    if not hasattr(found, part):
+      try:
+        importlib.import_module(".".join(parts[:i]))
+      except ModuleNotFoundError:
+        return False
+    found = getattr(found, part)
+  return True
+
+
+def _configs():
+  files = [*DOCUMENTS, *(paths.ROOT / "configs").rglob("*.py")]
+  text = "\n".join(path.read_text() for path in files)
+  return sorted(
+    set(re.findall(r"--config=(configs/[a-z\d_/]+\.py(?::[\w/]+)?)", text))
+  )
+
+
+@pytest.mark.parametrize("config", _configs())
+def test_the_configs_of_the_commands_load(config):
+  path, _, argument = config.partition(":")
+  name = path.removesuffix(".py").replace("/", ".")
+  module = importlib.import_module(name)
+  found = module.get_config(*([argument] if argument else []))
+  settings.arms(found.unlock()) if "grid" not in found else None
