@@ -282,6 +282,14 @@ def test_unknown_field_is_one_line(tmp_path):
   ]
 
 
+def test_missing_config_is_one_line(tmp_path):
+  done = _main("--config=no_such_file.py", f"--workdir={tmp_path}")
+  assert done.returncode == 1
+  line = "error: --config=no_such_file.py: there is no such file"
+  assert done.stderr.splitlines()[-1] == line
+  assert "Traceback (most recent call last)" not in done.stderr
+
+
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [
