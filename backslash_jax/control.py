@@ -17,7 +17,7 @@ import optax
 MIN_FRACTION = 1e-4
 # Gain of `target_rate`.
 _GAIN = 30.0
-# While the parameters move ever faster, the time constant of `target_rate` is at
+# While the parameters move ever faster, the horizon of `target_rate` is at
 # least the number of updates in which they move by so many times their norm.
 _TRAVEL = 2.0
 # How much faster than on average so far they move then, from and to.

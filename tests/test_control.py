@@ -68,7 +68,7 @@ def test_the_file_has_the_bits_that_were_asked_for(
   assert targets.coded_bits(params) < 1.03 * target + 2000 / size
   exact = sum(_entropy(x) * x.size for x in params.values())
   exact /= size
-  np.testing.assert_allclose(seen["bits"][-1], exact, rtol=0.02)
+  np.testing.assert_allclose(seen["bits"][-1], exact, rtol=0.03)
   np.testing.assert_allclose(exact, target, rtol=0.03)
 
 
