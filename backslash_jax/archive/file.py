@@ -20,8 +20,8 @@ from backslash_jax.archive.index import Entry
 from backslash_jax.coding import coders
 
 CODERS = coders.NAMES
-# The bound of `compress` on the relative error of a tensor. A weight matrix that
-# loses more than half of its root mean square was not made for the step.
+# The bound of `compress` on the relative error of a tensor. At half the tensor's
+# root mean square, the step was not meant for this tensor.
 MAX_ERROR = 0.5
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from backslash_jax.archive import atomic, index
+from backslash_jax.archive import atomic, container, index
 
 _NAMES = {
   "BOOL": "bool",
@@ -65,6 +65,13 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       }
     except (ValueError, TypeError, LookupError, RecursionError) as error:
       raise ValueError(f"{path}: a bad safetensors header: {error}") from None
+
+
+def is_coded(path: str | os.PathLike) -> bool:
+  """Whether a file is a coded model file, going by its header."""
+  with open(path, "rb") as file:
+    head = file.read(container.HEADER_SIZE)
+  return head[8:].startswith(b'{"__metadata__":{"backslash_jax":')
 
 
 def write(
