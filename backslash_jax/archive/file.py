@@ -20,8 +20,8 @@ from backslash_jax.archive.index import Entry
 from backslash_jax.coding import coders
 
 CODERS = coders.NAMES
-# The bound of `compress` on the relative error of a tensor. At half the tensor's
-# root mean square, the step was not meant for this tensor.
+# The bound of `compress` on the relative error of a tensor. Above half the root
+# mean square of the tensor, the step was not meant for it.
 MAX_ERROR = 0.5
 
 

@@ -64,19 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
   console = show.console(stderr=options.json)
   try:
     result = options.command(options, console)
-    if options.json:
-      print(json.dumps(result, indent=2))
-    sys.stdout.flush()
+    with show.naming_output():
+      if options.json:
+        print(json.dumps(result, indent=2))
+      sys.stdout.flush()
   except (archive.ArchiveError, ValueError, TypeError, KeyError) as error:
     return _fail(error.args[0] if isinstance(error, KeyError) else error)
   except BrokenPipeError:
     _discard_output()
     return 1
   except OSError as error:
-    where = error.filename or "standard output"
-    if error.filename is None:
+    if error.filename == show.OUTPUT:
       _discard_output()
-    return _fail(f"{where}: {error.strerror or error}")
+    where = f"{error.filename}: " if error.filename else ""
+    return _fail(f"{where}{error.strerror or error}")
   except KeyboardInterrupt:
     _fail("interrupted")
     return 130
@@ -231,8 +232,6 @@ def _cost(folder: Path, params: dict, coder: str, keywords: dict) -> int:
 
 def _uncoded(source: Path) -> dict:
   """The tensors of a file that can be coded."""
-  if source.is_dir():
-    raise IsADirectoryError(f"{source}: a directory")
   if plain.is_coded(source):
     raise ValueError(f"{source}: already a coded file")
   params = plain.read(source)

@@ -1,8 +1,10 @@
 """Reports on a terminal: tables, and histograms with their fits."""
 
+import contextlib
 import errno
 import math
 import os
+from collections.abc import Generator
 
 import numpy as np
 from rich import console as rich_console
@@ -13,8 +15,26 @@ from backslash_jax import archive
 _WIDE = 1 << 20  # Columns of what is no terminal: no name is cut.
 
 
+OUTPUT = "standard output"
+
+
+@contextlib.contextmanager
+def naming_output() -> Generator[None]:
+  """Makes an OSError without a file name OUTPUT."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, os.strerror(error.errno), OUTPUT) from error
+
+
 class _Console(rich_console.Console):
-  """A console that leaves it to its caller what a closed pipe means."""
+  """A console whose errors are OSErrors of OUTPUT, a closed pipe's as well."""
+
+  def print(self, *objects, **keywords):
+    with naming_output():
+      super().print(*objects, **keywords)
 
   def on_broken_pipe(self):
     raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -128,7 +148,8 @@ def plot(console, weighed: archive.Report) -> None:
     edges = np.arange(-spread - width / 2, spread + width, width)
     counts, _ = np.histogram(symbols, edges)
     fine = np.linspace(edges[:-1], edges[1:], 33)[:-1] + width / 64
-    density = np.exp(-(np.abs(fine * t.step / t.alpha) ** t.nu)).mean(0)
+    with np.errstate(over="ignore"):
+      density = np.exp(-(np.abs(fine * t.step / t.alpha) ** t.nu)).mean(0)
     density *= t.nu / (2 * math.gamma(1 / t.nu)) * width * t.step / t.alpha
     line(console, f"{name}  nu {t.nu:.3g}, alpha {t.alpha:.3g}")
     share = counts / symbols.size
