@@ -211,6 +211,10 @@ def _compress(options, console) -> dict:
       for coder in archive.CODERS:
         costs[coder] += _cost(target.parent, params, coder, keywords)
   _copy(plan, console)
+  for source, _ in plan.models:
+    if lost := plain.metadata(source).keys() - {"format"}:
+      names = ", ".join(map(repr, sorted(lost)))
+      show.line(console, f"metadata not kept, of {source}: {names}")
   result = _summary([s for s, _ in plan.models], reports)
   show.compressed(console, result, options.max_error)
   if options.report:
