@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-# Where each public name lives. They are imported when they are first used, so
-# that a program that only reads files needs neither JAX nor optax.
+# The module of each public name. Names are imported on first use: a program
+# that only reads files needs neither JAX nor optax.
 _MODULES = {
   "archive": ("ArchiveError", "Report", "inspect", "load", "save"),
   "control": ("gradient_balance", "target_rate"),

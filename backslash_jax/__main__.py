@@ -1,4 +1,4 @@
-"""The command `python -m backslash_jax`, the same as `backslash-jax`."""
+"""The command `python -m backslash_jax`, equivalent to `backslash-jax`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""How the weight of the rate is chosen while training runs.
+"""Controllers, which choose the weight of the rate (lambda) during training.
 
-A controller is called once per update, inside the jitted step, and keeps its
-state in the optimizer state. It sees only sums over the model, so nothing here
-depends on how the parameters are sharded.
+A controller is called once per update, inside the jitted update function, and
+keeps its state in the optimizer state. It sees only sums over whole leaves, so
+it does not depend on how the parameters are sharded.
 """
 
 import math
@@ -15,29 +15,31 @@ import optax
 
 # `target_rate` keeps the ratio of the two gradients above this.
 MIN_FRACTION = 1e-4
-# How strongly `target_rate` follows the error.
+# Gain of `target_rate`.
 _GAIN = 30.0
-# The time constant of `target_rate` is at least that in which updates like the
-# fastest so far move the parameters by so many times their norm.
+# The time constant of `target_rate` is at least the number of updates in which
+# the parameters, at their highest speed so far, move by this fraction of their
+# norm.
 _TRAVEL = 0.8
-# Bits within this of the target, in relative terms, meet it.
+# Largest relative error of the bits at which the target counts as met.
 _TOLERANCE = 0.03
 
 
 class Signals(NamedTuple):
-  """What a controller sees of one update.
+  """The inputs of a controller in one update.
 
   Attributes:
     count: updates so far, int32.
-    interval: updates from one measurement of bits to the next.
-    bits: entropy at the steps in force, bits per parameter, as last measured.
+    interval: updates between measurements of bits.
+    bits: latest measured entropy at the current quantization steps, bits per
+      parameter.
     is_measured: whether bits was measured in this update, bool.
-    is_first: whether it was the first measurement with these steps, so that it
-      cannot be compared with the one before, bool.
-    rate_norms: norm of the gradient of the rate, per selected leaf [T].
+    is_first: whether this is the first measurement with the current steps,
+      bool. It cannot be compared with the previous one.
+    rate_norms: norm of the rate's gradient, per selected leaf [T].
     task_norms: norm of the incoming updates, per selected leaf [T].
-    places: of each selected leaf its projection on a fixed direction and its
-      squared norm, [T, 2]; see `motion`. Zeros where bits was not measured.
+    places: projection on a fixed direction and squared norm of each selected
+      leaf, [T, 2]; see `motion`. Zeros if bits was not measured.
   """
 
   count: jax.Array
@@ -54,10 +56,10 @@ class Controller(NamedTuple):
   """Chooses lambda.
 
   Attributes:
-    init: number T of selected leaves -> state, a pytree of arrays.
-    update: (signals, state) -> (lambda, state), lambda a float32 scalar.
-    needs_norms: whether it reads the norms; they are zeros otherwise.
-    needs_places: whether it reads the places; they are zeros otherwise.
+    init: (number T of selected leaves) -> state, a pytree of arrays.
+    update: (signals, state) -> (lambda, new state); lambda is a float32 scalar.
+    needs_norms: whether it reads the norms, which are zeros otherwise.
+    needs_places: whether it reads the places, which are zeros otherwise.
   """
 
   init: Callable[[int], Any]
@@ -67,7 +69,7 @@ class Controller(NamedTuple):
 
 
 def scheduled(lmbda: float | jax.Array | optax.Schedule) -> Controller:
-  """Lambda as a number, or as a function of the update count."""
+  """A constant lambda, or a function of the update count."""
 
   def update(signals, state):
     value = lmbda(signals.count) if callable(lmbda) else lmbda
@@ -77,19 +79,19 @@ def scheduled(lmbda: float | jax.Array | optax.Schedule) -> Controller:
 
 
 def gradient_balance(fraction: float | jax.Array) -> Controller:
-  """|lambda grad R| = fraction |grad D|, in every update.
+  """Sets |lambda grad R| = fraction |grad D| in every update.
 
-  A dimensionless weight, which carries over between models, tasks and rates:
-  with 1 the gradient of the rate has the norm of the task's.
+  The fraction is dimensionless, so one value suits different models, tasks and
+  rates. With 1, the rate's gradient has the same norm as the task's.
 
   Args:
-    fraction: non-negative.
+    fraction: ratio of the two norms, non-negative and finite.
 
   Returns:
-    A controller for `backslash`. Where either gradient vanishes, lambda is 0.
+    A controller for `backslash`. If either gradient is zero, lambda is 0.
 
   Raises:
-    ValueError: for a fraction out of range.
+    ValueError: if fraction is out of range.
   """
   if not isinstance(fraction, jax.Array) and not 0 <= fraction < math.inf:
     raise ValueError(
@@ -108,18 +110,19 @@ class TargetState(NamedTuple):
   """State of `target_rate`; read a field with `optax.tree.get(state, name)`.
 
   Attributes:
-    log_fraction: log of |lambda grad R| / |grad D|, which is steered, float32.
+    log_fraction: log of |lambda grad R| / |grad D|, the controlled variable,
+      float32.
     log_unit: running mean of log(|grad D| / |grad R|), float32.
-    log_error: log(bits / target) as last measured, float32.
-    log_error_speed: running mean of its change per update, float32.
-    projection: of each selected leaf as last measured, see `motion`, float32
-      [T].
-    mobility: relative movement of the parameters per update, the fastest so
-      far, float32.
-    unmet: for how many updates on end bits has been more than 3% off the
-      target, int32: positive while it is above, negative while it is below, 0
-      when the target is met. A training that ends with another value than 0
-      has missed its target.
+    log_error: latest measured log(bits / target), float32.
+    log_error_speed: running mean of the change of log_error per update,
+      float32.
+    projection: latest measured projection of each selected leaf, float32 [T];
+      see `motion`.
+    mobility: largest relative movement of the parameters per update so far,
+      float32.
+    unmet: number of consecutive updates for which bits has been more than 3%
+      above (positive) or below (negative) the target, int32; 0 if the target is
+      met. If it is not 0 at the end, training has missed the target.
   """
 
   log_fraction: jax.Array
@@ -137,34 +140,38 @@ def target_rate(
   initial: float | jax.Array = 0.1,
   limit: float | jax.Array = 30.0,
 ) -> Controller:
-  """Lambda such that the bits per parameter at the steps in force reach `bits`.
+  """Adjusts lambda until the selected leaves take `bits` bits per parameter.
 
-  Steers the ratio of the two gradients, which needs no tuning for the size of
-  the model. A proportional-integral controller in velocity form: the log of the
-  ratio moves by
+  The bits are measured at the current quantization steps. The controlled
+  variable is the ratio |lambda grad R| / |grad D|, which needs no tuning for
+  the size of the model. The controller is a proportional-integral controller in
+  velocity form. Whenever the bits are measured, the log of the ratio changes by
 
     gain (speed + error / horizon),  error = log(measured / bits)
 
-  per update, whenever the bits are measured. It rests when the error approaches
-  zero with the time constant `horizon`. That is an eighth of the updates made
-  so far, but no less than the time in which updates like the fastest so far
-  move the parameters by 0.8 of their norm: while a learning rate warms up the
-  bits cannot respond, and the ratio does not grow. It grows by a factor of e in
-  no less than a quarter of the horizon.
+  per update since the last measurement, where speed is the change of the error
+  per update. The ratio stays constant when the error decays to zero with the
+  time constant `horizon`.
+
+  The horizon is an eighth of the updates so far, but at least the number of
+  updates in which the parameters, at their highest speed so far, move by 0.8 of
+  their norm. During a learning rate warm-up the bits cannot respond yet; the
+  long horizon then keeps the ratio from growing. The ratio takes at least a
+  quarter of the horizon to grow by a factor of e.
 
   Args:
     bits: the target, bits per parameter, in (0, 32).
-    initial: the ratio to begin with, positive.
-    limit: the largest ratio. A pretrained model loses what it knows at 30,
-      since few updates are left to learn it again: fine-tune with 1 or less,
-      and accept that the target may be missed.
+    initial: initial ratio, positive; default 0.1.
+    limit: largest ratio; default 30. At 30, a pretrained model forgets what it
+      has learned, and fine-tuning is too short to learn it again. Fine-tune
+      with 1 or less; the target may then be missed.
 
   Returns:
-    A controller for `backslash`. `optax.tree.get(state, "unmet")` says whether
+    A controller for `backslash`. `optax.tree.get(state, "unmet")` tells whether
     the target was met, see `TargetState`.
 
   Raises:
-    ValueError: for an argument out of its range.
+    ValueError: if an argument is out of range.
   """
   _check("bits", bits, "in (0, 32)", lambda v: 0 < v < 32)
   _check("initial", initial, "positive", lambda v: 0 < v < math.inf)
@@ -234,9 +241,10 @@ def target_rate(
 def motion(x: jax.Array) -> jax.Array:
   """The projection of a tensor on a fixed direction, and its squared norm.
 
-  The direction has entries of 1 and -1, hashed from the indices. The squared
-  change of the projection is then that of the tensor on average, so the
-  movement of the parameters is known without keeping where they were.
+  The entries of the direction are 1 or -1, hashed from the indices. On average,
+  the squared change of the projection equals the squared norm of the tensor's
+  change. The movement of the parameters can thus be estimated without a copy of
+  their previous values.
 
   Returns:
     float32 [2].
@@ -257,9 +265,10 @@ def motion(x: jax.Array) -> jax.Array:
 
 
 def _mobility(signals, state):
-  """The relative movement per update, the fastest so far.
+  """The largest relative movement per update so far.
 
-  No more than twice what it was: a few leaves tell it only roughly.
+  It at most doubles per measurement, because an estimate from a few leaves is
+  noisy.
   """
   moved = jnp.sum(jnp.square(signals.places[:, 0] - state.projection))
   size = jnp.sum(signals.places[:, 1])
@@ -272,12 +281,12 @@ def _mobility(signals, state):
 
 
 def running_mean(mean, x, window):
-  """A running mean that begins with the first x."""
+  """Running mean; with a window of 1 it is x."""
   return mean + (x - mean) / window
 
 
 def _check(name, found, wanted, is_good):
-  """Refuses an argument out of range; arrays, which may be traced, pass."""
+  """Rejects an argument out of range; JAX arrays (maybe traced) pass."""
   if not isinstance(found, jax.Array) and not is_good(found):
     raise ValueError(f"target_rate: {name} must be {wanted}, found {found!r}")
 
@@ -287,6 +296,6 @@ def _norm(x):
 
 
 def _ratio(a, b):
-  """a / b, and 0 where b is 0 or the ratio is not finite."""
+  """a / b; 0 where b is 0 or the ratio is not finite."""
   ratio = a / jnp.where(b > 0, b, 1.0)
   return jnp.where((b > 0) & jnp.isfinite(ratio), ratio, 0.0)

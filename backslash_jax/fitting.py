@@ -1,8 +1,9 @@
-"""Quantization steps that are chosen while training runs.
+"""Quantization steps that are chosen during training.
 
-A file need not have one step for all of its tensors. `fit_steps` gives each
-leaf the step that its sensitivity asks for, such that all together take the
-bits asked for; from then on the loss is to see the parameters rounded to them:
+Each tensor of a file can have its own step. `fit_steps` chooses the steps from
+the sensitivities of the leaves, so all selected leaves together take the
+requested number of bits. From then on, the loss must use the parameters rounded
+to these steps:
 
 >>> import backslash_jax as bs, optax
 >>> tx = optax.chain(
@@ -25,15 +26,17 @@ import numpy as np
 
 from backslash_jax import control, meter, moments, quantize, tree
 
-# About so many updates are averaged, and four times as many before the steps
-# are chosen are looked at.
+# The sensitivity is a running mean over about this many updates. It is
+# accumulated in the last 4 * _WINDOW updates before the steps are chosen.
 _WINDOW = 100
-# The common factor of the steps is found to this many halvings of 64 octaves.
+# Finer steps would have levels beyond int32, which no file can hold.
+MAX_BITS = 16
+# Bisection iterations for the common factor of the steps, from 64 octaves.
 _HALVINGS = 24
 
 
 class FitSteps(NamedTuple):
-  """What `fit_steps` says; see there."""
+  """The arguments of `fit_steps`."""
 
   bits: float | jax.Array
   begin: int | jax.Array
@@ -41,11 +44,11 @@ class FitSteps(NamedTuple):
 
 
 class FitState(NamedTuple):
-  """State of steps that are fitted; see `fit_steps`.
+  """State of `fit_steps`.
 
   Attributes:
-    sensitivity: of each of the T selected leaves, the running mean of its
-      squared updates, weighted with the squared weights; float32 [T].
+    sensitivity: running mean of the squared incoming updates, weighted by the
+      squared weights, of each of the T selected leaves; float32 [T].
     fit_begin: the update in which the steps are chosen, int32.
   """
 
@@ -59,39 +62,42 @@ def fit_steps(
   begin: int | jax.Array,
   step: float = quantize.STEP,
 ) -> FitSteps:
-  """A quantization step for each leaf, chosen once, in the update `begin`.
+  """Chooses a quantization step for each leaf, once, in the update `begin`.
 
-  Goes to `step` of `bs.backslash`. The steps are those of `quantize.allocate`,
-  with the common factor by which the selected leaves take `bits` when they are
-  chosen. The sensitivity of a leaf is the mean of the squared updates that come
-  in, weighted with the squared weights: weights near zero, of which a rate
-  makes many, round to zero at any step and lose nothing by it. Non-finite
-  updates are left out. The steps do not change afterwards. In the end the
-  leaves take a few percent more or fewer bits, and with a rate fewer.
+  Pass the result as `step` to `bs.backslash`. The steps are those of
+  `quantize.allocate`. Their common factor is chosen so the selected leaves take
+  `bits` at that time. The steps do not change afterwards, but the weights do:
+  the final model takes a few percent more or fewer bits, and fewer with a rate.
 
-  The transformation has to see gradients of the loss: it stands first in the
-  chain, or after clipping. From `begin` on the loss must see the rounded
-  parameters, see `round_through`; `backslash` warns in the first update if
-  nothing has been rounded.
+  The sensitivity of a leaf is the mean of the squared incoming updates,
+  weighted by the squared weights. Weights near zero therefore count little;
+  they round to zero at any step without loss. Non-finite updates are ignored.
+
+  The incoming updates must be gradients of the loss: put `backslash` first in
+  the chain, or right after clipping. From `begin` on, the loss must use the
+  rounded parameters, see `round_through`. `backslash` warns in the first update
+  if `round_through` has not been called.
 
   Args:
-    bits: bits per parameter of the selected leaves, in (0, 32).
+    bits: target for the selected leaves, bits per parameter, in (0, 16].
     begin: update in which the steps are chosen, at least 1; a fraction is
-      rounded up. Two thirds of the training is a good choice: most of the
-      learning is done, and what rounding disturbs is still learned.
+      rounded up. Two thirds of the training is a good choice: the model has
+      learned most of the task, and enough updates remain to adapt to rounding.
     step: the quantization step in force until then.
 
   Returns:
-    What `backslash` takes as its `step`.
+    The value for the argument `step` of `backslash`.
 
   Raises:
-    ValueError: for an argument out of its range.
+    ValueError: if an argument is out of range.
 
-  Source: docs/frontier.md has what it gains.
+  Source: measured in docs/frontier.md.
   """
-  # Arrays, which may be traced, pass.
-  if not isinstance(bits, jax.Array) and not 0 < bits < 32:
-    raise ValueError(f"fit_steps: bits must be in (0, 32), found {bits!r}")
+  # JAX arrays may be traced, so they are not checked.
+  if not isinstance(bits, jax.Array) and not 0 < bits <= MAX_BITS:
+    raise ValueError(
+      f"fit_steps: bits must be in (0, {MAX_BITS}], found {bits!r}"
+    )
   if not isinstance(begin, jax.Array):
     if not 1 <= begin < 2**31:
       raise ValueError(
@@ -103,7 +109,7 @@ def fit_steps(
 
 
 def init(plan: FitSteps, count: int) -> FitState:
-  """The state of steps that are to be fitted to `count` leaves."""
+  """The initial state for `count` selected leaves."""
   return FitState(
     sensitivity=jnp.zeros([count], jnp.float32),
     fit_begin=jnp.asarray(plan.begin).astype(jnp.int32),
@@ -119,16 +125,19 @@ def update(
   params: Any,
   sharding: Any,
 ) -> tuple[jax.Array, FitState, jax.Array]:
-  """The steps after an update, the state, and whether they were chosen in it.
+  """One update of the steps.
 
   Args:
-    plan: of `fit_steps`.
-    state: the state.
-    old: the steps so far, float32 [T]; 0 before they are chosen.
-    count: of this update, from 1.
+    plan: the result of `fit_steps`.
+    state: the current state.
+    old: the current steps, float32 [T]; 0 before they are chosen.
+    count: number of this update; the first is 1.
     gradients: incoming updates of the T leaves.
-    params: tree with these leaves alone.
+    params: tree that has only these leaves.
     sharding: as in `moments.tree_moments`.
+
+  Returns:
+    (steps, new state, whether the steps were chosen in this update).
   """
   begin = state.fit_begin
   leaves = jax.tree.leaves(params)
@@ -155,28 +164,30 @@ def update(
 def steps(opt_state: Any) -> dict[str, Any]:
   """The quantization step of each selected leaf, by its name.
 
-  What `round_through` and `save` take, for every `bs.backslash` in the state:
-  in chains, `optax.multi_transform`, `optax.MultiSteps`, `nnx.Optimizer`, or
-  restored from a checkpoint, with or without its types.
+  Pass the result to `round_through` and `save`. It includes every
+  `bs.backslash` in the state: in chains, `optax.multi_transform`,
+  `optax.MultiSteps`, `nnx.Optimizer`, or a restored checkpoint, with or without
+  its original types.
 
   Args:
     opt_state: the optimizer state, or a part of it.
 
   Returns:
-    Steps by name. Inside jit float32 scalars, 0 until `fit_steps` has chosen
-    them, which `round_through` leaves unrounded; outside jit, numbers.
+    name -> step. Outside jit, the steps are Python floats. Inside jit, they are
+    float32 scalars, and 0 until `fit_steps` has chosen them; `round_through`
+    does not round leaves with a step of 0.
 
   Raises:
-    ValueError: if there is no `backslash` in the state; if two of them have
-      different steps for one leaf; outside jit, if the steps have not been
-      chosen yet.
+    ValueError: if the state contains no `backslash`; if two transformations
+      have different steps for the same leaf; outside jit, if the steps have not
+      been chosen yet.
   """
   found: dict[str, Any] = {}
   states = list(_states(opt_state))
   if not states:
     raise ValueError(
-      "steps: there is no bs.backslash in this optimizer state, so that no"
-      " quantization step is known"
+      "steps: there is no bs.backslash in this optimizer state, so no"
+      " quantization step is known; pass the state of a chain that contains it"
     )
   for state in states:
     own = {name: _value(step) for name, step in state("steps").items()}
@@ -186,15 +197,15 @@ def steps(opt_state: Any) -> dict[str, Any]:
       if name in found and found[name] is not step:
         if isinstance(step, jax.core.Tracer) or found[name] != step:
           raise ValueError(
-            f"steps: two transformations have a step for {name!r}: give each"
-            " a mask of its own, or read the part of the state that is meant"
+            f"steps: two transformations have a step for {name!r}: give them"
+            " masks that do not overlap, or pass the state of one of them"
           )
       found[name] = step
   return found
 
 
 def _check_chosen(state, own):
-  """Raises ValueError where fitted steps are still 0 in concrete values."""
+  """Raises ValueError if concrete values of fitted steps are still 0."""
   is_eager = getattr(jax.config, "jax_disable_jit")  # noqa: B009
   if is_eager or all(step > 0 for step in own.values()):
     return
@@ -204,13 +215,13 @@ def _check_chosen(state, own):
   )
   raise ValueError(
     f"fit_steps has chosen no steps yet: they are chosen in update {begin}, and"
-    f" this state has seen {count}; train further, or"
-    " begin earlier; a loop without jit asks once they are chosen"
+    f" this state has seen {count}; train further, or set an earlier begin. In"
+    " a loop without jit, call bs.steps only after that update"
   )
 
 
 def _states(node: Any) -> Iterator[Any]:
-  """For every state of `backslash` in a tree, a function that reads a field."""
+  """Yields a field reader for each state of `backslash` in a tree."""
   fields = getattr(type(node), "_fields", ())
   if isinstance(node, Mapping):
     children = node
@@ -231,14 +242,14 @@ def _reader(children):
   def read(name):
     value = children[name]
     if name == "steps" and not isinstance(value, Mapping):
-      return {}  # Of a tree without leaves.
+      return {}  # The parameters had no leaves.
     return value._asdict() if hasattr(value, "_asdict") else value
 
   return read
 
 
 def _value(step):
-  """A step as an array where it is traced, else as a number."""
+  """A step as a Python float, or as the tracer if it is traced."""
   step = tree.value_of(step)
   if isinstance(step, jax.core.Tracer):
     return step
@@ -246,7 +257,7 @@ def _value(step):
 
 
 def _fit(bits, params, sensitivity, sharding):
-  """The steps with which params take `bits`, float32 [T]."""
+  """The steps at which params take `bits` bits per parameter, float32 [T]."""
   sums = moments.tree_moments(params, sharding)
   scale = jnp.sqrt(sums.square_sum / jnp.maximum(sums.count, 1.0))
   unit = jnp.where(jnp.any(scale > 0), jnp.max(scale), jnp.float32(1.0))
@@ -270,7 +281,7 @@ def _fit(bits, params, sensitivity, sharding):
 
 
 def _weighted_square(u, x):
-  """Mean of u^2, weighted with x^2; 0 where x is zero everywhere."""
+  """Mean of u^2 weighted by x^2; 0 if x is all zeros."""
   squares = jnp.square(x.astype(jnp.float32))
   total = jnp.sum(squares)
   weighted = jnp.sum(jnp.square(u.astype(jnp.float32)) * squares)

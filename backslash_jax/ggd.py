@@ -2,11 +2,10 @@ r"""The generalized Gaussian distribution, as pure functions.
 
   f(x) = nu / (2 alpha Gamma(1/nu)) exp(-(|x| / alpha)^nu)
 
-with shape `nu` (1 is Laplace, 2 is Gaussian) and scale `alpha`; the mean is
-zero. Arguments broadcast against each other, everything is differentiable in
-`x`, runs under `jit` and `vmap`, and computes in the promoted floating dtype of
-its arguments (at least float32). The same formulas price a parameter in
-training and model it in the coded file.
+with mean 0, shape `nu` (1 is Laplace, 2 is Gaussian) and scale `alpha`. The
+arguments broadcast. All functions are differentiable in `x`, run under `jit`
+and `vmap`, and compute in the promoted floating dtype of their arguments (at
+least float32). The training rate and the entropy coder use the same formulas.
 
 Source: Sharifi & Leon-Garcia, IEEE Trans. CSVT 5(1), 1995 (moments).
 """
@@ -20,7 +19,7 @@ MIN_SHAPE = 0.1
 MAX_SHAPE = 8.0
 
 _LN2 = 0.6931471805599453
-# Bins of `discrete_entropy` that are summed one by one, on each side of zero.
+# Bins on each side of zero that `discrete_entropy` sums explicitly.
 _BINS = 24
 
 
@@ -30,7 +29,7 @@ def _promote(*args: ArrayLike) -> tuple[jax.Array, ...]:
 
 
 def _at_multiples(fn, r):
-  """fn(r), fn(2 r), fn(3 r), in one call: these compile slowly."""
+  """fn(r), fn(2 r), fn(3 r) in one call, because fn compiles slowly."""
   return fn(jnp.stack([r, 2.0 * r, 3.0 * r]))
 
 
@@ -42,19 +41,16 @@ def log_moment_ratio(nu: ArrayLike) -> jax.Array:
 
 
 def moment_ratio(nu: ArrayLike) -> jax.Array:
-  """rho(nu) = E[x^2] / E[|x|]^2, which depends on the shape alone.
+  """rho(nu) = E[x^2] / E[|x|]^2, which depends only on the shape.
 
-  Falls monotonically from infinity at nu = 0 to 4/3, a uniform density, at
-  nu = infinity; 2 for Laplace, pi/2 for a Gaussian.
+  It falls monotonically from infinity at nu = 0 to 4/3 at nu = infinity, the
+  uniform density. It is 2 for Laplace and pi/2 for a Gaussian.
   """
   return jnp.exp(log_moment_ratio(nu))
 
 
 def shape_from_ratio(rho: ArrayLike) -> jax.Array:
   """Inverse of `moment_ratio`, clamped to [MIN_SHAPE, MAX_SHAPE].
-
-  Safeguarded Newton steps on log rho as a function of log nu, a fixed number
-  of them: the bracket halves whenever a step would leave it.
 
   Args:
     rho: E[x^2] / E[|x|]^2, any shape.
@@ -63,7 +59,22 @@ def shape_from_ratio(rho: ArrayLike) -> jax.Array:
     nu, same shape; nan where rho is nan.
   """
   (rho,) = _promote(rho)
-  target = jnp.log(rho)
+  return shape_from_log_ratio(jnp.log(rho))
+
+
+def shape_from_log_ratio(log_rho: ArrayLike) -> jax.Array:
+  """Inverse of `log_moment_ratio`, clamped to [MIN_SHAPE, MAX_SHAPE].
+
+  Safeguarded Newton steps on log rho as a function of log nu, a fixed number
+  of them: the bracket halves whenever a step would leave it.
+
+  Args:
+    log_rho: natural logarithm of E[x^2] / E[|x|]^2, any shape.
+
+  Returns:
+    nu, same shape; nan where log_rho is nan.
+  """
+  (target,) = _promote(log_rho)
   low = jnp.full_like(target, jnp.log(MIN_SHAPE))
   high = jnp.full_like(target, jnp.log(MAX_SHAPE))
 
@@ -84,14 +95,14 @@ def shape_from_ratio(rho: ArrayLike) -> jax.Array:
   nu = jnp.exp(t)
   nu = jnp.where(target >= log_moment_ratio(MIN_SHAPE), MIN_SHAPE, nu)
   nu = jnp.where(target <= log_moment_ratio(MAX_SHAPE), MAX_SHAPE, nu)
-  return jnp.where(jnp.isnan(rho), jnp.nan, nu)
+  return jnp.where(jnp.isnan(target), jnp.nan, nu)
 
 
 def scale(nu: ArrayLike, mean_abs: ArrayLike) -> jax.Array:
   """alpha of the distribution with shape `nu` and E[|x|] = `mean_abs`.
 
-  E[|x|] = alpha Gamma(2/nu) / Gamma(1/nu). The first moment is used rather
-  than the second since it is the steadier of the two under heavy tails.
+  E[|x|] = alpha Gamma(2/nu) / Gamma(1/nu). The first moment is used because its
+  estimate has less variance than the second's under heavy tails.
   """
   nu, mean_abs = _promote(nu, mean_abs)
   r = 1.0 / nu
@@ -110,7 +121,7 @@ def log_prob(x: ArrayLike, nu: ArrayLike, alpha: ArrayLike) -> jax.Array:
 
 
 def cdf(x: ArrayLike, nu: ArrayLike, alpha: ArrayLike) -> jax.Array:
-  """P(X <= x), accurate in relative terms in the lower tail."""
+  """P(X <= x), with a small relative error in the lower tail."""
   x, nu, alpha = _promote(x, nu, alpha)
   t = (jnp.abs(x) / alpha) ** nu
   tail = 0.5 * special.gammaincc(*jnp.broadcast_arrays(1.0 / nu, t))
@@ -126,12 +137,12 @@ def entropy(nu: ArrayLike, alpha: ArrayLike) -> jax.Array:
 def discrete_entropy(
   nu: ArrayLike, alpha: ArrayLike, step: ArrayLike
 ) -> jax.Array:
-  """Entropy in bits of round(X / step), exact down to zero bits.
+  """Entropy of round(X / step), in bits; accurate down to zero bits.
 
-  The bins near zero, where the density varies within a bin, are summed one by
-  one; the sum over the others, where it hardly does, is an integral with a
-  closed form. At high rates this tends to `entropy(nu, alpha) - log2(step)`,
-  which goes below zero at low rates where this does not.
+  The bins near zero, where the density varies within a bin, are summed
+  explicitly. The sum over the other bins is replaced by an integral in closed
+  form. For small steps the result tends to `entropy(nu, alpha) - log2(step)`.
+  Unlike that formula, it is never negative for large steps.
 
   Args:
     nu: shape.
@@ -146,7 +157,8 @@ def discrete_entropy(
   q = jnp.arange(_BINS + 1, dtype=nu.dtype) + 0.5
   edges = jnp.expand_dims(q, range(1, nu.ndim + 1)) * step[None]
   t = (edges / safe[None]) ** nu[None]
-  # P(|X| > edge), and last the integral of (x / alpha)^nu f(x) beyond the last.
+  # P(|X| > edge) for each edge, then the integral of (x / alpha)^nu f(x) beyond
+  # the last edge.
   r = jnp.broadcast_to(1.0 / nu[None], t.shape)
   upper = special.gammaincc(
     jnp.concatenate([r, r[-1:] + 1.0]), jnp.concatenate([t, t[-1:]])
@@ -158,7 +170,7 @@ def discrete_entropy(
   # Beyond the last edge: -log(f(x) step) integrated against the density.
   mass = outside[-1]
   far = heavier - mass * (_log_peak(nu, safe) + jnp.log(step))
-  # A bin with mass so small that the density drops within it costs nothing.
+  # Where the density falls steeply within a bin, the integral can be negative.
   far = jnp.where(mass > 0, jnp.maximum(far, 0.0), 0.0)
   bits = jnp.maximum(near + far, 0.0) / _LN2
   return jnp.where(alpha > 0, bits, jnp.where(alpha == 0, 0.0, jnp.nan))
@@ -174,7 +186,7 @@ def sample(
   """Independent samples: (|X| / alpha)^nu is Gamma(1/nu) distributed."""
   key_size, key_sign = jax.random.split(key)
   nu, alpha = jnp.asarray(nu, dtype), jnp.asarray(alpha, dtype)
-  # In logarithms, since the gamma variate underflows at large nu.
+  # In the log domain, because the gamma variate underflows at large nu.
   log_t = jax.random.loggamma(key_size, 1.0 / nu, shape, dtype)
   sign = jax.random.rademacher(key_sign, shape, dtype)
   return sign * alpha * jnp.exp(log_t / nu)

@@ -1,10 +1,11 @@
-"""Entropy of the quantized parameters, measured while training runs.
+"""Entropy of the quantized parameters, measured during training.
 
-A generalized Gaussian predicts the code length from two moments, and is right
-as long as the parameters follow it. Rate-constrained training makes tensors
-that do not, with a few strong rows among zeros, and there the prediction can be
-wrong by half. So the meter counts: it takes the entropy of the integers, from a
-histogram whose bins grow with the magnitude, over a sample of each tensor.
+A generalized Gaussian predicts the code length from two moments, which is
+accurate if the parameters follow it. After rate-constrained training many
+tensors do not: a few rows are large and the rest are zero. The prediction can
+then be wrong by half. The meter therefore computes the entropy from a histogram
+of the quantized integers in a sample of each tensor. The bins get wider with
+the magnitude.
 """
 
 import functools
@@ -19,23 +20,25 @@ from jax.scipy import special
 from backslash_jax import sampling
 from backslash_jax.moments import sharded, split
 
-# A tensor, or a shard of one, is sampled down to at most so many elements.
+# Largest sample of a tensor, or of one shard of it, in elements.
 SAMPLE = 2**17
-# First level of every bin of |q|: one level each up to 16, then a fifth wider.
+# First level of every bin of |q|: one level per bin up to 16, then bins that
+# each begin 2^(1/4) times further out.
 _EDGES = np.round(
   np.concatenate([np.arange(16), 16 * 2 ** (np.arange(60) / 4)])
 )
 
 
 def entropy(x: jax.Array, step: float | jax.Array) -> jax.Array:
-  """Entropy in bits per element of round(x / step), float32 scalar.
+  """Entropy of round(x / step) in bits per element, float32 scalar.
 
-  Within a bin all levels count as equally likely, and the bias of a finite
-  sample is corrected for (Miller & Madow 1955).
+  All levels within a bin count as equally likely. The bias of the finite sample
+  is corrected (Miller & Madow 1955). The result is nan if a sampled element is
+  nan.
 
   Args:
-    x: floating array of any shape; nan where one of it is nan.
-    step: distance between quantization levels.
+    x: floating array of any shape.
+    step: quantization step, in the units of x.
   """
   if x.size == 0:
     return jnp.zeros([], jnp.float32)
@@ -45,7 +48,7 @@ def entropy(x: jax.Array, step: float | jax.Array) -> jax.Array:
     level, cpu=_reached_in_turn, default=_reached
   )
   count = reached - jnp.append(reached[1:], jnp.int32(0))
-  # Both signs, but for zero; the last bin has no end, and hardly an element.
+  # Both signs, except for zero. The last bin is unbounded; it is nearly empty.
   width = np.append(np.diff(_EDGES), _EDGES[-1]) * np.where(_EDGES == 0, 1, 2)
   p = count.astype(jnp.float32) / x.size
   nats = jnp.sum(special.entr(p) + p * jnp.log(width.astype(np.float32)))
@@ -57,23 +60,23 @@ def entropy(x: jax.Array, step: float | jax.Array) -> jax.Array:
 def bits_per_parameter(
   params: Any, step: float | jax.Array, sharding: Any = None
 ) -> jax.Array:
-  """Mean bits of the floating leaves of params, each coded separately.
+  """Mean entropy of the floating leaves, in bits per parameter.
 
-  A leaf that is split over a mesh is measured shard by shard, as the coded
-  file's chunks are, and the shards' bits are added: one all-reduce of one
-  float32 for all leaves that are split over the same axes.
+  Each leaf has its own histogram. A leaf that is split over a mesh has one per
+  shard, and the bits of the shards are added. This takes one all-reduce of one
+  float32 for all leaves that are split over the same mesh axes.
 
   Args:
     params: pytree of arrays.
-    step: distance between quantization levels: one, or [T], one for each
+    step: quantization step: a scalar for all floating leaves, or [T], one per
       floating leaf in the order of the leaves.
     sharding: as in `moments.tree_moments`.
 
   Returns:
-    float32 scalar; 0 where there is no parameter.
+    float32 scalar; 0 if there are no parameters.
   """
   leaves, shardings = split(params, sharding)
-  # Floats, because JAX takes no integer of 2^31 and more.
+  # Floats, because JAX rejects Python integers of 2^31 and more.
   total = float(sum(x.size for x in leaves))
   if total == 0:
     return jnp.zeros([], jnp.float32)
@@ -87,7 +90,7 @@ def bits_per_parameter(
 
 
 def _reached(level):
-  """How many of the levels are in each bin or beyond, int32."""
+  """Number of levels at or beyond the first level of each bin, int32."""
   edges = jnp.expand_dims(
     jnp.asarray(_EDGES, level.dtype), range(1, level.ndim + 1)
   )
@@ -97,10 +100,10 @@ def _reached(level):
 
 
 def _reached_in_turn(level):
-  """The same, edge by edge: XLA on CPU does it ten times as fast."""
+  """`_reached` edge by edge, which is ten times as fast in XLA on CPU."""
 
   def reached(edge):
-    # float32 counts exactly what a sample has, and XLA vectorizes its sum.
+    # Counts up to SAMPLE are exact in float32, and XLA vectorizes this sum.
     return jnp.sum((level >= edge).astype(jnp.float32)).astype(jnp.int32)
 
   return jax.lax.map(reached, jnp.asarray(_EDGES, level.dtype))
@@ -109,9 +112,9 @@ def _reached_in_turn(level):
 def _sample(x):
   """At most SAMPLE elements of x, spread over each axis.
 
-  An axis is cut in parts of a power of two, and one index is taken from each.
-  Where the shards of the axis are such parts as well, none of it leaves its
-  device.
+  An axis is cut into equal parts, each a power of two long, and one index is
+  taken from each part. If every shard consists of whole parts, no element
+  leaves its device.
   """
   parts, widths = list(x.shape), [1] * x.ndim
   while np.prod(parts, dtype=np.int64) > SAMPLE:

@@ -1,12 +1,12 @@
-r"""Rates: the price of a parameter, its value and its gradient.
+r"""Rates: estimated code length of the parameters, and its gradient.
 
-Both rates are a mean over the N parameters of a price per element,
+Each rate is the mean over the N parameters of a cost per element,
 
   dggr   (|x| + eps)^nu                                  (dimensionless)
   bits   -log2( step f(|x| + eps) ),  f of (nu, alpha)   (bits per parameter)
 
-with nu and alpha held constant in the gradient. The epsilon keeps the gradient
-finite at zero for nu < 1. Another rate is another `Rate`.
+with nu and alpha held constant in the gradient. Epsilon keeps the gradient
+finite at zero for nu < 1. To add a rate, construct a `Rate`.
 
 Source: Wu, Wen & Han, ICML 2025, arXiv 2504.16968, for dggr.
 """
@@ -23,17 +23,17 @@ from backslash_jax import ggd
 
 
 class Rate(NamedTuple):
-  """A price per parameter.
+  """A cost per parameter.
 
   Attributes:
-    name: for messages and configs.
-    value: (x, nu, alpha, epsilon, step) -> the sum of the prices of the
-      elements of a tensor, float32 scalar.
-    gradient: (x, nu, alpha, epsilon) -> the gradient of `value`, float32 of
+    name: name in messages and configs.
+    value: (x, nu, alpha, epsilon, step) -> the cost summed over the elements of
+      a tensor, float32 scalar.
+    gradient: (x, nu, alpha, epsilon) -> the gradient of `value`, float32 with
       the shape of x; 0 where x is 0, nan where x is nan. nu and alpha are
-      scalars; nu may be a Python number, which saves a power for 1 and 2.
-    is_learned: whether a fixed shape still leaves something to estimate, as
-      the scale of "bits" is.
+      scalars. If nu is the Python number 1 or 2, no power is computed.
+    is_learned: whether the gradient needs an estimate even with a fixed shape.
+      True for "bits", which needs alpha.
   """
 
   name: str
@@ -43,10 +43,10 @@ class Rate(NamedTuple):
 
 
 def scale(nu: ArrayLike, mean_abs: ArrayLike, epsilon: float) -> jax.Array:
-  """alpha of the magnitudes that are priced, |x| + epsilon.
+  """alpha of |x| + epsilon, the magnitudes that the rate uses.
 
-  With the epsilon the price of a tensor that is almost all zeros is bounded, as
-  the code length of its integers is.
+  Epsilon bounds the cost of a tensor that is almost all zeros, just as the code
+  length of its integers is bounded.
 
   Args:
     nu: shape of the generalized Gaussian.
@@ -65,7 +65,7 @@ def direction(
 ) -> jax.Array:
   """sign(x) ((|x| + eps) / alpha)^(nu - 1), float32; 0 where x is 0.
 
-  Without alpha it is not divided.
+  If alpha is None, the magnitude is not divided.
   """
   x = x.astype(jnp.float32)
   inverse = None if alpha is None else 1.0 / jnp.asarray(alpha, jnp.float32)
@@ -96,7 +96,7 @@ def _signed_power(x, exponent, epsilon, inverse):
 
 @_signed_power.defjvp
 def _signed_power_jvp(primals, tangents):
-  """Bit operations have no derivative: this is the function's own."""
+  """The analytic derivative: JAX cannot differentiate bit operations."""
   x, exponent, epsilon, inverse = primals
   value = _signed_power(*primals)
   size = jnp.abs(x) + epsilon
@@ -127,7 +127,7 @@ def _bits_value(x, nu, alpha, epsilon, step):
 
 
 def _bits_gradient(x, nu, alpha, epsilon):
-  # Relative to alpha: a power of alpha itself could overflow.
+  # Divide by alpha before the power: a power of alpha alone could overflow.
   return nu / (alpha * math.log(2.0)) * direction(x, nu, epsilon, alpha)
 
 
@@ -141,10 +141,10 @@ RATES = {
 
 
 def find(rate: "str | Rate") -> Rate:
-  """The rate of a name, or the rate itself.
+  """The rate with this name; a `Rate` is returned unchanged.
 
   Raises:
-    ValueError: there is no such rate.
+    ValueError: if no rate has this name.
   """
   if isinstance(rate, Rate):
     return rate
@@ -165,14 +165,15 @@ _EXP2 = (0.999999261, 0.693121815, 0.240247448, 0.0559178603, 0.0095701017)
 def _power(base, exponent):
   """base^exponent for finite base > 0, float32.
 
-  The relative error is 1e-5 for an exponent in [-1, 1], and about the exponent
-  times that beyond. XLA on CPU has no vectorized power, and considers exp and
-  log so expensive that it stores their results. This it fuses with the update
-  of Adam, and computes it twice, once for each average, so it has to be short.
+  The relative error is at most 1e-5 for exponents in [-1, 1] and grows in
+  proportion to larger ones. XLA on CPU has no vectorized power, and it stores
+  the results of exp and log because it considers them expensive. It fuses these
+  polynomials into Adam's update and evaluates them twice, once per moment, so
+  they are short.
   """
   bits = _bits(base)
   mantissa = _float((bits & 0x7FFFFF) | 0x3F800000)
-  # The integer of the bits is linear between powers of two.
+  # The bits, read as an integer, are linear in x between powers of two.
   linear = bits.astype(jnp.float32) * jnp.float32(2.0**-23) - 127.0
   y = exponent * (linear + _polynomial(_LOG2, mantissa))
   y = jnp.clip(y, -126.0, 126.0)

@@ -1,4 +1,4 @@
-"""The recipes of docs/frontier.md, as one function."""
+"""The training recipes of docs/frontier.md as one function."""
 
 import jax
 import optax
@@ -22,56 +22,61 @@ def recommended(
   mask: tree.Mask = tree.DEFAULT,
   sharding: moments.Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Trains towards a file of so many bits per parameter.
+  """Trains towards a file with `bits` bits per parameter.
 
   | model                           | arguments                         |
   |---------------------------------|-----------------------------------|
   | classifier, from scratch        | `bits`                            |
-  | the same, about a tenth smaller | `bits, begin=2 * updates / 3`     |
+  | same, file about 10% smaller    | `bits, begin=2 * updates / 3`     |
   | language model, from scratch    | `bits, begin=..., limit=0`        |
   | fine-tuned, 1 bit or less       | `bits, begin=..., limit=0.3`      |
 
-  Without `begin`: the L1 norm of the selected leaves, weighted by a controller
-  that steers them to `bits` at the quantization step `step`. L1 saves as much
-  as any other rate in docs/frontier.md, and is the most stable when steered to
-  a target. With `begin`: in that update each leaf gets a quantization step of
-  its own, all together for `bits`, and the loss then has to see the rounded
-  parameters. A language model needs all of its weights: there `limit=0` leaves
-  the rate out.
+  Without `begin`, the rate is the L1 norm of the selected leaves. A controller
+  sets its weight to reach `bits` at the quantization step `step`. L1 saves as
+  much as any other rate in docs/frontier.md and is the most stable when steered
+  to a target.
+
+  With `begin`, each selected leaf also gets its own quantization step in that
+  update. The steps are chosen to reach `bits` over all selected leaves. From
+  then on, the loss must use the rounded parameters. For language models,
+  `limit=0` turns the rate off: zeroing weights costs them too much accuracy.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.recommended(bits=1.0), optax.adamw(3e-3))
 
-  With `begin` the loss is that of the rounded parameters,
+  With `begin`, compute the loss of the rounded parameters:
 
     loss(bs.round_through(params, bs.steps(opt_state)), batch)
 
-  and every model is saved with `bs.save(path, params, step=bs.steps(state))`.
+  Save the model with `bs.save(path, params, step=bs.steps(opt_state))`.
 
   Args:
-    bits: bits per parameter of the selected leaves in the file, in (0, 32). The
-      other leaves are in the file exactly.
-    begin: update in which the steps are fitted; None: all have `step`.
-    limit: how many times as hard as the task the rate may pull; 1 or less
-      to fine-tune a pretrained model, see `target_rate`; 0: no rate.
-    step: quantization step of the file, or until `begin`: so fine that rounding
-      to it alone loses nothing. Fewer bits at a fine step lose less accuracy
-      than the same bits at a coarser one.
-    mask: the leaves that are priced and quantized, see `bs.matrices`.
-    sharding: of params, see `bs.backslash`.
+    bits: target for the selected leaves in the file, bits per parameter, in
+      (0, 32). The file stores the other leaves exactly.
+    begin: update in which the steps are fitted. None (default) uses `step` for
+      all leaves.
+    limit: largest norm of the rate's gradient, as a multiple of the task's;
+      default 30. Use 1 or less to fine-tune a pretrained model, see
+      `target_rate`. 0 turns the rate off.
+    step: quantization step of the file, or the one in force until `begin`.
+      Choose it so fine that rounding to it alone costs no accuracy. At equal
+      bits, a fine step costs less accuracy than a coarse one.
+    mask: selects the leaves to which the rate and the quantization apply; see
+      `bs.matrices`, the default.
+    sharding: sharding of params, see `bs.backslash`.
 
   Returns:
     `bs.backslash` with these arguments.
 
   Raises:
-    ValueError: for an argument out of its range; for a limit of 0 without
-      `begin`, which would leave the model as it is.
+    ValueError: if an argument is out of range, or if `limit` is 0 without
+      `begin`, which would not compress the model.
   """
   is_free = isinstance(limit, int | float) and limit == 0
   if is_free and begin is None:
     raise ValueError(
       "recommended: limit=0 leaves out the rate, and without begin no steps are"
-      " fitted: give one of them"
+      " fitted, so nothing would be compressed; give begin, or a limit above 0"
     )
   chosen = step
   if begin is not None:

@@ -1,4 +1,4 @@
-"""The quantizer in the forward pass: the loss of the model that is saved."""
+"""Quantization in the forward pass, to train on the loss of the saved model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from backslash_jax import quantize, tree
 
-# Whether this process has rounded anything: `backslash` warns where it fits
-# steps to a loss that has not.
+# Whether this process has called `round_through`. If not, `backslash` warns
+# when it fits steps.
 _has_rounded = False
 
 
@@ -20,23 +20,24 @@ def round_through(
 ) -> Any:
   """Rounds to multiples of `step`; the gradient passes straight through.
 
-  Used in the loss, `loss(bs.round_through(params, 2**-5), batch)`, so that
-  the distortion that training minimizes is that of the quantized model.
+  Use it in the loss, `loss(bs.round_through(params, 2**-5), batch)`. Training
+  then minimizes the loss of the quantized model.
 
   Args:
     params: pytree of arrays.
-    step: quantization step, in the units of the parameters: a number, or steps
-      by name, as `bs.steps` gives them and `bs.save` takes them. Where a step
-      is an array of value 0, not chosen yet, the leaf is left as it is.
-    mask: the leaves to round, see `bs.matrices`. With steps by name, the
-      default means the leaves that are named.
+    step: quantization step, in the units of the parameters: a number, or a
+      mapping from names to steps, as `bs.steps` returns and `bs.save` accepts.
+      An array with the value 0 means "not chosen yet"; that leaf is not
+      rounded.
+    mask: selects the leaves to round, see `bs.matrices`. With steps by name,
+      the default selects the named leaves.
 
   Returns:
-    The same tree; rounded leaves keep shape and dtype.
+    The same tree. Rounded leaves keep their shape and dtype.
 
   Raises:
-    ValueError: if a step is not positive and finite; if a leaf to round has
-      none, or no leaf has the name of one.
+    ValueError: if a step is not positive and finite, if a selected leaf has no
+      step, or if a step names no floating leaf.
 
   Source: straight-through estimator, Bengio et al., arXiv 1308.3432.
   """
@@ -64,7 +65,7 @@ def _through(x, step):
   else:
     step = float(step)
     rounded = step * jnp.round(exact / step)
-  # x - x is exactly zero, so the value is the level to the last bit.
+  # x - x is exactly zero, so the value is exactly the rounded one.
   return jax.lax.stop_gradient(rounded.astype(x.dtype)) + (
     x - jax.lax.stop_gradient(x)
   )

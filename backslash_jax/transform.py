@@ -29,9 +29,9 @@ SCOPES = ("model", "tensor")
 class BackslashState(NamedTuple):
   """State of `backslash`; read a field with `optax.tree.get(state, name)`.
 
-  No field has a name that optax's own states have, so that reading works beside
-  Adam. Where a chain or `optax.multi_transform` has several of these states,
-  `filtering` tells them apart:
+  No field name occurs in optax's own states, so `get` also works in a chain
+  with Adam. If the optimizer contains several of these states, select one with
+  `filtering`:
 
     optax.tree.get(state, "bits", filtering=lambda path, value:
       "embeddings" in jax.tree_util.keystr(path))
@@ -39,17 +39,16 @@ class BackslashState(NamedTuple):
   Attributes:
     rate_count: updates so far, int32.
     lmbda: weight of the rate in the last update, float32.
-    rate_shape: nu as it was last estimated, float32: a scalar for scope
-      "model"; for scope "tensor" one for each of the T selected leaves, [T], in
-      the order of `jax.tree.leaves`. It is estimated also when the price has a
-      fixed shape.
-    rate_scale: alpha of each selected leaf at the shape of the price, of the
-      magnitudes plus epsilon, float32 [T].
-    bits: entropy of the selected leaves, quantized with the steps in force,
-      bits per parameter, as last measured (see `meter`), float32.
-    steps: quantization step of each selected leaf by its name, float32 scalars;
-      0 where `fit_steps` has not chosen them. `bs.steps` reads them.
-    fit: state of `fit_steps`, see `fitting.FitState`; or ().
+    rate_shape: latest estimate of nu, float32. A scalar for scope "model"; [T]
+      for scope "tensor", one per selected leaf in the order of
+      `jax.tree.leaves`. It is also estimated if `shape` is fixed.
+    rate_scale: alpha of each selected leaf, computed from |x| + epsilon with
+      the nu that the rate uses, float32 [T].
+    bits: latest measured entropy of the selected leaves, quantized with the
+      current steps, bits per parameter, float32; see `meter`.
+    steps: name -> quantization step of each selected leaf, float32 scalars; 0
+      until `fit_steps` has chosen them. `bs.steps` reads them.
+    fit: state of `fit_steps`, see `fitting.FitState`; () without it.
     control: state of the controller of lmbda, see `control`.
   """
 
@@ -64,7 +63,7 @@ class BackslashState(NamedTuple):
 
 
 class _Price(NamedTuple):
-  """What the rate is, checked; see `backslash`."""
+  """The validated arguments that define the rate; see `backslash`."""
 
   rate: rates.Rate
   shape: Any
@@ -93,55 +92,61 @@ def backslash(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adds the gradient of lmbda * R(params) to the updates.
 
-  The rate of the paper, for all N selected parameters x_i together,
+  The default rate is that of the paper, over all N selected parameters x_i:
 
   .. math:: R = \frac{1}{N} \sum_i (|x_i| + \epsilon)^\nu
 
-  has a shape nu that is estimated from the parameters' moments in every update
-  and held constant in the gradient. The place in the chain decides what the
-  transformation is: before Adam the rate goes through the preconditioner and
-  spares the weights that the loss is sensitive to, as in the paper's
-  experiments; after Adam it is decoupled, as weight decay is in AdamW. A
-  `target_rate`, a `gradient_balance` and `fit_steps` compare it with the
-  gradient of the loss: with them it stands before Adam.
+  The shape nu is estimated from the moments of the parameters in every update,
+  and is held constant in the gradient.
+
+  The position in the chain matters. Before Adam, the preconditioner also scales
+  the rate's gradient, so weights to which the loss is sensitive shrink less, as
+  in the paper's experiments. After Adam, the rate is decoupled, as weight decay
+  is in AdamW. `target_rate`, `gradient_balance` and `fit_steps` need the
+  gradient of the loss; with any of them, put `backslash` before Adam.
 
   >>> import backslash_jax as bs, optax
   >>> tx = optax.chain(bs.backslash(1e3), optax.adamw(3e-5))
 
   Args:
-    lmbda: weight of the rate, in units of the loss per unit of rate: a
-      non-negative number, a schedule of it, or a controller that chooses it,
-      `target_rate` or `gradient_balance`. With the number 0 the updates pass
-      unchanged, and the state is still measured.
-    rate: "dggr", the above, or "bits", the code length in bits per parameter
-      under each tensor's own scale: lmbda is then in nats of loss for one
-      bit per parameter, and does not change when a tensor is rescaled. Or a
-      `rate.Rate`.
-    shape: None estimates nu; a number fixes it: 0.5, 1 and 2 are the paper's
-      L0.5, L1 and L2.
-    scope: "model", one nu for all selected leaves (paper), or "tensor", one
-      for each.
-    epsilon: added to every magnitude; None means step / 2, the half width of
-      the zero bin.
-    step: quantization step of the coded file: a number, or `fit_steps`, which
-      chooses one for each leaf. state.bits is measured with it.
-    mask: the leaves that are priced, measured and quantized, see `bs.matrices`,
-      the default. The paper prices all: mask=None.
-    update_every: nu and alpha are estimated every so many updates.
-    measure_every: bits are measured every so many updates; so are nu and alpha
-      where the gradient does not need them, with a fixed shape of rate "dggr".
-    implementation: of the moments, see `moments.moments`.
-    sharding: how params are sharded under automatic mesh axes, a tree of
-      NamedSharding or a callable that makes one of params: the moments are then
-      one all-reduce of two floats per tensor, and kernels can be used. Without
-      it the compiler partitions the sums; explicit mesh axes need none.
+    lmbda: weight of the rate, in units of loss per unit of rate. A non-negative
+      number, an optax schedule, or a controller (`target_rate` or
+      `gradient_balance`). With the number 0 (default) the updates pass through
+      unchanged, but the state is still measured.
+    rate: "dggr" (default), the rate above; "bits", the code length in bits per
+      parameter under each tensor's own scale; or a `rate.Rate`. With "bits",
+      lmbda is in units of loss per bit per parameter, and a suitable value
+      does not depend on the scale of the tensors.
+    shape: None (default) estimates nu. A number fixes it: 0.5, 1 and 2 are the
+      paper's L0.5, L1 and L2.
+    scope: "model" (default, as in the paper) estimates one nu for all selected
+      leaves, "tensor" one per leaf.
+    epsilon: added to every magnitude, in the units of the parameters. None
+      (default) uses step / 2, half the width of the zero bin.
+    step: quantization step of the coded file, in the units of the parameters. A
+      number, or `fit_steps` to choose one per leaf. state.bits is measured with
+      it.
+    mask: selects the leaves to which the rate, the measurement and the
+      quantization apply; see `bs.matrices`, the default. The paper applies the
+      rate to all parameters: mask=None.
+    update_every: updates between estimates of nu and alpha; default 1.
+    measure_every: updates between measurements of bits; default 16. With rate
+      "dggr" and a fixed shape, nu and alpha are also estimated at this
+      interval, because the gradient does not need them.
+    implementation: implementation of the moments, see `moments.moments`.
+    sharding: shardings of params under automatic mesh axes: a tree of
+      NamedSharding, or a callable that returns one for params. The moments then
+      take one all-reduce of two floats per tensor and can use kernels. If None
+      (default), the compiler partitions the sums. Explicit mesh axes do not
+      need this argument.
 
   Returns:
-    A transformation whose updates keep their shapes and dtypes. Its init raises
-    ValueError where the mask selects nothing, its update without params.
+    A transformation that keeps the shapes and dtypes of the updates. Its init
+    raises ValueError if the mask selects nothing, and its update if params is
+    missing.
 
   Raises:
-    ValueError: for an argument out of its range.
+    ValueError: if an argument is out of range.
 
   Source: Wu, Wen & Han, ICML 2025, arXiv 2504.16968, Algorithm 1.
   """
@@ -170,8 +175,8 @@ def backslash(
       rate_shape=jnp.full([] if scope == "model" else [t], 2.0, jnp.float32),
       rate_scale=jnp.ones([t], jnp.float32),
       bits=jnp.zeros([], jnp.float32),
-      # A tree without leaves has a leaf here, which `optax.tree.map_params`
-      # takes for a prefix of any dict.
+      # For a tree without leaves, the state holds an array, not an empty dict:
+      # `optax.tree.map_params` accepts a leaf as a prefix of any dict.
       steps={name: jnp.full([], own, jnp.float32) for name in names}
       or jnp.zeros([], jnp.float32),
       fit=fitting.init(plan, t) if plan else (),
@@ -256,7 +261,7 @@ def backslash(
 
 
 def _estimate(price, params, sharding, implementation):
-  """nu, and alpha of the magnitudes that are priced [T]."""
+  """nu, and alpha of |x| + epsilon for each selected leaf, [T]."""
   per_tensor = moments.tree_moments(
     params, sharding, implementation=implementation
   )
@@ -279,9 +284,9 @@ def _places(params, sharding):
 
 def _gradients(price, leaves, nu, alpha):
   """grad R of each selected leaf, float32."""
-  # A float, because JAX takes no integer of 2^31 and more.
+  # A float, because JAX rejects Python integers of 2^31 and more.
   total = float(max(sum(x.size for x in leaves), 1))
-  # A fixed shape stays a Python number, which needs no power.
+  # Keep a fixed shape a Python number: 1 and 2 then need no power.
   shapes = [nu if price.shape is None else price.shape] * len(leaves)
   if price.shape is None and price.scope == "tensor":
     shapes = list(nu)
@@ -292,7 +297,7 @@ def _gradients(price, leaves, nu, alpha):
 
 
 def _selected(params, mask):
-  """The selected leaves by name; none of a tree without floating leaves."""
+  """The selected leaves by name; empty if the tree has no floating leaf."""
   return tree.selected(params, mask)
 
 
@@ -319,19 +324,19 @@ def _add(updates, params, mask, terms):
 
 
 def _warn_unless_rounded():
-  """Warns, while an update is traced, where no loss has been rounded."""
+  """Warns at trace time if `round_through` has not been called yet."""
   if not rounding.has_rounded():
     warnings.warn(
-      "backslash fits quantization steps, but nothing in this process has been"
-      " rounded to them: from `begin` on the loss must see"
-      " bs.round_through(params, bs.steps(opt_state)), or the file will lose"
-      " what the training loss does not show",
+      "backslash fits quantization steps, but this process has not called"
+      " bs.round_through: from update `begin` on, the loss must see"
+      " bs.round_through(params, bs.steps(opt_state)); otherwise the saved"
+      " model can have a higher loss than training shows",
       stacklevel=4,
     )
 
 
 def _every(period: int, count, compute: Callable, kept):
-  """compute() in every period-th update, from the first on; else kept."""
+  """compute() in the first and then every period-th update; else kept."""
   if isinstance(period, int) and period == 1:
     return compute()
   return jax.lax.cond(count % period == 0, compute, lambda: kept)
@@ -343,7 +348,7 @@ def _norms(leaves):
 
 
 def _price(rate, shape, scope, epsilon, step) -> _Price:
-  """The price, or ValueError for an argument out of its range."""
+  """Validates the arguments that define the rate; raises ValueError."""
   try:
     rate = rates.find(rate)
     quantize.check_step(step)
@@ -368,19 +373,19 @@ def _price(rate, shape, scope, epsilon, step) -> _Price:
 
 
 def _is_bad(value, is_good) -> bool:
-  """Whether a value is out of range; None and arrays of JAX pass."""
+  """Whether a value is out of range; None and JAX arrays are accepted."""
   return not (value is None or isinstance(value, jax.Array) or is_good(value))
 
 
 def _number(value) -> Any:
-  """A Python number; None and arrays of JAX, which may be traced, stay."""
+  """A Python number; None and JAX arrays (maybe traced) are unchanged."""
   if value is None or isinstance(value, jax.Array):
     return value
   return float(value)
 
 
 def _check_lmbda(lmbda):
-  """Refuses what is no weight; arrays, which may be traced, pass."""
+  """Rejects an invalid lmbda; JAX arrays, which may be traced, pass."""
   if callable(lmbda) or isinstance(lmbda, control.Controller | jax.Array):
     return
   if not isinstance(lmbda, int | float | np.number) or not (

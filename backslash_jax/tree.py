@@ -1,16 +1,17 @@
-"""Names and selection: which leaf is called what, and which leaves are meant.
+"""Names of leaves, and the selection of leaves by a mask.
 
-A leaf's name is its keys joined by "/", as in "encoder/layer_0/kernel". Every
-function of the library that works on some leaves of a tree takes a `mask`:
+The name of a leaf is its keys joined by "/", for example
+"encoder/layer_0/kernel". Every function that works on a subset of the leaves
+takes a `mask`, one of:
 
-- `matrices`, the default: weight matrices, see there;
+- `matrices` (default): the weight matrices;
 - None: every floating leaf;
 - glob patterns of names, one or a sequence: "*/kernel", ["embed*", "head/*"];
 - a tree of bool with the structure of the parameters, or a prefix of it;
-- a callable from the parameters to any of the above.
+- a callable that takes the parameters and returns any of the above.
 
-Nothing here needs JAX. Where it is imported, trees are JAX's pytrees; otherwise
-they are nested dicts, lists and tuples.
+This module does not need JAX. If JAX has been imported, trees are JAX pytrees.
+Otherwise they are nested dicts, lists and tuples.
 """
 
 import fnmatch
@@ -23,15 +24,16 @@ import numpy as np
 
 Mask = Any | Callable[[Any], Any] | str | Iterable[str] | None
 
-# What is not a weight although it may have two axes, by the last key: biases
-# and scales of attention heads or of stacked layers, scales of quantization.
+# Last keys of leaves that are not weight matrices although they can have two
+# axes: biases and scales of attention heads or stacked layers, and quantization
+# scales.
 _VECTORS = re.compile(r"(?:.*_)?(?:bias(?:es)?|scales?)(?:_.*)?|beta|gamma")
 
 
 class _Default:
   """Stands for `matrices` as the default of an optax factory.
 
-  `optax.inject_hyperparams` would take a callable default for a schedule.
+  `optax.inject_hyperparams` would treat a callable default as a schedule.
   """
 
   def __repr__(self):
@@ -49,7 +51,7 @@ def name_of(path: Iterable[Any]) -> str:
 def named_leaves(params: Any) -> list[tuple[str, Any]]:
   """(name, leaf) of every leaf, in the order of `jax.tree.leaves`.
 
-  A variable of Flax NNX counts as its value and adds nothing to the name.
+  A Flax NNX variable is replaced by its value, and adds nothing to the name.
   """
   return [(name_of(path), leaf) for path, leaf in _leaves(params)]
 
@@ -60,25 +62,25 @@ def names(params: Any) -> list[str]:
 
 
 def map_named(function: Callable[[str, Any], Any], params: Any) -> Any:
-  """The same tree with function(name, leaf) in the place of each leaf."""
+  """The same tree with each leaf replaced by function(name, leaf)."""
   values = [function(name, leaf) for name, leaf in named_leaves(params)]
   return _unflatten(params, values)
 
 
 def matrices(params: Any) -> Any:
-  """The default mask: floating leaves with two or more axes that are weights.
+  """The default mask: floating weights with two or more axes.
 
-  Biases and scales are left out whatever their number of axes: the bias of an
-  attention layer of Flax has the axes [heads, head_dim], and those of stacked
-  layers have the layers in front. They are recognized by the last part of
-  their name: "bias", "scale", "query_bias", "weight_scale_inv", "beta"
-  or "gamma".
+  It excludes biases and scales, whatever their number of axes. In Flax, for
+  example, an attention bias has the axes [heads, head_dim], and the bias of
+  stacked layers has an axis for the layers. They are recognized by the last
+  part of their name, for example "bias", "scale", "query_bias",
+  "weight_scale_inv", "beta" or "gamma".
 
   Args:
-    params: a tree of arrays, or of anything with a shape and a dtype.
+    params: tree of arrays, or of objects with a shape and a dtype.
 
   Returns:
-    A tree of bool with the structure of params.
+    Tree of bool with the structure of params.
   """
 
   def is_matrix(name, x):
@@ -89,15 +91,15 @@ def matrices(params: Any) -> Any:
 
 
 def select(params: Any, mask: Mask = matrices) -> Any:
-  """The tree of bool that a mask means for params.
+  """Applies a mask to params; returns a tree of bool.
 
   Args:
-    params: a tree of arrays.
-    mask: see the module.
+    params: tree of arrays.
+    mask: see the module docstring.
 
   Raises:
-    ValueError: a pattern matches no floating leaf, a tree has another
-      structure, or what is selected is not floating.
+    ValueError: if a pattern matches no floating leaf, a tree of bool has
+      another structure than params, or a selected leaf is not floating.
   """
   flags = iter(_flags(params, mask))
   return _unflatten(params, [next(flags) for _ in _leaves(params)])
@@ -107,12 +109,12 @@ def selected(params: Any, mask: Mask = matrices) -> dict[str, Any]:
   """The selected leaves by name, in the order of `jax.tree.leaves`.
 
   Args:
-    params: a tree of arrays.
-    mask: see the module.
+    params: tree of arrays.
+    mask: see the module docstring.
 
   Raises:
-    ValueError: as `select`; if the mask selects nothing of a tree that has
-      floating leaves; if two selected leaves have one name.
+    ValueError: as `select`; also if params has floating leaves but the mask
+      selects none, or if two selected leaves have the same name.
   """
   leaves = named_leaves(params)
   flags = _flags(params, mask)
@@ -132,7 +134,7 @@ def selected(params: Any, mask: Mask = matrices) -> dict[str, Any]:
 
 
 def keep(params: Any, mask: Mask = matrices) -> Any:
-  """params with None in the place of every leaf that is not selected."""
+  """params with every leaf that is not selected replaced by None."""
   flags = _flags(params, mask)
   leaves = [leaf for _, leaf in _leaves(params)]
   return _unflatten(
@@ -142,18 +144,18 @@ def keep(params: Any, mask: Mask = matrices) -> Any:
 
 
 def is_float(x: Any) -> bool:
-  """Whether x has a real floating dtype; bfloat16 and float8 are such."""
+  """Whether x has a real floating dtype, including bfloat16 and float8."""
   return is_floating(x.dtype) if hasattr(x, "dtype") else isinstance(x, float)
 
 
 def is_floating(dtype: Any) -> bool:
-  """Whether a dtype is one of real floating numbers."""
-  # Keys of jax.random have a dtype that NumPy does not know.
+  """Whether a dtype is real floating."""
+  # By name, because NumPy does not know the dtype of jax.random keys.
   return "float" in str(getattr(dtype, "name", dtype))
 
 
 def _flags(params, mask) -> list[bool]:
-  """A bool for each leaf, checked."""
+  """Whether each leaf is selected; validates the mask."""
   leaves = named_leaves(params)
   if mask is DEFAULT:
     mask = matrices
@@ -167,7 +169,7 @@ def _flags(params, mask) -> list[bool]:
     if not callable(mask):
       raise ValueError(
         f"mask is {mask!r}: wanted bs.matrices, None, glob patterns of names, a"
-        " tree of bool, or a callable that makes one of these of params"
+        " tree of bool, or a callable that returns one of these for params"
       )
     return _flags(params, mask(params))
   flags = _broadcast(mask, params)
@@ -175,7 +177,7 @@ def _flags(params, mask) -> list[bool]:
     if flag and not is_float(x):
       raise ValueError(
         f"mask selects {name!r} of dtype {getattr(x, 'dtype', type(x))}: only"
-        " floating leaves can be; mask=None selects all of those"
+        " floating leaves can be selected; mask=None selects all of them"
       )
   return flags
 
@@ -210,12 +212,12 @@ def _is_bool(x) -> bool:
 
 def _is_tree_of_bool(mask) -> bool:
   leaves = [leaf for _, leaf in _leaves(mask)]
-  # An Equinox module is callable and a tree: it is taken for what it holds.
+  # An Equinox module is both callable and a tree: decide by its leaves.
   return all(map(_is_bool, leaves)) and not (not leaves and callable(mask))
 
 
 def _broadcast(mask, params) -> list[bool]:
-  """The bools of a mask that has params' structure, or is a prefix of it."""
+  """The flags of a tree of bool that is params' structure or a prefix."""
   try:
     if jax := sys.modules.get("jax"):
       spread = jax.tree.map(
@@ -269,12 +271,12 @@ def _is_variable(node) -> bool:
 
 
 def value_of(x: Any) -> Any:
-  """The array of a variable of Flax NNX; another array as it is."""
+  """The value of a Flax NNX variable; other values are unchanged."""
   return x[...] if _is_variable(x) else x
 
 
 def _key(entry):
-  """What an entry of a key path of JAX says."""
+  """The key, index or name in an entry of a JAX key path."""
   for field in ("key", "idx", "name"):
     if hasattr(entry, field):
       return getattr(entry, field)
@@ -295,7 +297,7 @@ def _plain_leaves(node, path):
 
 
 def _children(node):
-  """(key, child) of a container in the order of JAX's leaves, or None."""
+  """(key, child) pairs of a container, ordered as in JAX; None for a leaf."""
   if isinstance(node, Mapping):
     return [(key, node[key]) for key in sorted(node)]
   if isinstance(node, (list, tuple)):
@@ -304,7 +306,7 @@ def _children(node):
 
 
 def _unflatten(params, values: list) -> Any:
-  """The tree of params with other leaves."""
+  """A tree with the structure of params and the given leaves."""
   if jax := sys.modules.get("jax"):
     return jax.tree.unflatten(jax.tree.structure(params), values)
   return _rebuild(params, iter(values))

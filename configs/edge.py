@@ -1,14 +1,13 @@
-"""The quickstart's classifier, trained to lose whole neurons, heads and rows.
+"""The quickstart's classifier, trained to remove neurons, heads and features.
 
 python -m experiments.bench.edge --config=configs/edge.py --workdir=runs/edge
 
-trains every arm with three seeds; docs/edge.md has what is left of them. One
-seed alone:
+trains every arm with three seeds; docs/edge.md has the results. One seed alone:
 
 python -m experiments.main --config=configs/edge.py --workdir=runs/edge/seed0
 
-Hardware: two CPU cores. 600 updates, fewer than the quickstart's 1000, so that
-three seeds of four arms are affordable.
+Hardware: two CPU cores. 600 updates, in place of the quickstart's 1000, make
+three seeds of five arms affordable.
 """
 
 import ml_collections
@@ -49,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     {"rate": {"shape": 1.0, "balance": 0.1}}
   )
   config.arms.backslash = ml_collections.ConfigDict({"rate": bits})
-  # How many units stay is what their rate leaves.
+  # The rate decides how many units stay.
   config.arms.group = ml_collections.ConfigDict(
     {
       "rate": bits,

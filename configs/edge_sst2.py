@@ -1,10 +1,10 @@
-"""A pretrained encoder on SST-2, trained to lose half of its units and more.
+"""A pretrained encoder on SST-2, trained to remove half of its units.
 
 python -m experiments.bench.edge --config=configs/edge_sst2.py \
   --workdir=runs/edge_sst2
 
 configs/pretrained.py says where weights and data come from. The training is
-that of configs/frontier_sst2.py.
+that of configs/frontier_texts.py:sst2.
 """
 
 import ml_collections

@@ -2,13 +2,13 @@
 
 python -m experiments.frontier --config=configs/frontier_bytes.py:small \
   --workdir=runs/frontier_bytes
-":full" in the place of ":small" is every method and point, with three seeds.
+":full" has every method and point, with three seeds.
 
 Hardware: two CPU cores with a process on each, see docs/frontier.md. A training
 of 400 updates took 2 minutes on a core, and 3 with its 9 files, so the 50
-trainings of the small grid are about an hour; the full grid, 1000 updates, is
-for an accelerator. Learning rates are tuned on the validation split by
---config.grid.tune=True.
+trainings of the small grid take about an hour. The full grid, with 1000
+updates, is for an accelerator. --config.grid.tune=True tunes the learning rates
+on the validation split.
 """
 
 import ml_collections
@@ -52,7 +52,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     lambdas=(40.0,) if is_small else (5.0, 15.0, 50.0, 150.0),
     learning_rates=LEARNING_RATES,
     candidates=(1e-3, 3e-3, 1e-2, 3e-2),
-    # Of this task a small model needs every weight.
+    # For this task a small model needs every weight.
     balances=(0.01,) if is_small else (0.01, 0.03, 0.1, 0.3),
     decays=(3.0,) if is_small else (0.1, 0.3, 3.0),
     bits=(1.0, 1.4, 1.8, 2.6) if is_small else (0.7, 1.0, 1.4, 1.8, 2.6, 3.5),

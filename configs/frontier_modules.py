@@ -2,13 +2,13 @@
 
 python -m experiments.frontier --config=configs/frontier_modules.py:small \
   --workdir=runs/frontier_modules
-":full" in the place of ":small" is every method and point, with three seeds.
+":full" has every method and point, with three seeds.
 
-Hardware: two CPU cores. Time: small, 80 trainings of 600 updates. A training
-took 50 seconds on one of the cores, and each of the 11 files that most are coded to
-8, so that two processes need about 75 minutes. full, three seeds of every
-method and point and 1000 updates, is for many cores. Learning rates are tuned on
-the validation split by --config.grid.tune=True.
+Hardware: two CPU cores. The small grid has 80 trainings of 600 updates. A
+training took 50 seconds on a core, and each of its files, usually 11, took 8
+seconds, so two processes need about 75 minutes. The full grid, with 1000
+updates, is for many cores. --config.grid.tune=True tunes the learning rates on
+the validation split.
 """
 
 import ml_collections
@@ -38,7 +38,7 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
     learning_rates=LEARNING_RATES,
     candidates=(3e-3, 1e-2),
   )
-  # With a balance of 0.3 L1 loses too much at any learning rate.
+  # With a balance of 0.3, L1 loses too much accuracy at any learning rate.
   config.grid.methods.l1.tuned_at = "0p1"
   config.grid.methods.round_l1.tuned_at = "0p1_0p03125"
   return config

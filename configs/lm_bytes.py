@@ -1,15 +1,15 @@
 """Normal training, then training for a quantizer, on next-byte prediction.
 
 A small decoder language model over the bytes of Python's standard library. Such
-a model needs all of its weights: after two thirds of the training each matrix
-gets a quantization step of its own, all together for a file of two bits per
-parameter, and the loss sees the rounded weights (bs.fit_steps).
+a model needs all of its weights. After two thirds of the training a step is
+fitted to each matrix, for a file of two bits per parameter, and the loss sees
+the rounded weights (bs.fit_steps).
 
 python -m experiments.main --config=configs/lm_bytes.py --workdir=runs/lm_bytes
 Hardware: two CPU cores. Time: 12 minutes on one of them.
-Result of one seed: 66.6% of the next bytes normally, in float32; 65.7% from
-a file of 2.01 bits per parameter, for which the normal model takes 3.43 bits:
-41% smaller.
+Result of one seed: the normal model predicts 66.6% of the next bytes, in
+float32. The other one predicts 65.7% from a file of 2.01 bits per parameter.
+The normal model needs 3.43 bits for that, so the file is 41% smaller.
 """
 
 import ml_collections

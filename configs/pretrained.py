@@ -1,17 +1,17 @@
 """Fine-tuning a real pretrained encoder, all-MiniLM-L6-v2 (22.7M parameters).
 
-What the configs of its frontiers and of its edge share. MINILM, below, is a
-directory with its weights and tokenizer; without it they come from the hub.
-DATA is a directory with the dataset, see docs/data.md; without it that is
-downloaded:
+The configs frontier_texts and edge_sst2 share it. In the flags below, MINILM is
+a directory with its weights and tokenizer; without them they come from the hub.
+DATA is a directory with the data set, see docs/data.md; without it the data set
+is downloaded:
 
 --config.model.weights=MINILM --config.data.tokenizer=MINILM
 --config.data.source=DATA
 
-The rate takes a weight to zero in steps of the learning rate, however hard it
-pulls. So what a training can save is bounded by the sum of all learning rates,
-which must be that of a weight, some hundredths: hence small batches and a
-learning rate at the upper end of what the model bears.
+Adam bounds an update by the learning rate, however large the gradient of the
+rate is. So the sum of all learning rates limits how many weights can reach
+zero. It must be as large as a weight, some hundredths. Hence the batches are
+small, and the learning rate is near the largest at which training is stable.
 """
 
 import ml_collections
@@ -19,8 +19,8 @@ import ml_collections
 from configs import default, frontier
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-# By method of the small grid, as SST-2 wants them; the others have that of
-# `fine_tuning`: a rate has to move the weights further.
+# By method of the small grid, tuned on SST-2; the others have that of
+# `fine_tuning`, since a rate has to move the weights further.
 LEARNING_RATES = dict.fromkeys(
   ("normal", "sensitive", "fitted", "qat_late"), 1e-4
 )
@@ -42,7 +42,7 @@ def fine_tuning(
   config.data.batch_size = 8 if small else 32
   config.data.eval_batch_size = 32
   config.data.seq_len = seq_len
-  config.data.max_eval = 872  # As many as SST-2 has to validate.
+  config.data.max_eval = 872  # The size of SST-2's validation split.
   config.model.name = "bert"
   config.model.weights = MINILM
   config.optimizer.learning_rate = 2e-4 if small else 1e-4
@@ -67,7 +67,7 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
   """
   is_small = profile == "small"
   config = fine_tuning(task, seq_len, small=is_small)
-  # With 50 and 2e-4 one seed of two stays at chance.
+  # With 50 updates, and 2e-4, one of two seeds stays at chance.
   config.optimizer.warmup_updates = 200
   frontier.add(
     config,

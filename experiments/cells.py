@@ -38,12 +38,14 @@ class Cell:
   """One training and its evaluation.
 
   Attributes:
+    name: for messages and the progress bar.
     config: of both.
     directory: gets the coded file that is shipped and evaluation.json.
     training: gets the checkpoints, the metrics and the trained parameters; the
       same directory, unless another cell has the same training.
   """
 
+  name: str
   config: ml_collections.ConfigDict
   directory: pathlib.Path
   training: pathlib.Path
@@ -63,13 +65,13 @@ def of_arms(
   Raises:
     UserError: a field is unknown or its value is not usable.
   """
-  arms = settings.arms(config)
-  directories = [workdir / n if config.arms else workdir for n in arms]
-  cells = [
-    Cell(config=arm, directory=directory, training=directory)
-    for arm, directory in zip(arms.values(), directories, strict=True)
-  ]
-  return dict(zip(arms, share(cells), strict=True))
+  cells = []
+  for name, arm in settings.arms(config).items():
+    directory = workdir / name if config.arms else workdir
+    cells.append(
+      Cell(name=name, config=arm, directory=directory, training=directory)
+    )
+  return {cell.name: cell for cell in share(cells)}
 
 
 def share(cells: Iterable[AnyCell]) -> list[AnyCell]:
@@ -121,7 +123,6 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
     See `evaluate.evaluate`.
   """
   config, trained = cell.config, cell.training / TRAINED
-  name = cell.directory.name
   for directory in (cell.training, cell.directory):
     resume.prepare_directory(directory)
   kind = json.dumps(
@@ -136,7 +137,7 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
     scores.setdefault(kind, scoring.make_score(config, forward, mesh))
     if not is_trained:
       params, steps = train.train(
-        config, cell.training, name, forward, params, scores[kind], mesh
+        config, cell.training, cell.name, forward, params, scores[kind], mesh
       )
       _keep(trained, {"params": distributed.gather(params), "steps": steps})
   if distributed.is_main():
@@ -145,7 +146,7 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
   # The evaluation is of what the file holds.
   params, steps = load(cell)
   return evaluate.evaluate(
-    config, cell.directory, name, params, scores[kind], steps
+    config, cell.directory, cell.name, params, scores[kind], steps
   )
 
 

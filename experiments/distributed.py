@@ -1,8 +1,8 @@
-"""Several processes, one training: as on the hosts of a pod.
+"""Several processes for one training, as on the hosts of a pod.
 
-All of them run the same program. Process 0 prints and writes; the checkpoints
-are written by all, each its own shards, so the workdir lies on a file system
-that all of them see.
+All processes run the same program. Process 0 prints and writes, but each
+process writes its own shards of a checkpoint, so the workdir must be on a file
+system that all of them share.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from experiments import settings
 
 
 def initialize(config: ml_collections.ConfigDict) -> None:
-  """Joins the processes of config.distributed; call it before anything of JAX.
+  """Joins the processes of config.distributed; call it before using JAX.
 
   Raises:
-    UserError: the others cannot be reached, or the fields do not say who they
-      are and no cluster does.
+    UserError: the others cannot be reached, or neither the fields nor a
+      cluster tell their addresses.
   """
   fields = config.distributed
   if not fields.enable or jax.distributed.is_initialized():
@@ -45,7 +45,7 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-  """Waits until every process is here."""
+  """Waits until every process has called it with this name."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 

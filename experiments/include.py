@@ -2,8 +2,8 @@
 
 python -m experiments.include docs/reproduction.md RESULTS
 
-Between a line `<!-- begin NAME -->` and the next `<!-- end -->`, the document
-gets what is in NAME of the results, without its title.
+The text between `<!-- begin NAME -->` and the next `<!-- end -->` becomes the
+content of the file NAME in the results, without its title.
 """
 
 import pathlib

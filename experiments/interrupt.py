@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: training writes a checkpoint before it ends."""
+"""SIGTERM and SIGINT: training writes a checkpoint before it stops."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from experiments import settings
 
 
 class StoppedError(settings.UserError):
-  """A signal came, and a checkpoint was written."""
+  """Training stopped on a signal, after it wrote a checkpoint."""
 
   def __init__(self, message: str, number: int):
     super().__init__(message)
@@ -20,10 +20,10 @@ class StoppedError(settings.UserError):
 
 @contextlib.contextmanager
 def received() -> Iterator[list[int]]:
-  """A list that the signal's number is put in; a second one ends at once.
+  """Yields a list that gets a signal's number; a second signal ends at once.
 
-  Only the main thread of a single process is served. Where there are several
-  processes, the checkpoint manager makes them agree on a step to stop at.
+  It handles signals in the main thread of a single process. With several
+  processes, the checkpoint manager makes them agree on an update to stop at.
   """
   numbers: list[int] = []
   before = {}

@@ -92,7 +92,8 @@ def _parse(config, argv):
   """Parses the flags; an unknown config field is one line, no traceback."""
   try:
     rest = flags.FLAGS(argv)
-    _ = config.value  # Reports a file that does not load.
+    # A file that is missing is an error when a field is read.
+    _ = config.value is not None and config.value.to_dict
     return rest
   except flags.Error as error:
     _fail(str(error).strip().splitlines()[-1])  # A traceback precedes it.

@@ -100,7 +100,6 @@ class Progress:
   def __init__(self, name: str, start: int, total: int, log_every: int):
     self._name, self._start, self._total = name, start, total
     self._log_every = log_every
-    self._is_unmet = False
     self._rate = {"nu": math.nan, "bits": math.nan}
     self._began = time.monotonic()
     self._console = console = rich.console.Console()
@@ -129,13 +128,12 @@ class Progress:
 
   def show(self, update: int, values: Mapping[str, float]):
     """Shows the progress after `update`."""
-    if not self._is_unmet and 10 * abs(values.get("unmet", 0)) > self._total:
-      self._is_unmet = True
+    if update == self._total and values.get("unmet"):
       way = "above" if values["unmet"] > 0 else "below"
       self._console.print(
-        f"{self._name} {update}/{self._total}  the target is out of reach:"
+        f"{self._name} {update}/{self._total}  the target was missed:"
         f" {values['bits']:.2f} bits per parameter are {way}"
-        " config.rate.target, whatever lambda is",
+        " config.rate.target",
         soft_wrap=True,
       )
     # Normal training measures them at some updates; show the latest values.

@@ -50,7 +50,7 @@ class Score:
 
 
 def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
-  """What scores the models of a config on its data."""
+  """The `Score` of the models of a config on its data."""
   replicated = NamedSharding(mesh, PartitionSpec())
   split_over_devices = NamedSharding(mesh, sharding.BATCH)
   batch_totals = jax.jit(

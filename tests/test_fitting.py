@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import backslash_jax as bs
-from backslash_jax import meter, rounding, tree
+from backslash_jax import meter, rounding, structure, tree
 
 PARAMS = {
   "a": {"kernel": 0.3 * jax.random.normal(jax.random.key(0), (64, 96))},
@@ -220,8 +220,8 @@ def test_a_model_trained_for_its_steps_is_better_than_one_rounded_after():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"bits": 0.0}, r"bits must be in \(0, 32\), found 0.0"),
-    ({"bits": float("nan")}, r"bits must be in \(0, 32\), found nan"),
+    ({"bits": 0.0}, r"bits must be in \(0, 16\], found 0.0"),
+    ({"bits": float("nan")}, r"bits must be in \(0, 16\], found nan"),
     (
       {"begin": float("nan")},
       "begin must be an update, 1 or later",
@@ -389,3 +389,20 @@ def test_state_can_be_mapped_over_its_parameters():
   np.testing.assert_allclose(
     doubled[1][0].mu["bias"], 2 * state[1][0].mu["bias"]
   )
+
+
+def test_the_finest_steps_can_be_saved(tmp_path):
+  steps = bs.steps(_run(_fit(16.0, begin=1), 1))
+  report = bs.save(tmp_path / "m.safetensors", PARAMS, step=steps)
+  assert report.bytes > 0
+
+
+def test_fitted_steps_stand_beside_pruning_and_cleared_moments():
+  params = {k: v for k, v in PARAMS.items() if k != "count"}
+  gradients = {k: _gradients()[k] for k in params}
+  chain = optax.chain(
+    _fit(2.0, begin=1), optax.adam(0.1), structure.gradual_pruning(0.5, 2)
+  )
+  tx = structure.clear_moments(chain)
+  state = _run(tx, 3, gradients, params)
+  assert bs.steps(state) == bs.steps(_run(_fit(2.0, begin=1), 1))

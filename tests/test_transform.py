@@ -435,3 +435,18 @@ def test_the_number_zero_changes_no_update_and_measures():
   updates, state = _update(tx, PARAMS, PARAMS)
   chex.assert_trees_all_equal(updates, PARAMS)
   assert optax.tree.get(state, "bits") > 1
+
+
+@pytest.mark.parametrize("size", [1e-24, 1e15])
+@pytest.mark.parametrize("name", ["tensor", "bits_tensor", "bits"])
+def test_weights_of_any_size_get_finite_updates(name, size):
+  params = jax.tree.map(lambda x: x * size, PARAMS)
+  tx = bs.backslash(1e-2, **VARIANTS[name])
+  updates, state = _update(tx, params)
+  chex.assert_tree_all_finite((updates, state))
+
+
+def test_a_step_far_below_the_weights_gives_finite_updates():
+  tx = bs.backslash(1.0, rate="bits", scope="tensor", step=2**-16, mask=None)
+  updates, state = _update(tx, {"w": jnp.ones((4, 4)), "b": jnp.zeros(4)})
+  chex.assert_tree_all_finite((updates, state))

@@ -44,7 +44,7 @@ def models(source: Path) -> list[Path]:
     return [source]
   found = [file for file in _walk(source) if file.suffix == ".safetensors"]
   if not found:
-    raise ValueError(f"{source}: no *.safetensors file in it")
+    raise ValueError(f"{source}: the directory has no *.safetensors file")
   _check_shards(found)
   return found
 
@@ -138,7 +138,7 @@ def _check_shards(found: list[Path]) -> None:
         names = set(json.loads(named.read_text())["weight_map"].values())
         wanted = {folder / name for name in names}
       except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{named}: not an index of shards: {error}") from None
+        raise ValueError(f"{named}: not a shard index: {error}") from None
       if missing := sorted(wanted - there):
         raise ValueError(f"{missing[0]}: this shard of {named} is missing")
   counts: dict[tuple, int] = {}

@@ -21,44 +21,46 @@ from backslash_jax.archive import plain
 from backslash_jax.cli import files, show, steps
 
 _DESCRIPTION = """\
-Codes the weights of a model: quantizes them to multiples of one step, and
-stores the integers with an entropy coder that knows their distribution.
+Compresses the weights of a model: rounds them to multiples of a step, and
+stores the integers with an entropy coder fitted to their distribution.
 
   backslash-jax compress model.safetensors model.coded --step 2^-8
   backslash-jax inspect model.coded
   backslash-jax decompress model.coded again.safetensors
 
-Any safetensors file will do, and any Hugging Face directory: the *.safetensors
-in it and below are coded one by one, and its other files copied.
+The input of compress is a safetensors file or a Hugging Face directory. In a
+directory and below, every *.safetensors file is coded, and the rest is copied.
 """
 
 _COMPRESS = """\
 Weights are rounded to multiples of the step, so no weight moves by more than
-half a step and the rounding of its own dtype. 2^-8 is fine for most models; try
-coarser steps and evaluate them.
-Matrices are quantized. Everything else (norms, biases, integers) is stored
-exactly: --mask and --exclude change which tensors are quantized. --mu 0.1 gives
-up a little precision where that saves the most bits.
+half a step plus the rounding of its dtype. 2^-8 suits most models; try coarser
+steps and evaluate the result.
 
-Stored exactly in any case are float8 and smaller types, tensors whose relative
-error (rms of the error / rms of the tensor) would be above --max-error, and
-those whose code would be larger than the tensor. A line says which.
+By default, matrices are quantized and everything else (norms, biases, integers)
+is stored exactly. --mask and --exclude change which tensors are quantized.
+With --mu 0.1, some weights are rounded toward zero instead, by less than one
+step, where that saves the most bits.
 
-Weights in other formats (pytorch_model*.bin, tf_model.h5, flax_model.msgpack)
-beside safetensors in a directory are not copied.
+Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
+(rms error / rms of the tensor) would exceed --max-error, and tensors whose code
+would be larger than the exact tensor. The output lists them.
+
+In a directory, weights in other formats (pytorch_model*.bin, tf_model.h5,
+flax_model.msgpack) beside a safetensors file are not copied.
 """
 
 _EXIT = (
-  "exit codes: 0 done, 1 a bad file or impossible value, 2 bad usage, "
+  "exit codes: 0 success, 1 bad file or invalid value, 2 wrong usage, "
   "130 interrupted"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs a command line; its exit code."""
+  """Runs a command line; returns the exit code."""
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(AttributeError, OSError):
-      # Names may have letters that the terminal has not.
+      # Tensor names may have characters that the terminal's encoding lacks.
       stream.reconfigure(errors="backslashreplace")  # pyrefly: ignore
   options = _parser().parse_args(arguments)
   console = show.console(stderr=options.json)
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
       "--force", action="store_true", help="replace existing output"
     )
 
-  sub = add("compress", _compress, "code a model", description=_COMPRESS)
+  sub = add("compress", _compress, "compress a model", description=_COMPRESS)
   writes(sub, "coded file or directory")
   sub.add_argument(
     "--step",
@@ -136,20 +138,26 @@ def _parser() -> argparse.ArgumentParser:
     help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
     "tensor's largest magnitude divided by 127",
   )
-  sub.add_argument("--coder", choices=archive.CODERS, default="rans")
+  sub.add_argument(
+    "--coder",
+    choices=archive.CODERS,
+    default="rans",
+    help="entropy coder; default: rans",
+  )
   sub.add_argument(
     "--mask",
     action="append",
     metavar="PATTERN",
-    help="quantize the floating tensors whose names match a glob pattern, such "
-    "as '*.weight', in place of the matrices; repeatable",
+    help="quantize floating tensors with names that match this glob pattern, "
+    "such as '*.weight', instead of all matrices; repeatable",
   )
   sub.add_argument(
     "--exclude",
     action="append",
     default=[],
     metavar="PATTERN",
-    help="store tensors whose names match exactly; repeatable",
+    help="do not quantize tensors with names that match this glob pattern; "
+    "repeatable",
   )
   sub.add_argument(
     "--mu",
@@ -167,13 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     "inf for no limit",
   )
   sub.add_argument(
-    "--report", action="store_true", help="what each coder would have cost"
+    "--report", action="store_true", help="show the file size with each coder"
   )
-  sub = add("decompress", _decompress, "write plain safetensors again")
+  sub = add("decompress", _decompress, "convert back to plain safetensors")
   writes(sub, "safetensors file or directory")
-  sub = add("inspect", _inspect, "show what each tensor weighs")
+  sub = add("inspect", _inspect, "show the coded size of each tensor")
   sub.add_argument(
-    "--plot", action="store_true", help="draw each histogram with its fit"
+    "--plot", action="store_true", help="plot each histogram with its fit"
   )
   return parser
 
@@ -240,7 +248,7 @@ def _uncoded(source: Path) -> dict:
     raise ValueError(f"{source}: already a coded file")
   params = plain.read(source)
   if not params:
-    raise ValueError(f"{source}: there is no tensor in it")
+    raise ValueError(f"{source}: the file contains no tensors")
   return params
 
 
@@ -348,7 +356,7 @@ def _is_narrow(dtype: str) -> bool:
 
 
 class _Bar:
-  """A progress bar in parameters, where there is a terminal to show it."""
+  """A progress bar that counts parameters; hidden without a terminal."""
 
   def __init__(self, console, title: str, total: int):
     self._bar = rich_progress.Progress(

@@ -1,4 +1,4 @@
-"""Reports on a terminal: tables, and histograms with their fits."""
+"""Terminal output: tables, and histograms with their fits."""
 
 import contextlib
 import errno
@@ -63,7 +63,7 @@ def line(console, text: str) -> None:
 
 
 def costs(console, costs: dict[str, int], parameters: int) -> None:
-  """What a model weighs with each coder, the smallest first."""
+  """A table of the file size with each coder, smallest first."""
   table = rich_table.Table("coder", "bytes", "bits per parameter")
   for coder, size in sorted(costs.items(), key=lambda item: item[1]):
     table.add_row(coder, f"{size:,}", f"{8 * size / max(parameters, 1):.3f}")
@@ -131,7 +131,7 @@ def _number(value: float | None) -> str:
 
 
 def plot(console, weighed: archive.Report) -> None:
-  """The levels of each quantized tensor, a bar each, the fit as a mark."""
+  """A histogram of each quantized tensor; a mark shows the fit."""
   fits = {t.name: t for t in weighed.tensors if t.nu is not None}
   # Not all terminals have the block and the diamond.
   full, point = ("#", "o") if console.options.ascii_only else ("█", "◆")

@@ -28,7 +28,7 @@ def parse(text: str) -> float | None:
     quantize.check_step(step)
   except (ValueError, OverflowError, ZeroDivisionError):
     raise ValueError(
-      f"--step {text}: give a positive number, such as 2^-8, or absmax/127"
+      f"--step {text}: give a positive number such as 2^-8, or absmax/127"
     ) from None
   return step
 

@@ -1,4 +1,4 @@
-"""Which implementation reduces a tensor."""
+"""Selects the implementation that reduces a tensor."""
 
 import functools
 
@@ -13,10 +13,10 @@ IMPLEMENTATIONS = {
   "pallas_tpu": pallas_tpu,
   "pallas_gpu": pallas_gpu,
 }
-# What `implementation=None` takes where it is not XLA's own reduction.
+# The implementations that `implementation=None` prefers to "xla".
 _FASTEST = {"cpu": xla_cpu, "tpu": pallas_tpu}
-# Reading fewer bytes than this takes no longer than starting a kernel; XLA
-# fuses what is small with its neighbours.
+# Below this size, starting a kernel takes longer than reading the tensor, and
+# XLA can fuse the reduction with other operations.
 MIN_KERNEL_BYTES = 2**20
 
 
@@ -28,18 +28,18 @@ def sums(
   Args:
     x: floating array.
     implementation: a key of IMPLEMENTATIONS or None.
-    platform: of the device, "cpu", "gpu" or "tpu".
+    platform: platform of the device, "cpu", "gpu" or "tpu".
 
   Raises:
-    NotImplementedError: the one that is named does not exist, does not take
-      this tensor or does not run on this platform.
+    NotImplementedError: if the named implementation does not exist, does not
+      support this tensor or does not run on this platform.
   """
   if implementation is None:
     small = x.size * x.dtype.itemsize < MIN_KERNEL_BYTES
     module = _FASTEST.get(platform, reference)
     if small or module is reference or module.limitation(x):
       return reference.sums(x)
-    # The program may still be for another platform, such as the TPU's host.
+    # The program may be compiled for another platform, such as the TPU's host.
     fastest = {platform: lambda x: _apply(x, module.sums)}
     return jax.lax.platform_dependent(x, **fastest, default=reference.sums)
   if implementation not in IMPLEMENTATIONS:
@@ -54,14 +54,14 @@ def sums(
   if limitation:
     raise NotImplementedError(
       f"moments with implementation={implementation!r}: {limitation}; None and"
-      " 'xla' take every floating tensor on every platform"
+      " 'xla' support every floating tensor on every platform"
     )
   return _apply(x, module.sums)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _apply(x, kernel):
-  """kernel(x), with the derivative that Pallas does not have."""
+  """kernel(x) with a derivative, which Pallas kernels do not have."""
   return kernel(x)
 
 

@@ -1,8 +1,8 @@
 """The moments in one Pallas kernel for GPU, compiled by Triton.
 
-A split reduction: a few programs per multiprocessor each walk through their
-part of the flat tensor with one accumulator per lane of a block, then reduce
-the block. XLA adds up the partial sums, 2 per program.
+A split reduction. There are a few programs per multiprocessor. Each loops over
+its part of the flat tensor with one accumulator per lane of a block, then
+reduces the block. XLA adds the partial sums, 2 per program.
 """
 
 import functools
@@ -19,7 +19,7 @@ MAX_PROGRAMS = 1024
 
 
 def limitation(x: jax.Array) -> str | None:
-  """Why the kernel cannot take x; None if it can."""
+  """Why the kernel does not support x; None if it does."""
   if x.dtype.name not in DTYPES:
     return f"it takes {', '.join(DTYPES)}, found {x.dtype}"
   if not 0 < x.size < 2**31 - BLOCK:
@@ -34,7 +34,7 @@ def sums(
   """(sum |x|, sum x^2) as float32 scalars, of an array of one of DTYPES."""
   size = x.size
   blocks = pl.cdiv(size, BLOCK)
-  # Every program takes as many blocks, as near as that goes.
+  # Divide the blocks as evenly as possible among the programs.
   steps = pl.cdiv(blocks, MAX_PROGRAMS)
   programs = pl.cdiv(blocks, steps)
 

@@ -1,10 +1,10 @@
 """The moments in one Pallas kernel for TPU, compiled by Mosaic.
 
-The tensor is read where it lies: leading dimensions are a batch, and blocks of
-the last two, in whole tiles, go through VMEM one after another. Each grid step
-adds its block to a row of partial sums, so that a lane accumulates few numbers,
-and two independent halves of the grid let the two cores of a v4 or v5p chip
-each take one. XLA adds up what is left, 4 numbers per lane.
+The kernel reads the tensor in place. Leading dimensions form a batch. Blocks of
+the last two dimensions, in whole tiles, pass through VMEM. Each grid iteration
+adds its block to a row of partial sums, so each lane accumulates few numbers.
+The grid has two independent halves, one for each core of a v4 or v5p chip. XLA
+adds the partial sums, 4 numbers per lane.
 """
 
 import functools
@@ -22,7 +22,7 @@ BLOCK_COLUMNS = 1024
 
 
 def limitation(x: jax.Array) -> str | None:
-  """Why the kernel cannot take x; None if it can."""
+  """Why the kernel does not support x; None if it does."""
   if x.dtype.name not in DTYPES:
     return f"it takes {' and '.join(DTYPES)}, found {x.dtype}"
   if x.size == 0:
@@ -49,7 +49,7 @@ def sums(
     return jax.lax.div(row, counts[1]), jax.lax.rem(row, counts[1]), c
 
   def index_map(half, step):
-    # A step too many in the second half reads a block and adds none of it.
+    # An extra iteration in the second half reads a block but adds nothing.
     b, r, c = position(half, step)
     return jnp.minimum(b, size[0] - 1), r, c
 
@@ -98,11 +98,11 @@ def sums(
 
 
 def _batched_matrix(x: jax.Array) -> jax.Array:
-  """x as [B, R, C] in the order XLA lays it out, so that nothing is moved."""
+  """x as [B, R, C], in the layout that XLA uses, so no data moves."""
   if x.ndim < 2:
     return x.reshape(1, -1, 128 if x.size % 1024 == 0 else x.size)
   x = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
   _, r, c = x.shape
-  # A matrix is stored as its transpose if that takes less padding to tiles.
+  # XLA stores a matrix transposed if that needs less padding to whole tiles.
   padded = pl.cdiv(r, 8) * pl.cdiv(c, 128), pl.cdiv(c, 8) * pl.cdiv(r, 128)
   return x.mT if padded[1] < padded[0] else x

@@ -1,9 +1,9 @@
-"""The sums of many tensors, wherever their shards lie.
+"""Sums over many sharded tensors.
 
-Each device reduces its own shards inside `shard_map`; then the tensors that are
-split over the same mesh axes share one all-reduce of two float32 per tensor.
-Nothing else is communicated, and no tensor is gathered. What is replicated is
-reduced by every device for itself and counts once.
+Each device reduces its own shards inside `shard_map`. All tensors that are
+split over the same mesh axes then share one all-reduce of two float32 per
+tensor. There is no other communication, and no tensor is gathered. Every device
+reduces its own copy of a replicated tensor, which counts once.
 """
 
 import math
@@ -26,14 +26,14 @@ def sums(
 
   Args:
     leaves: the tensors.
-    shardings: of each; None where the compiler may split it as it likes.
+    shardings: sharding of each tensor; None leaves it to the compiler.
     implementation: as in `dispatch.sums`.
   """
   rows: dict[int, jax.Array] = {}
   for i, (x, s) in enumerate(zip(leaves, shardings, strict=True)):
     if s is None:
-      # The compiler cannot split a kernel: it would gather the tensor first.
-      # Under automatic axes the type of x does not tell whether it is split.
+      # The compiler cannot partition a kernel and would gather the tensor.
+      # Under automatic axes, the type of x does not tell whether it is sharded.
       whole = jax.device_count() == 1
       name = implementation or (None if whole else "xla")
       rows[i] = jnp.stack(dispatch.sums(x, name, jax.default_backend()))
@@ -58,8 +58,8 @@ def each(
 
   Args:
     leaves: the tensors.
-    shardings: of each; None counts as one shard.
-    fn: array -> array of a shape that is the same for all.
+    shardings: sharding of each tensor; None counts as one shard.
+    fn: array -> array; all results must have the same shape.
   """
   pairs = enumerate(zip(leaves, shardings, strict=True))
   rows = {i: fn(x) for i, (x, s) in pairs if s is None}
@@ -85,9 +85,9 @@ def add_up(
 
   Args:
     leaves: the tensors.
-    shardings: of each; None counts as one shard.
+    shardings: sharding of each tensor; None counts as one shard.
     fn: (array, scalar) -> scalar.
-    scalars: one for each tensor, [T].
+    scalars: one per tensor, [T].
   """
   triples = zip(leaves, shardings, scalars, strict=True)
   zero = jnp.zeros([], jnp.float32)
@@ -103,7 +103,7 @@ def add_up(
 
 
 def _groups(shardings):
-  """(mesh, axes, {index: spec}) of the tensors split over the same axes."""
+  """(mesh, axes, {index: spec}) for each set of axes that tensors share."""
   groups: dict[Any, dict[int, PartitionSpec]] = {}
   for i, s in enumerate(shardings):
     if s is not None:
@@ -112,7 +112,7 @@ def _groups(shardings):
 
 
 def _reduce(local, mesh, axes, members, leaves, *replicated):
-  """local(*replicated, *shards) of a group, added up over its axes."""
+  """The sum of local(*replicated, *shards) of a group over its mesh axes."""
 
   def summed(*arguments):
     value = local(*arguments)
@@ -123,36 +123,36 @@ def _reduce(local, mesh, axes, members, leaves, *replicated):
     mesh=mesh,
     in_specs=(PartitionSpec(),) * len(replicated) + tuple(members.values()),
     out_specs=PartitionSpec(),
-    check_vma=False,  # Pallas does not say over which axes its output varies.
+    check_vma=False,  # Pallas does not declare how its output varies.
   )
   return reduce(*replicated, *(leaves[i] for i in members))
 
 
 def typed(x: jax.Array) -> NamedSharding | None:
-  """The sharding that the type of x tells, under explicit mesh axes."""
+  """The sharding in the type of x under explicit mesh axes; else None."""
   s = jax.typeof(x).sharding
   explicit = [t == AxisType.Explicit for t in s.mesh.axis_types]
   return s if explicit and all(explicit) else None
 
 
 def given(
-  path: Any, x: jax.Array, tree: dict[Any, Any]
+  name: str, x: jax.Array, by_name: dict[str, Any]
 ) -> NamedSharding | None:
-  """The sharding of the leaf at `path` in a tree that is flat, by path.
+  """The sharding of leaf x, from a dict of shardings by name.
+
+  Returns:
+    The sharding; None for a SingleDeviceSharding.
 
   Raises:
-    ValueError: it is missing, of another kind, or does not divide the leaf.
+    ValueError: if it is missing, is not a NamedSharding, or does not divide x.
   """
-  name, s = (
-    jax.tree_util.keystr(path, simple=True, separator="/"),
-    tree.get(path),
-  )
+  s = by_name.get(name)
   if isinstance(s, jax.sharding.SingleDeviceSharding):
     return None
   if not isinstance(s, NamedSharding):
     raise ValueError(
       f"moments: sharding has {s!r} for {name}, wanted a NamedSharding; give a"
-      " tree of the structure of params, or None"
+      " tree with the structure of params, or None"
     )
   for dim, entry in enumerate(s.spec):
     parts = math.prod(s.mesh.shape[a] for a in _names(entry))
@@ -166,7 +166,7 @@ def given(
 
 
 def split_axes(sharding: NamedSharding) -> tuple[str, ...]:
-  """The mesh axes that a sharding splits some dimension over, in order."""
+  """The mesh axes over which a sharding splits x, in mesh order."""
   used = {a for entry in sharding.spec for a in _names(entry)}
   return tuple(a for a in sharding.mesh.axis_names if a in used)
 

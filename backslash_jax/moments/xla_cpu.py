@@ -1,10 +1,10 @@
 """The moments in XLA on a CPU, in one pass.
 
-XLA on CPU makes one loop of each of two sums, and each reads the tensor. Here
-it walks through the tensor once, in rows of a flat view that stay in the cache
-for both sums, with one accumulator per column. A sum has few terms then, so
-that float32 loses nothing. The loop would have the compiler gather what it
-partitions: it is for tensors, or shards, that one device holds.
+XLA on CPU compiles the two sums to two loops, and each reads the whole tensor.
+This implementation reads it once, in rows of a flat view that stay in the cache
+for both sums. Each column has its own accumulator, so a float32 sum has few
+terms and stays accurate. If the tensor were partitioned, the compiler would
+gather it for this loop. Use it only for tensors or shards on a single device.
 """
 
 import jax
@@ -14,12 +14,12 @@ from backslash_jax.moments import reference
 
 PLATFORMS = ("cpu",)
 COLUMNS = 8192
-# Rows in a step of the loop: the accumulators are read and written once in it.
+# Rows per loop iteration, which reads and writes the accumulators once.
 ROWS = 4
 
 
 def limitation(x: jax.Array) -> str | None:
-  """Why it cannot take x; None if it can."""
+  """Why this implementation does not support x; None if it does."""
   if x.size >= 2**31:
     return f"it takes fewer than 2^31 elements, found {x.size}"
   return None

@@ -1,10 +1,10 @@
-"""Quantization: levels, steps, and how coarse the steps may be. NumPy alone.
+"""Quantization of trained parameters. Needs NumPy only.
 
-STEP, check_step, steps_by_name   the step, or one for each leaf (step)
+STEP, check_step, steps_by_name   the step, or one step per leaf (step)
 quantize, dequantize,
-rate_distortion, apply            which integers stand for a tensor (levels)
+rate_distortion, apply            from a tensor to integers and back (levels)
 absmax_steps, sensitive_steps,
-allocate, choose_step             how coarse the steps may be (choice)
+allocate, choose_step             choosing the steps (choice)
 """
 
 from backslash_jax.quantize.choice import (

@@ -1,4 +1,4 @@
-"""How coarse the levels may be, chosen after training."""
+"""Choosing the quantization steps after training."""
 
 import math
 from collections.abc import Callable
@@ -9,14 +9,23 @@ from backslash_jax import tree
 from backslash_jax.quantize import levels
 from backslash_jax.quantize.step import check_step
 
-# Sensitivities are compared within this ratio to their geometric mean.
+# Sensitivities are clipped to within this ratio of their geometric mean.
 MAX_RATIO = 256.0
 
 
 def absmax_steps(
   params, count: int = 127, *, mask: tree.Mask = tree.matrices
 ) -> dict[str, float]:
-  """A step per tensor: its largest magnitude divided by `count`."""
+  """A step per tensor: its largest magnitude divided by `count`.
+
+  Args:
+    params: tree of arrays.
+    count: number of levels on each side of zero; default 127, as in int8.
+    mask: selects the leaves that get a step, see `bs.matrices`.
+
+  Returns:
+    name -> step, as `bs.save` accepts. An all-zero tensor gets 1 / count.
+  """
   largest = {
     name: float(np.abs(np.asarray(x)).max(initial=0))
     for name, x in tree.selected(params, mask).items()
@@ -32,26 +41,27 @@ def sensitive_steps(
   limit: float = 2.0,
   mask: tree.Mask = tree.matrices,
 ) -> dict[str, float]:
-  """A step per tensor, finer where errors cost more loss: see `allocate`.
+  """A step per tensor, finer where an error raises the loss more.
 
-  `allocate` assumes small errors. `limit` keeps its steps from becoming so
-  large that all values of a tensor round to zero.
+  The steps come from `allocate`, which assumes small errors. `limit` prevents
+  steps so large that all values of a tensor round to zero.
 
   Args:
-    params: as for `archive.save`.
-    step: the geometric mean of the steps before `limit`, every parameter
-      counted once; so the rate is about that of this step for all.
-    sensitivity: a tree like `params`, of each tensor's squared gradients or of
-      their mean, a scalar.
-    limit: a step is at most so many root mean squares of its tensor.
-    mask: the leaves that get a step, see `bs.matrices`.
+    params: as for `bs.save`.
+    step: geometric mean of the steps before `limit`, weighted by the number of
+      parameters. The rate is about the same as with this step for all tensors.
+    sensitivity: tree like `params` with the squared gradients of each tensor,
+      or their mean as a scalar.
+    limit: largest step of a tensor, as a multiple of its root mean square;
+      default 2.
+    mask: selects the leaves that get a step, see `bs.matrices`.
 
   Returns:
-    Steps by name, as `archive.save` takes them.
+    name -> step, as `bs.save` accepts.
 
   Raises:
-    ValueError: if a tensor has no sensitivity, or one that is not finite or
-      negative, or none is positive; if the limit is not positive.
+    ValueError: if a tensor has no sensitivity, if one is negative or not
+      finite, if all are zero, or if `limit` is not positive.
   """
   check_step(step)
   if not limit > 0:
@@ -82,27 +92,27 @@ def sensitive_steps(
 
 
 def allocate(step, sensitivity, size):
-  r"""Steps of T tensors, finer where errors hurt: step / sqrt(sensitivity).
+  r"""Steps of T tensors, proportional to step / sqrt(sensitivity).
 
-  Of all steps that cost the same rate, to second order those with
+  At a given rate, and to second order in the errors, the loss is least with
 
   .. math:: step_t^2 \propto 1 / h_t
 
-  cost the least loss, h_t being the mean of the loss's diagonal second
-  derivatives in tensor t, for which the squared gradients stand.
+  where h_t is the mean of the loss's diagonal second derivatives in tensor t.
+  Squared gradients approximate them.
 
   Args:
-    step: the geometric mean of the steps, every parameter counted once; so the
-      rate is about that of this step for all.
-    sensitivity: h_t up to a common factor, not negative, [T], of NumPy or JAX.
-      Ratios to the geometric mean are kept within MAX_RATIO.
-    size: numbers of parameters of the tensors, floating, [T].
+    step: geometric mean of the steps, weighted by the number of parameters. The
+      rate is about the same as with this step for all tensors.
+    sensitivity: h_t up to a common factor, non-negative, [T], a NumPy or JAX
+      array. Ratios to the geometric mean are clipped to MAX_RATIO.
+    size: number of parameters of each tensor, floating, [T].
 
   Returns:
     The steps, [T].
 
   Source: Choi, El-Khamy & Lee, Towards the limit of network quantization, ICLR
-  2017, for h; the rate of a fine uniform quantizer is Gish & Pierce's, 1968.
+  2017, for h; Gish & Pierce, 1968, for the rate of a fine uniform quantizer.
   """
   xp = sensitivity.__array_namespace__()
   known = sensitivity > 0
@@ -124,23 +134,29 @@ def choose_step(
   mu: float = 0.0,
   mask: tree.Mask = tree.matrices,
 ) -> float:
-  """The coarsest step that costs no more than `tolerance` of the metric.
+  """The coarsest step at which the metric falls by at most `tolerance`.
 
-  Bisection over log2(step), so the metric should fall as the step grows; where
-  it wavers, the step returned is still one that was evaluated and is within.
+  Bisects log2(step), so the metric should fall as the step grows. If it is not
+  monotonic, the returned step may not be the coarsest, but it was evaluated and
+  is within the tolerance.
 
   Args:
     params: the trained parameters.
-    evaluate: from parameters to a metric, the higher the better.
-    tolerance: how far the metric may fall below that of `params` as they are.
-    finest: a step that is surely fine enough.
-    coarsest: the largest step to consider.
-    resolution: where to stop, in octaves.
-    mu: of the quantizer, see `rate_distortion`.
-    mask: the leaves that are quantized, see `bs.matrices`.
+    evaluate: parameters -> metric; higher is better.
+    tolerance: largest accepted drop of the metric below that of the
+      unquantized `params`, in the units of the metric.
+    finest: lower bound of the search, in the units of the parameters; must be
+      within the tolerance.
+    coarsest: upper bound of the search.
+    resolution: width in octaves at which the bisection stops.
+    mu: see `rate_distortion`; 0 (default) rounds to nearest.
+    mask: selects the leaves that are quantized, see `bs.matrices`.
+
+  Returns:
+    The step, in the units of the parameters.
 
   Raises:
-    ValueError: if even `finest` is not within the tolerance.
+    ValueError: if `finest` is not within the tolerance.
   """
   wanted = evaluate(params) - tolerance
 
@@ -153,8 +169,8 @@ def choose_step(
     return float(coarsest)
   if not within(good):
     raise ValueError(
-      f"a step of {finest} already costs more than {tolerance}: "
-      "give a finer one or allow more"
+      f"a step of {finest} already costs more than {tolerance} of the metric: "
+      "give a finer one as finest, or a larger tolerance"
     )
   while bad - good > resolution:
     middle = (good + bad) / 2

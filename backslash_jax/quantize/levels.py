@@ -1,7 +1,7 @@
-"""Uniform quantizers: which integers stand for a tensor, after training.
+"""Uniform quantizers, which map a trained tensor to integer levels.
 
-`quantize` takes the nearest level, `rate_distortion` the one that is worth its
-bits.
+`quantize` rounds to the nearest level. `rate_distortion` also considers the
+bits that a level takes.
 """
 
 import math
@@ -28,7 +28,7 @@ def quantize(x: np.ndarray, step: float) -> np.ndarray:
   wide = np.float64 if x.dtype.itemsize > 4 else np.float32
   mantissa, _ = np.frexp(step)
   if mantissa != 0.5 or not 2.0**-126 <= step <= 2.0**126:
-    wide = np.float64  # Only a power of two divides exactly in float32.
+    wide = np.float64  # Division in float32 is exact only by a power of two.
   with np.errstate(over="ignore"):
     levels = np.divide(x, step, dtype=wide)
   np.rint(levels, out=levels)
@@ -60,10 +60,10 @@ def _limit(dtype: np.dtype, step: float) -> int | None:
 
 
 def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
-  """symbols * step in float64, rounded to `dtype` (through float32 if narrow).
+  """symbols * step in float64, rounded to `dtype`.
 
-  The result is the same on every platform: one exact product, then the
-  roundings of IEEE 754.
+  Dtypes narrower than float32 are rounded through float32. The result is the
+  same on every platform, because IEEE 754 defines each of these roundings.
   """
   values = symbols.astype(np.float64)
   with np.errstate(over="ignore"):
@@ -80,22 +80,24 @@ def rate_distortion(
   *,
   sensitivity: np.ndarray | None = None,
 ) -> np.ndarray:
-  """int32 levels of least squared error + mu * bits.
+  """int32 levels that minimize squared error / step^2 + mu * bits.
 
-  Each value takes the nearest level or the neighbour that is nearer to zero.
-  The bits are those of the model that the archive's rANS codes the result with,
-  fitted, applied and fitted again.
+  Each value takes the nearest level or the adjacent level toward zero. The bits
+  come from the model that the archive's rANS coder would use. The model is
+  fitted to the levels twice.
 
   Args:
-    x: any shape; its last axis is the columns of the model.
-    step: distance of the levels.
-    mu: what a bit may cost, in squares of the step: 0 is plain rounding, 0.1 a
-      usual value.
-    sensitivity: weights of the squared errors, of x's shape and of mean one;
-      for example squared gradients. None weighs all alike.
+    x: array of any shape; its last axis is the columns of the model.
+    step: quantization step, in the units of x.
+    mu: extra squared error, in step^2, accepted per bit saved. 0 rounds to
+      nearest; 0.1 is a usual value.
+    sensitivity: weights of the squared errors, with the shape of x and mean 1,
+      for example squared gradients. None (default) gives all errors the same
+      weight.
 
   Raises:
-    ValueError: as `quantize`; if mu is negative or a shape does not fit.
+    ValueError: as `quantize`; also if mu is negative or not finite, or if the
+      shape of sensitivity is not that of x.
   """
   if not 0 <= mu < math.inf:
     raise ValueError(f"mu is {mu}: it must be finite and not negative")
@@ -108,7 +110,7 @@ def rate_distortion(
   if mu == 0 or x.size == 0:
     return nearest
   scaled = np.asarray(x, np.float64) / step
-  lower = np.trunc(scaled).astype(np.int32)  # The neighbour nearer to zero.
+  lower = np.trunc(scaled).astype(np.int32)  # The level toward zero.
   loss = np.square(scaled - lower) - np.square(scaled - nearest)
   if sensitivity is not None:
     loss *= sensitivity
@@ -127,19 +129,23 @@ def apply(
   sensitivity=None,
   mask: tree.Mask = tree.matrices,
 ):
-  """`params` with the values that a file with this step would give back.
+  """`params` with the values that loading a file with this step would return.
 
-  Saved with the same step they are coded without any further loss, as long as
-  their dtype holds every multiple of the step exactly: float32 does up to 2**24
-  steps, bfloat16 up to 256.
+  Saving the result with the same step adds no further error as long as its
+  dtype can represent the multiples of the step: float32 can up to 2**24 steps,
+  bfloat16 up to 256.
 
   Args:
-    params: as for `archive.save`.
-    step: one, or one for each leaf to quantize, by name.
-    mu: see `rate_distortion`; 0 rounds to nearest.
-    sensitivity: a tree like `params` of weights for the squared errors; they
-      are divided by their mean over all selected tensors.
-    mask: the leaves that are quantized, see `bs.matrices`.
+    params: as for `bs.save`.
+    step: one step for all selected leaves, or a mapping from names to steps, in
+      the units of the parameters.
+    mu: see `rate_distortion`; 0 (default) rounds to nearest.
+    sensitivity: tree like `params` with weights for the squared errors. They
+      are normalized to mean 1 over all selected leaves.
+    mask: selects the leaves that are quantized, see `bs.matrices`.
+
+  Returns:
+    The same tree. Quantized leaves are NumPy arrays of their original dtype.
 
   Raises:
     ValueError: as `quantize`, `rate_distortion` and `steps_by_name`.
@@ -159,7 +165,7 @@ def apply(
 
 
 def _normalized(params, chosen, sensitivity) -> dict[str, np.ndarray]:
-  """The sensitivities of the chosen tensors, of mean one over all of them."""
+  """The sensitivities of the chosen tensors, normalized to mean 1."""
   if sensitivity is None:
     return {}
   given = by_name(chosen, sensitivity)
@@ -168,7 +174,7 @@ def _normalized(params, chosen, sensitivity) -> dict[str, np.ndarray]:
   count = sum(x.size for x in found.values())
   if not 0 < total < math.inf:
     raise ValueError(
-      "the sensitivity must be finite, not negative, not all zero"
+      "the sensitivity must be finite, not negative and not zero everywhere"
     )
   return {name: x * (count / total) for name, x in found.items()}
 
@@ -177,7 +183,7 @@ def by_name(chosen: Collection[str], sensitivity) -> dict[str, np.ndarray]:
   """The sensitivity of each tensor by name.
 
   Raises:
-    ValueError: if it has none for a chosen one.
+    ValueError: if a chosen tensor has none.
   """
   given = dict(tree.named_leaves(sensitivity))
   if missing := sorted(set(chosen) - given.keys()):
@@ -186,7 +192,7 @@ def by_name(chosen: Collection[str], sensitivity) -> dict[str, np.ndarray]:
 
 
 def _raise(x: np.ndarray, step: float):
-  """Says what is wrong with a tensor that has no int32 levels."""
+  """Raises ValueError that says why a tensor has no int32 levels."""
   bad = np.count_nonzero(~np.isfinite(x))
   if bad:
     raise ValueError(f"{bad} of {x.size} values are NaN or infinite")

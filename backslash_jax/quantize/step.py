@@ -1,4 +1,4 @@
-"""The quantization step: its default, its checks, a step for each leaf."""
+"""The quantization step: its default, its validation, and steps per leaf."""
 
 import math
 import sys
@@ -9,27 +9,28 @@ import numpy as np
 
 from backslash_jax import tree
 
-# The quantization step where none is given: of the meter, the rate's epsilon
-# and the recipes. What is from scratch and was trained with it loses nothing
-# that matters by rounding; `save` and `compress` are told theirs.
+# The default quantization step in training, for the measured bits and the
+# rate's epsilon. Models trained from scratch with it lose no significant
+# accuracy when rounded to it. `save` and `compress` have no default step.
 STEP = 2.0**-6
 
 
 def steps_by_name(
   params, step: Any, mask: tree.Mask = tree.matrices
 ) -> dict[str, Any]:
-  """The step of every leaf that is quantized, by its name.
+  """The step of every leaf that is quantized, by name.
 
   Args:
-    params: a tree of arrays.
-    step: one step for all, a number or an array of JAX, or a mapping from names
-      to steps. With names, the default mask means
-      the leaves that are named.
-    mask: the leaves that are quantized, see `bs.matrices`.
+    params: tree of arrays.
+    step: one step for all selected leaves, a number or a JAX array; or a
+      mapping from names to steps.
+    mask: selects the leaves that are quantized, see `bs.matrices`. With steps
+      by name, the default selects the named leaves.
 
   Raises:
-    ValueError: a step is not positive and finite, names no floating leaf of
-      params, or is missing for a leaf of the mask; the mask selects nothing.
+    ValueError: if a step is not positive and finite, if a step names no
+      floating leaf of params, if a selected leaf has no step, or if the mask
+      selects nothing.
   """
   if not isinstance(step, Mapping):
     check_step(step)
@@ -53,9 +54,10 @@ def steps_by_name(
 
 
 def check_step(step: Any, name: str | None = None) -> None:
-  """ValueError unless `step` is a positive finite number.
+  """Raises ValueError unless `step` is a positive finite number.
 
-  Arrays of JAX pass: they may be traced, and 0 for "not chosen yet".
+  JAX arrays are not checked: they may be traced, and may be 0, which means "not
+  chosen yet".
   """
   jax = sys.modules.get("jax")
   if jax and isinstance(step, jax.Array):

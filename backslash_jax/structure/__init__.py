@@ -1,4 +1,4 @@
-"""Whole units: groups of weights, their pruning, and a rate that ends them."""
+"""Structured sparsity: groups of weights, their pruning, and a group rate."""
 
 from backslash_jax.structure.group_rate import GroupRateState, group_rate
 from backslash_jax.structure.groups import Group, Slice

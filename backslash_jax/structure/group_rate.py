@@ -1,16 +1,15 @@
-r"""The rate of whole units: the price of a neuron, a head, a row.
+r"""A rate for whole units, such as neurons, attention heads and embedding rows.
 
-A unit's magnitude is the root mean square r of its p weights, and the rate is
+The magnitude of a unit is the root mean square r of its p weights. The rate is
 
   R = 1/N sum_units p (r + eps)^nu,     N = sum_units p,
 
-the elementwise rate for units of one weight. Its gradient shrinks a unit's
-weights in proportion, so the proximal step is exact: the unit as a whole moves
-towards zero by the same distance that one weight of size r would, and stops
-there.
+which for units of one weight is the elementwise rate. Its gradient scales all
+weights of a unit by the same factor. The proximal operator reduces r by the
+distance that a single weight of magnitude r would move, but not below zero.
 
 Sources: Yuan & Lin, J. R. Stat. Soc. B 68, 2006 (group norms); Parikh & Boyd,
-Proximal Algorithms, 2014, section 6.5 (their proximal operator).
+Proximal Algorithms, 2014, section 6.5 (proximal operators of group norms).
 """
 
 from collections.abc import Sequence
@@ -31,9 +30,9 @@ class GroupRateState(NamedTuple):
 
   Attributes:
     group_count: updates so far, int32.
-    group_shape: nu that the last update paid for, float32.
-    group_zeros: fraction of the groups' parameters in units that the last
-      update ended at zero, float32.
+    group_shape: nu used in the last update, float32.
+    group_zeros: fraction of the groups' parameters in units that are zero after
+      the last update, float32.
   """
 
   group_count: jax.Array
@@ -51,9 +50,9 @@ def group_rate(
   epsilon: float | None = None,
   step: float = quantize.STEP,
 ) -> optax.GradientTransformationExtraArgs:
-  """Pulls whole units towards zero, and at most to zero.
+  """Shrinks whole units towards zero; a unit that reaches zero becomes zero.
 
-  It stands last in the chain, and sees the step that is about to be made:
+  Put it last in the chain, because it replaces the final update:
 
   >>> import backslash_jax as bs, optax
   >>> from backslash_jax import structure
@@ -65,22 +64,26 @@ def group_rate(
 
   Args:
     lmbda: weight of the rate, as in `bs.backslash`: a non-negative number or
-      a schedule of it.
+      an optax schedule.
     groups: the units, see `groups.Group`.
-    learning_rate: what the step before it was multiplied with.
-    rate: "dggr", or "bits", which prices the units of each layer under the
-      scale of their own magnitudes.
-    shape: None estimates nu from the moments of the magnitudes, but takes no
-      more than 1, beyond which no unit would end at zero; a number fixes it.
-    epsilon: added to every magnitude; None means step / 2.
-    step: quantization step of the coded file, for epsilon.
+    learning_rate: learning rate of the optimizer before it, a number or a
+      schedule.
+    rate: "dggr" (default); or "bits", which uses the scale of the magnitudes
+      within each layer; or a `rate.Rate`.
+    shape: None (default) estimates nu from the moments of the magnitudes, and
+      clips it to at most 1: with a larger nu no unit would reach zero. A number
+      in (0, 1] fixes it.
+    epsilon: added to every magnitude, in the units of the parameters. None
+      (default) uses step / 2.
+    step: quantization step of the coded file, used only for epsilon.
 
   Returns:
-    A transformation whose updates keep their shapes and dtypes. A unit that
-    it ends is exactly zero. Its update needs params.
+    A transformation that keeps the shapes and dtypes of the updates. Units that
+    it removes are exactly zero. Its update needs params.
 
   Raises:
-    ValueError: for an argument out of its range; in update, see `groups.bind`.
+    ValueError: if an argument is out of range. The update raises it as
+      `groups.bind` does.
   """
   price = rates.find(rate)
   if isinstance(lmbda, int | float) and not 0 <= lmbda < float("inf"):
@@ -89,15 +92,15 @@ def group_rate(
     )
   if shape is not None and not 0 < shape <= 1:
     raise ValueError(
-      f"group_rate: shape must be None or in (0, 1], found {shape!r}; beyond 1"
-      " no unit would end at zero"
+      f"group_rate: shape must be None or in (0, 1], found {shape!r}; above 1"
+      " no unit would reach zero"
     )
   quantize.check_step(step)
   epsilon = step / 2 if epsilon is None else epsilon
 
   def pulls(sizes, units):
-    """How far each unit is pulled by a lmbda and learning rate of 1; nu."""
-    # A unit counts as so many weights of its magnitude.
+    """(distance per unit for lmbda = learning rate = 1, nu)."""
+    # A unit of p weights counts as p weights of its magnitude.
     sums = [
       u.size * jnp.stack([jnp.float32(s.size), jnp.sum(s), jnp.sum(s * s)])
       for s, u in zip(sizes, units, strict=True)
@@ -112,7 +115,7 @@ def group_rate(
     return result, nu
 
   def init(params):
-    del params  # Whether the groups fit them is seen by the first update.
+    del params  # The first update checks that the groups fit params.
     return GroupRateState(
       group_count=jnp.zeros([], jnp.int32),
       group_shape=jnp.ones([], jnp.float32),
@@ -153,7 +156,7 @@ def group_rate(
       jnp.sum(f == 0) * float(u.size)
       for f, u in zip(factors, units, strict=True)
     )
-    # Floats, because JAX takes no integer of 2^31 and more.
+    # Floats, because JAX rejects Python integers of 2^31 and more.
     total = float(
       sum(f.size * u.size for f, u in zip(factors, units, strict=True))
     )

@@ -1,8 +1,8 @@
-"""Weights that leave a network together, declared as data.
+"""Groups: weights that are removed from a network together, declared as data.
 
-A hidden unit of an MLP is a column of one matrix, an entry of its bias and a
-row of the next matrix; an attention head is such slices of four. A `Group`
-names them by patterns over the paths of the parameters:
+A hidden unit of an MLP consists of a column of one matrix, an entry of its bias
+and a row of the next matrix. An attention head consists of slices of four
+matrices. A `Group` declares such slices by patterns over the parameter paths:
 
 >>> from backslash_jax.structure.groups import Group, Slice
 >>> mlp = Group("mlp", (
@@ -10,8 +10,8 @@ names them by patterns over the paths of the parameters:
 ...   Slice(r"(.*)/mlp/down/kernel$", axis=-2),
 ... ))
 
-What the parentheses of the patterns capture tells which tensors belong
-together, here the path of the layer.
+Tensors belong together if the capturing groups of the patterns match the same
+text, here the path of the layer.
 """
 
 import dataclasses
@@ -28,12 +28,13 @@ from backslash_jax import tree
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """An axis of some parameters, and how it is cut.
+  """An axis of some parameters that is split into units.
 
   Attributes:
     pattern: regular expression, searched in paths such as "a/b/kernel".
-    axis: negative, so that layers stacked in front do not matter.
-    entries: consecutive entries of the axis that are one unit's.
+    axis: the axis, counted from the last, which is -1. It is negative, so it
+      does not change if layers are stacked in front.
+    entries: number of consecutive entries of the axis per unit; default 1.
   """
 
   pattern: str
@@ -43,14 +44,14 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Slices of several parameters that are one unit's.
+  """Slices of several parameters that together form the units.
 
   Attributes:
-    name: for messages and reports.
-    slices: that tie their parameters. Two parameters belong together where
-      the parentheses of the patterns that found them captured the same text.
-    stacked: leading axes of every parameter that count layers; each layer
-      has units of its own.
+    name: name in messages and reports.
+    slices: the slices. Two parameters belong together if their patterns
+      captured the same text.
+    stacked: number of leading axes of every parameter that index layers;
+      default 0. Each layer has its own units.
   """
 
   name: str
@@ -60,7 +61,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A parameter's share in the units of `Units`: its axis, cut in entries."""
+  """The slice of one parameter that belongs to `Units`."""
 
   path: str
   shape: tuple[int, ...]
@@ -70,14 +71,14 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-  """Units of one layer, or of stacked ones, found in a tree.
+  """The units of one layer, or of stacked layers, in a tree.
 
   Attributes:
-    name: the group's.
-    key: what the patterns captured, which tells layers apart.
-    shape: of an array with a value per unit, [..., n]: the stacked axes,
-      then the units of a layer.
-    parts: the parameters that they are in.
+    name: name of the group.
+    key: text that the patterns captured; it identifies the layer.
+    shape: shape of an array with one value per unit, [..., n]: the stacked
+      axes, then the n units of a layer.
+    parts: the parameters that the units consist of.
     size: number of parameters in one unit.
   """
 
@@ -92,17 +93,17 @@ def bind(groups: Sequence[Group], params: Any) -> tuple[Units, ...]:
   """Finds the units of groups in a tree.
 
   Args:
-    groups: what is declared.
-    params: tree of arrays or of their shapes.
+    groups: the declared groups.
+    params: tree of arrays, or of objects with a shape.
 
   Returns:
     The units, in the order of the groups and then of the tree.
 
   Raises:
-    ValueError: listing every problem: a pattern that matches nothing or is
-      no regular expression, an axis that a parameter does not have or that
-      its entries do not divide, slices of different lengths, a parameter
-      that is in two groups or twice in one.
+    ValueError: lists every problem found: a pattern that is not a regular
+      expression or matches no parameter; an axis that a parameter does not
+      have, or with a length that `entries` does not divide; slices of one unit
+      with different numbers of units; a parameter that occurs twice.
   """
   leaves = dict(tree.named_leaves(params))
   problems: list[str] = []
@@ -115,7 +116,7 @@ def bind(groups: Sequence[Group], params: Any) -> tuple[Units, ...]:
         if path in owners:
           problems.append(
             f"group {group.name!r}, pattern {s.pattern!r}: {path} is already"
-            f" in group {owners[path]!r}; a weight can be in one slice only"
+            f" in group {owners[path]!r}; a parameter can be in one slice only"
           )
           continue
         owners[path] = group.name
@@ -132,7 +133,7 @@ def bind(groups: Sequence[Group], params: Any) -> tuple[Units, ...]:
 
 
 def _matches(group, s, leaves, problems):
-  """(path, captured text) of the parameters that a slice's pattern finds."""
+  """(path, captured text) of the parameters that match a slice's pattern."""
   try:
     found = [(p, m) for p in leaves if (m := re.search(s.pattern, p))]
   except re.error as error:
@@ -151,17 +152,17 @@ def _matches(group, s, leaves, problems):
 
 
 def _part(group, s, path, shape, problems):
-  """The part of one parameter, or None with a problem."""
+  """The part of one parameter; None after adding a problem."""
   where = f"group {group.name!r}: {path} of shape {tuple(shape)}"
   if not -len(shape) + group.stacked <= s.axis < 0:
     problems.append(
-      f"{where} has no axis {s.axis} behind {group.stacked} stacked ones;"
+      f"{where} has no axis {s.axis} after {group.stacked} stacked axes;"
       " axes are counted from the last, which is -1"
     )
     return None
   if s.entries < 1 or shape[s.axis] % s.entries:
     problems.append(
-      f"{where}: its axis {s.axis} of {shape[s.axis]} entries cannot be cut in"
+      f"{where}: axis {s.axis} of {shape[s.axis]} entries cannot be split into"
       f" units of {s.entries}"
     )
     return None
@@ -169,7 +170,7 @@ def _part(group, s, path, shape, problems):
 
 
 def _units(group, key, parts, problems):
-  """The units that parts make together, or None with a problem."""
+  """The units that the parts form; None after adding a problem."""
   shapes = {
     p: (*p.shape[: group.stacked], p.shape[p.axis] // p.entries) for p in parts
   }
@@ -180,7 +181,7 @@ def _units(group, key, parts, problems):
     )
     problems.append(
       f"group {group.name!r}: slices that belong together have different"
-      f" numbers of units: {found}"
+      f" numbers of units: {found}; they must be equal"
     )
     return None
   shape = shapes[parts[0]]
@@ -193,7 +194,7 @@ def square_sums(units: Units, leaves: dict[str, jax.Array]) -> jax.Array:
   """Sum of the squares of each unit's weights, float32 of `units.shape`.
 
   Args:
-    units: of `bind`.
+    units: units from `bind`.
     leaves: the parameters by name.
   """
   total = jnp.zeros(units.shape, jnp.float32)
@@ -208,21 +209,21 @@ def square_sums(units: Units, leaves: dict[str, jax.Array]) -> jax.Array:
 
 
 def magnitudes(units: Units, leaves: dict[str, jax.Array]) -> jax.Array:
-  """Root of the mean square of each unit's weights, float32."""
+  """Root mean square of each unit's weights, float32 of `units.shape`."""
   return jnp.sqrt(square_sums(units, leaves) / units.size)
 
 
 def spread(units: Units, part: Part, values: jax.Array) -> jax.Array:
-  """Each unit's value at its weights, to be broadcast against a parameter.
+  """Expands one value per unit, so it broadcasts against a parameter.
 
   Args:
-    units: of `bind`.
-    part: one of its parts.
-    values: of `units.shape`, any dtype.
+    units: units from `bind`.
+    part: one of their parts.
+    values: array of `units.shape`, any dtype.
 
   Returns:
-    An array with the parameter's number of dimensions, of size 1 in those
-    that are neither stacked nor the axis of the units.
+    Array with as many dimensions as the parameter. All dimensions except the
+    stacked ones and the axis of the units have size 1.
   """
   stacked = len(units.shape) - 1
   shape = [1] * len(part.shape)
@@ -232,9 +233,10 @@ def spread(units: Units, part: Part, values: jax.Array) -> jax.Array:
 
 
 def scale(params: Any, units: Sequence[Units], factors: Sequence[jax.Array]):
-  """The tree with each unit's weights times its factor; others as they are.
+  """Multiplies the weights of each unit by its factor.
 
-  A factor of exactly 0 gives zeros, and of exactly 1 the weights themselves.
+  Weights outside the units are unchanged. A factor of exactly 0 gives zeros,
+  and a factor of exactly 1 leaves the weights unchanged.
   """
   by_path = {
     part.path: spread(u, part, f)

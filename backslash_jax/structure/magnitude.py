@@ -1,4 +1,4 @@
-"""Which weights are the smallest: of a tensor, of a model, or by group."""
+"""Magnitude pruning: the smallest weights of a tensor or model, or units."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SCOPES = ("tensor", "model")
 
 
 def check(scope: str) -> None:
-  """Raises ValueError for a scope that there is not."""
+  """Raises ValueError for an unknown scope."""
   if scope not in SCOPES:
     raise ValueError(f"scope must be one of {SCOPES}, found {scope!r}")
 
@@ -27,27 +27,29 @@ def kept(
   groups: Sequence[grouping.Group] | None = None,
   mask: tree.Mask = tree.matrices,
 ) -> Any:
-  """Where the weights are that stay when the smallest are removed.
+  """Marks the weights that remain when the smallest are removed.
 
-  Of weights of equal magnitude the first are removed, so that never more than
-  the fraction goes.
+  At most the given fraction is removed. Among weights of equal magnitude, the
+  first ones are removed.
 
   Args:
     params: tree of arrays.
-    fraction: of the weights to remove, in [0, 1); may be traced.
-    scope: "tensor" removes it of each tensor, "model" of all of them together.
-      With groups, it is each layer's units, or all of them together.
-    groups: removes whole units, those with the smallest root mean square,
-      until the next one would be more than the fraction of the parameters
-      that are compared. Each layer keeps its largest unit. The mask has no
-      meaning then.
-    mask: the leaves to prune, see `bs.matrices`.
+    fraction: fraction of the weights to remove, in [0, 1); may be traced.
+    scope: "tensor" (default) removes the fraction from each tensor, "model"
+      from all selected leaves together. With groups, "tensor" compares the
+      units of a layer, "model" all units.
+    groups: if given, removes whole units, those with the smallest root mean
+      square. It stops before the removed units exceed the fraction of the
+      compared parameters. Each layer keeps its largest unit. The mask is
+      ignored.
+    mask: selects the leaves to prune, see `bs.matrices`.
 
   Returns:
-    A tree of bool like params.
+    Tree of bool with the structure and shapes of params; True where a weight
+    remains.
 
   Raises:
-    ValueError: for arguments out of range, and see `groups.bind`.
+    ValueError: if `scope` is unknown; also as `groups.bind`.
   """
   check(scope)
   if groups is not None:
@@ -74,10 +76,10 @@ def kept(
 
 
 def prune(params: Any, fraction: float, **options: Any) -> Any:
-  """Zeros the smallest weights; the options are those of `kept`.
+  """Sets the smallest weights to zero; takes the options of `kept`.
 
   Raises:
-    ValueError: for a fraction that is not in [0, 1), and see `kept`.
+    ValueError: if fraction is not in [0, 1); also as `kept`.
   """
   if not 0 <= fraction < 1:
     raise ValueError(f"fraction must be in [0, 1), found {fraction!r}")
@@ -93,13 +95,13 @@ def _all(x):
 
 
 def _count(fraction, size):
-  """How many of so many are removed, int32."""
-  # A float32 product may miss a whole number by its last digit.
+  """The number of elements to remove, int32."""
+  # A float32 product can fall just below a whole number.
   return jnp.floor(fraction * float(size) + 1e-4).astype(jnp.int32)
 
 
 def _smallest(sizes, count):
-  """Where the `count` smallest of the last axis are; of ties, the first."""
+  """Marks the `count` smallest along the last axis; of ties, the first."""
   if sizes.shape[-1] == 0:
     return jnp.zeros(sizes.shape, bool)
   last = jnp.take(jnp.sort(sizes, axis=-1), jnp.maximum(count - 1, 0), axis=-1)[
@@ -112,7 +114,7 @@ def _smallest(sizes, count):
 
 
 def _kept_units(params, fraction, units, scope):
-  """Where the weights of the largest units are, and what is in no group."""
+  """Marks the weights of the largest units and all weights in no group."""
   leaves = dict(tree.named_leaves(params))
   sizes = [grouping.magnitudes(u, leaves) for u in units]
   if scope == "model":
@@ -132,7 +134,7 @@ def _kept_units(params, fraction, units, scope):
 
 
 def _smallest_units(sizes, units, fraction):
-  """Where the smallest of all units are; each counts as its parameters."""
+  """Marks the smallest of all units, weighted by their parameters."""
   flat = jnp.concatenate([s.ravel() for s in sizes])
   weights = jnp.concatenate(
     [

@@ -1,9 +1,9 @@
-"""Weights that are removed while training runs, and stay removed.
+"""Pruning during training: removed weights stay zero.
 
-`gradual_pruning` and `keep_zeros` stand last in the chain, after the learning
-rate: they see the step that is about to be made, and replace it where a weight
-is removed. They cannot see the moments of the optimizers before them, which
-`clear_moments`, around the chain, sets to zero where a weight is removed.
+Put `gradual_pruning` and `keep_zeros` last in the chain, after the learning
+rate. They replace the final update wherever a weight is removed. They cannot
+change the moments of the optimizers before them; wrap the chain in
+`clear_moments` to set those to zero where a weight is removed.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ class PruningState(NamedTuple):
 
   Attributes:
     pruning_count: updates so far, int32.
-    kept: bool, per parameter: whether it has not been removed.
+    kept: tree of bool with the shapes of params; False where a weight has been
+      removed.
   """
 
   pruning_count: jax.Array
@@ -40,10 +41,10 @@ def gradual_pruning(
   groups: Sequence[grouping.Group] | None = None,
   mask: tree.Mask = tree.DEFAULT,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Removes the smallest weights, by default of each tensor, ever more.
+  r"""Removes a growing fraction of the smallest weights.
 
-  The fraction removed rises from 0 at the update `begin` to `sparsity` at the
-  update `end`, fast at first,
+  The removed fraction rises from 0 in update `begin` to `sparsity` in update
+  `end`, fastest at the beginning:
 
   .. math:: s_t = s (1 - (1 - (t - begin) / (end - begin))^3)
 
@@ -52,18 +53,19 @@ def gradual_pruning(
   >>> tx = optax.chain(optax.adamw(1e-3), structure.gradual_pruning(0.8, 1000))
 
   Args:
-    sparsity: fraction of the weights to remove, in [0, 1).
-    end: update after which nothing more is removed.
-    begin: update before which nothing is.
-    every: updates from one choice of weights to the next.
-    scope, groups, mask: which weights are compared, see `magnitude.kept`:
-      those of a tensor, of the model, or whole units of groups.
+    sparsity: final fraction of the weights to remove, in [0, 1).
+    end: last update in which weights are removed.
+    begin: first update in which weights are removed; default 0.
+    every: updates between removals; default 10.
+    scope: "tensor" (default) or "model", see `magnitude.kept`.
+    groups: if given, removes whole units, see `magnitude.kept`.
+    mask: selects the leaves to prune, see `bs.matrices`, the default.
 
   Returns:
-    A transformation, last in a chain. Its update needs params.
+    A transformation to put last in a chain. Its update needs params.
 
   Raises:
-    ValueError: for an argument out of its range.
+    ValueError: if an argument is out of range.
 
   Source: Zhu & Gupta, To prune, or not to prune, arXiv 1710.01878.
   """
@@ -107,7 +109,7 @@ def gradual_pruning(
 
 
 class KeepZerosState(NamedTuple):
-  """State of `keep_zeros`: the updates so far, int32."""
+  """State of `keep_zeros`: the number of updates so far, int32."""
 
   keep_zeros_count: jax.Array
 
@@ -115,21 +117,22 @@ class KeepZerosState(NamedTuple):
 def keep_zeros(
   step: float, begin: int, *, mask: tree.Mask = tree.DEFAULT
 ) -> optax.GradientTransformationExtraArgs:
-  """From the update `begin` on, weights that are coded as zeros are zeros.
+  """Sets weights that round to zero to zero, from update `begin` on.
 
-  For a phase of plain training after one with the rate: the weights whose
-  magnitude is within half a step by then become zero and stay so.
+  Use it for a phase without a rate after a phase with one. In update `begin`,
+  weights with a magnitude of at most half a step become zero. They stay zero
+  afterwards.
 
   Args:
-    step: quantization step of the coded file.
-    begin: updates that are made freely.
-    mask: as in `gradual_pruning`.
+    step: quantization step of the coded file, in the units of the parameters.
+    begin: number of updates before this takes effect.
+    mask: selects the leaves, see `bs.matrices`, the default.
 
   Returns:
-    A transformation, last in a chain. Its update needs params.
+    A transformation to put last in a chain. Its update needs params.
 
   Raises:
-    ValueError: for a step that is not positive and finite.
+    ValueError: if step is not positive and finite.
   """
   quantize.check_step(step)
 
@@ -140,7 +143,7 @@ def keep_zeros(
   def update(updates, state, params=None, **extra_args):
     del extra_args
     _check_params("keep_zeros", params)
-    # The bin of zero at first, then nothing but what is zero already.
+    # First the whole zero bin; afterwards only weights that are already zero.
     bound = jnp.where(state.keep_zeros_count == begin, step / 2, 0.0)
     bound = jnp.where(state.keep_zeros_count < begin, -1.0, bound)
     updates = jax.tree.map(
@@ -160,10 +163,10 @@ def keep_zeros(
 def clear_moments(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """Forgets the moments of weights that a chain sets to zero.
+  """Clears the optimizer moments of weights that a chain sets to zero.
 
-  Without it the momentum of a removed weight is what the first steps would
-  be made of, should the weight be let go again.
+  Otherwise, if a removed weight is trained again, its old momentum determines
+  the first updates.
 
   >>> import optax
   >>> from backslash_jax import structure
@@ -172,13 +175,12 @@ def clear_moments(
   ... )
 
   Args:
-    tx: the chain, which ends with what removes weights.
+    tx: a chain that ends with the transformation that removes weights.
 
   Returns:
-    A transformation with the state of tx. Where a step ends at exactly zero,
-    what the state holds of the weight in floating numbers is set to zero
-    (`optax.tree.map_params` tells which arrays those are).
-    Its update needs params.
+    A transformation with the state of tx. Where an update makes a weight
+    exactly zero, the floating per-parameter entries of the state become zero
+    (`optax.tree.map_params` finds them). Its update needs params.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -189,7 +191,7 @@ def clear_moments(
 
     def forget(s, gone):
       if not jnp.issubdtype(jnp.result_type(s), jnp.inexact):
-        return s  # The masks of pruning.
+        return s  # Pruning masks and other non-floating state.
       return jnp.where(gone, jnp.zeros_like(s), s)
 
     return updates, optax.tree.map_params(tx.init, forget, state, gone)

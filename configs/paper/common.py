@@ -1,20 +1,20 @@
-"""What the experiments of the paper share: models, tasks, recipes, profiles.
+"""Models, tasks, recipes and profiles of the paper's experiments.
 
-BackSlash, Wu, Wen & Han, ICML 2025, arXiv 2504.16968. The argument behind the
-colon of --config is "full", the paper's model and the whole dataset, or
-"small", which two CPU cores can do; "small/l1" is the training `l1` alone.
+BackSlash, Wu, Wen & Han, ICML 2025, arXiv 2504.16968. The profile "full" is the
+paper's model and the whole data set; "small" is for two CPU cores. "small/l1"
+is the arm `l1` alone.
 
-A cell of the paper is an arm of a config. Two recipes put the rate term in:
+A cell of the paper is an arm of a config. There are two recipes for the rate:
 
-released: the authors' released code. After every step of the optimizer, all
-  parameters move by -lambda/N * nu * sign(x) * (|x| + 1)^(nu - 1), which the
-  learning rate does not scale; then as many epochs, or half as many, without.
-algorithm1: Algorithm 1 as the paper states it. The same with a small epsilon
-  is added to the gradient, to the end of training. The paper's plain SGD is
-  AdamW here, as in all other trainings.
+released: the authors' released code. After every update of the optimizer, all
+  parameters change by -lambda/N * nu * sign(x) * (|x| + 1)^(nu - 1), which the
+  learning rate does not scale. The last 40% of the updates are without it.
+algorithm1: Algorithm 1 as the paper states it. The same gradient, with a small
+  epsilon, is added to that of the loss until the end of training. The paper's
+  plain SGD is AdamW here, as in all other trainings.
 
-What the paper does not state is chosen here: AdamW, its learning rate, batch,
-epochs and epsilon.
+The paper does not state the optimizer's learning rate, batch size, epochs and
+epsilon. They are chosen here.
 """
 
 from collections.abc import Mapping
@@ -51,8 +51,8 @@ GENERATED = ("squad", "wmt19")
 
 # By kind of small model: its parameters, about.
 SIZES = {"minilm": 22.7e6, "scratch": 0.34e6, "bytes": 0.1e6}
-# What a step of the released recipe moves a weight by at the paper's lambda of
-# 1000, over nu and the learning rate; see docs/reproduction.md.
+# How far an update of the released recipe moves a weight at the paper's lambda
+# of 1000, divided by nu and the learning rate; see docs/reproduction.md.
 MOVED = {"minilm": 1.25, "scratch": 0.7, "bytes": 0.7}
 PAPER_SIZE = 110e6  # Of BERT: Algorithm 1 keeps lambda / N.
 RATE_UPDATES = 0.6  # Fraction of all updates, in the released recipe.
@@ -63,7 +63,7 @@ def recipe(name: str, lmbda: float, **fields: Any) -> dict[str, Any]:
 
   Args:
     name: "released" or "algorithm1".
-    lmbda: as the paper counts it; the small profile scales it to its model.
+    lmbda: that of the paper; the small profile scales it to its model.
     **fields: further ones of `config.rate`.
   """
   return {"recipe": name, "lmbda": lmbda, "rate": fields}
@@ -88,12 +88,12 @@ def build(
   """The config of a row of a table, its cells as arms.
 
   Args:
-    argument: behind the colon of --config: a profile, or "profile/arm".
+    argument: "PROFILE" or "PROFILE/ARM".
     model: of WEIGHTS.
     task: as `data.name`.
     arms: {} or from `recipe`, by name; the first is the baseline.
-    pretrained: whether the small profile fine-tunes MiniLM in BERT's place, or
-      trains a small BERT from scratch.
+    pretrained: whether the small profile fine-tunes MiniLM in place of BERT;
+      otherwise it trains a small BERT from scratch.
 
   Raises:
     ValueError: an unknown profile or arm.
@@ -101,9 +101,8 @@ def build(
   profile, _, only = argument.partition("/")
   if profile not in PROFILES or (only and only not in arms):
     raise ValueError(
-      f"{argument!r}, behind the colon of --config, is none of"
-      f" {', '.join(PROFILES)}, or one of them and /ARM with an arm of"
-      f" {', '.join(arms)}"
+      f"the argument is {argument!r}, wanted PROFILE or PROFILE/ARM, with a"
+      f" profile of {', '.join(PROFILES)} and an arm of {', '.join(arms)}"
     )
   config = default.get_config()
   config.rate.step = 2.0**-8  # The paper's, of all of its tables.
@@ -127,7 +126,7 @@ def build(
   if only:
     arms = {only: arms[only]}
   elif profile == "small":
-    # For the time it takes; the sweep has it, with every lambda.
+    # To save time; the sweep has algorithm1, with every lambda.
     arms = {name: arm for name, arm in arms.items() if name != "algorithm1"}
   config.baseline = next(iter(arms))
   for name, arm in arms.items():
@@ -146,7 +145,7 @@ def _rate(config, arm, kind):
   else:
     scale = 1.0
     if kind:
-      # Or else the rate would outrun the optimizer.
+      # Unscaled, the rate would outweigh the optimizer.
       scale = MOVED[kind] / 1000 * config.optimizer.learning_rate * SIZES[kind]
     rate = {
       "lmbda": lmbda * scale,
@@ -174,7 +173,7 @@ def _full(config, model, task):
 
 
 def _minilm(config):
-  """A pretrained encoder of 22.7M parameters, on the beginning of a text."""
+  """A pretrained encoder of 22.7M parameters, on the first 48 tokens."""
   config.data.tokenizer = config.model.weights = MINILM
   config.data.seq_len = 48
   config.data.batch_size = 16

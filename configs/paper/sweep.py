@@ -9,7 +9,7 @@
 | 1000 | 2.64 | 2.42 | 92.59 | 99.52 |
 
 At 2000 the paper loses 2.52 points and keeps 13% of the size. `lambda10` is the
-released recipe, `coupled10` is Algorithm 1.
+released recipe with a lambda of 10, `coupled10` is Algorithm 1.
 
 python -m experiments.main --config=configs/paper/sweep.py:full --workdir=DIR
 Hardware: one accelerator of 16 GB; the time was not measured. ":small" is two

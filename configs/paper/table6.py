@@ -1,4 +1,4 @@
-"""What the regularizer is, BERT on IMDB: Table 6 of the paper.
+"""The choice of the regularizer, BERT on IMDB: Table 6 of the paper.
 
 | term | final nu | accuracy % | EG | HM |
 |---|---|---|---|---|
@@ -8,8 +8,9 @@
 | L2 | 0.10 | 88.29 | 1.16 | 1.14 |
 
 The paper does not state lambda. With the released epsilon of 1 the gradient of
-every term is nearly its nu times the sign, so that at one lambda L2 pulls twice
-as hard as L1 and L0.5 half as hard. `l0p5_equal` and `l2_equal` undo that.
+every term is nearly its nu times the sign, so at one lambda the gradient of L2
+is twice that of L1, and that of L0.5 half. `l0p5_equal` and `l2_equal`
+compensate for that.
 
 python -m experiments.main --config=configs/paper/table6.py:full --workdir=DIR
 Hardware: one accelerator of 16 GB; the time was not measured. ":small" is two

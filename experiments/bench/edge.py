@@ -64,7 +64,7 @@ def prune(trainings: list[cells.Cell], results: pathlib.Path) -> None:
   rows = _finished(results / "pruning.json")
   done = {(r["arm"], r["seed"], r["kind"], r["rate"]) for r in rows}
   for cell in trainings:
-    config, name = cell.config, cell.directory.name
+    config, name = cell.config, cell.name
     declared = units.declare(config.model, config.structure.groups)
     trained = release.read(cell.directory)
     if score is None:

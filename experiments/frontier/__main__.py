@@ -1,13 +1,14 @@
-"""The frontier: methods x operating points x seeds, each coded to real files.
+"""The frontier: methods x operating points x seeds, coded to real files.
 
 python -m experiments.frontier --config=configs/frontier_modules.py \\
   --workdir=runs/frontier_modules
 
-The grid is data, `config.grid`, as configs/frontier.py describes it. Every cell
-trains and evaluates in a directory of its own, as in experiments.main. A grid
-that was stopped goes on where it was, and the results are written after every
-cell. `--norun` writes those of the cells that are there. `--rows` names the
-frontier.csv of an earlier run, which is shown together with the new cells.
+The grid is data, `config.grid`, see configs/frontier.py. Each cell is trained
+and evaluated in its own directory, as in experiments.main. The results are
+written after every cell, and a grid that was stopped resumes. Several processes
+may run the same command at the same time. `--norun` writes the results of the
+finished cells. `--rows` names the frontier.csv of an earlier run, whose rows
+are shown together with the new cells.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""The grid: methods x operating points x seeds, each coded to real files."""
+"""The grid: methods x operating points x seeds, coded to real files."""
 
 import copy
 import dataclasses
@@ -130,6 +130,7 @@ def plan(
         )
         planned.append(
           Cell(
+            name=label,
             config=own,
             directory=directory,
             training=directory,

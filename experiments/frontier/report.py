@@ -1,8 +1,8 @@
-"""What a grid of trainings shows: tables of rates at equal metric, a plot.
+"""The results of a grid: tables of rates at equal accuracy, and a plot.
 
 A method's curve of one seed is the upper envelope of all of its files, of every
-operating point and step. Which files make it up is decided on the validation
-split; the metric shown is that of the test split.
+operating point and step. The validation split decides which files are on it;
+the accuracy shown is that of the test split.
 """
 
 import json
@@ -230,15 +230,16 @@ def _percent(curve, bits):
 
 _LEGEND = """\
 Each method's curve is the upper envelope of its coded files, of all operating
-points and quantization steps: chosen on the validation split, shown on the test
-split. Bits are those of the whole file, per parameter of the model. The mean is
-the Bjontegaard difference of the rate: over the accuracies (%) that both curves
-reach, those below {floor:.0%} of the best of {baseline} left out; -30 means 30%
-smaller files. The columns after it are the same at the accuracy that {baseline}
-has at so many bits. What is not reached is not extrapolated but shown as "-".
-Behind ± is the standard deviation over the seeds. The second table has the
-accuracy of files of so many bits, and the third, where it was run, the mean
-difference of {best} against each of the others.
+points and quantization steps. It is chosen on the validation split; the numbers
+are those of the test split. Bits are those of the whole file, per parameter of
+the model. The mean is the Bjontegaard difference of the rate, over the
+accuracies (%) that both curves reach, without those below {floor:.0%} of the
+best of {baseline}; -30 means 30% smaller files. The columns after it are the
+difference at the accuracy that {baseline} has at so many bits. Nothing is
+extrapolated: "-" means that a curve does not reach the value. ± is the standard
+deviation over the seeds. The second table has the accuracy of files of so many
+bits. The third, if {best} was run, is its mean difference against each of the
+others.
 """
 
 

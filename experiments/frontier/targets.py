@@ -24,7 +24,7 @@ import optax
 import backslash_jax as bs
 from experiments import atomic, report
 
-STEP = 2.0**-6
+STEP = bs.STEP
 UPDATES = 1000
 WIDTHS = (24, 240, 2400)  # Of the hidden layer; parameters are 42 times that.
 LEARNING_RATES = (3e-4, 3e-3, 3e-2)
@@ -142,7 +142,7 @@ def measure(path: pathlib.Path) -> list[dict[str, float]]:
 def table(rows: list[dict[str, float]]) -> report.Table:
   """The bits reached, by size and learning rate, for every target and start.
 
-  A star marks the targets that were reported as out of reach.
+  A star marks the targets that were missed, see `bs.target_rate`.
   """
   columns = list(itertools.product(TARGETS, INITIAL))
   found = {tuple(row[axis] for axis in AXES): row for row in rows}

@@ -1,9 +1,9 @@
-"""The paper's Figures 1 to 8, drawn from what is measured here.
+"""The paper's Figures 1 to 8, drawn from our measurements.
 
 python -m experiments.paper.figures --figure=8 --profile=small --source=DATA
 
-Runs the cells that are missing, or goes on with them, and writes figure_8.png
-and its points, figure_8.csv. docs/reproduction.md says more.
+Runs or resumes the cells that are missing, and writes figure_8.png and its
+points, figure_8.csv. See docs/reproduction.md.
 """
 
 import csv
@@ -61,7 +61,7 @@ class Panel:
 
 
 def histograms(records: reproduce.Records, names: Iterable[str]) -> list[Panel]:
-  """Parameters of the first seed, with the distributions that fit."""
+  """Parameters of the first seed, with fitted distributions."""
   panels = []
   for name in names:
     for seed, record in list(records.get(name, {}).items())[:1]:
@@ -118,7 +118,7 @@ def shapes(records: reproduce.Records) -> list[Panel]:
 def against_lambda(
   records: reproduce.Records, keys: Mapping[str, str], y_label: str
 ) -> list[Panel]:
-  """What `tables.measure` says, and the paper, against lambda.
+  """The values of `tables.measure` and of the paper against lambda.
 
   Args:
     records: of the sweep.
@@ -239,7 +239,7 @@ def write(
 ) -> None:
   """Writes figure_NAME.png and figure_NAME.csv into results.
 
-  Nothing is written where no cell of the figure was run.
+  Nothing is written if no cell of the figure was run.
   """
   title, names, make = FIGURES[figure]
   if not any(records.get(name) for name in names):
@@ -254,7 +254,7 @@ def write(
 
 
 def _of_sweep(records, of, y_label) -> list[Panel]:
-  """A line per lambda, the mean over the seeds of what `of` gives."""
+  """A line per lambda: the mean over the seeds of (x, y) = of(record)."""
   panels = []
   for recipe, lambdas in SWEEPS.items():
     series = []

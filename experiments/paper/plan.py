@@ -56,7 +56,6 @@ class Cell(cells.Cell):
     record: the JSON file with its results.
   """
 
-  name: str
   seed: int
   record: pathlib.Path
 
@@ -110,10 +109,10 @@ def plan(profile: str, places: Places, seeds: Sequence[int]) -> list[Cell]:
         )
         planned.append(
           Cell(
+            name=f"{name}/{arm}",
             config=own.lock(),
             directory=directory,
             training=directory,
-            name=f"{name}/{arm}",
             seed=seed,
             record=record,
           )

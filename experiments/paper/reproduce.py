@@ -1,4 +1,4 @@
-"""The flags that the commands of tables and of figures share."""
+"""The program that the commands of tables and of figures share."""
 
 import functools
 import pathlib
@@ -21,22 +21,39 @@ def launch(
   cells: Callable[[str], Collection[str]],
   write: Callable[[str, Records, pathlib.Path], None],
 ) -> None:
-  """Runs the program: what is missing is run, then everything is written.
+  """Runs the program: runs the missing cells, then writes everything.
 
   Args:
     kind: "table" or "figure", the flag that chooses one of `names`, or "all".
-    names: of what there is.
-    cells: the names of the cells that one of them shows.
-    write: called with one of them, its records and the results' directory.
+    names: of the tables or figures.
+    cells: the names of the cells that a table or figure shows.
+    write: called with a name, its records and the directory of the results.
   """
-  flags.DEFINE_enum(kind, "all", [*names, "all"], f"Which {kind}.")
-  flags.DEFINE_enum("profile", "small", ["small", "full"], "See docs.")
-  flags.DEFINE_string("source", None, "As data.source; None downloads.")
-  flags.DEFINE_string("encoder", None, "MiniLM's directory; None downloads.")
-  flags.DEFINE_string("workdir", None, "Of trainings; runs/paper/PROFILE.")
-  flags.DEFINE_string("results", None, "Of records and tables; in workdir.")
-  flags.DEFINE_list("seeds", ["0", "1", "2"], "A set of cells for each.")
-  flags.DEFINE_bool("run", True, "Whether to run what is missing.")
+  flags.DEFINE_enum(kind, "all", [*names, "all"], f"The {kind} to write.")
+  flags.DEFINE_enum(
+    "profile",
+    "small",
+    ["small", "full"],
+    "small: for two CPU cores; full: the paper's models.",
+  )
+  flags.DEFINE_string(
+    "source", None, "Directory with the data sets; downloaded without it."
+  )
+  flags.DEFINE_string(
+    "encoder", None, "Directory of MiniLM; downloaded without it."
+  )
+  flags.DEFINE_string(
+    "workdir", None, "Directory of the trainings; default: runs/paper/PROFILE."
+  )
+  flags.DEFINE_string(
+    "results",
+    None,
+    "Directory of records and tables; default: results in the workdir.",
+  )
+  flags.DEFINE_list(
+    "seeds", ["0", "1", "2"], "Seeds; every cell is run with each."
+  )
+  flags.DEFINE_bool("run", True, "Run the cells that are missing.")
   app.run(functools.partial(_main, kind, names, cells, write))
 
 
@@ -75,6 +92,6 @@ def _main(kind, names, cells, write, argv) -> None:
 
 
 def with_normal(names: Collection[str]) -> list[str]:
-  """The cells of these names and the normal trainings they compare with."""
+  """The names, with those of the normal trainings that they compare with."""
   normal = [f"{name.partition('/')[0]}/normal" for name in names]
   return list(dict.fromkeys([*normal, *names]))

@@ -1,10 +1,10 @@
-"""The paper's Tables 3 to 6 and its lambda sweep, beside what is measured here.
+"""The paper's Tables 3 to 6 and its lambda sweep, with our measurements.
 
 python -m experiments.paper.tables --table=4 --profile=small --source=DATA
 
-Runs the cells that are missing, or goes on with them, and writes table_4.md and
-table_4.csv. "--table=sweep" is Figures 4 and 5 in numbers. docs/reproduction.md
-says more.
+Runs or resumes the cells that are missing, and writes table_4.md and
+table_4.csv. "--table=sweep" has the numbers of Figures 4 and 5. See
+docs/reproduction.md.
 """
 
 import csv
@@ -42,7 +42,7 @@ class Spec:
 
 
 def _compared(key: str, short: str, *, paper_too: bool = True) -> list[Column]:
-  """The paper's, ours, and the normal model's, quantized more coarsely."""
+  """Columns of the paper, of ours, and of the normal model at coarser steps."""
   columns = [
     Column(f"{short} ours", "ours", key),
     Column(f"{short} coarser", "ours", f"coarser_{key}"),
@@ -129,20 +129,23 @@ def cell_names(table: str) -> tuple[str, ...]:
 
 
 def measure(record: Mapping[str, Any], normal: Mapping[str, Any]) -> Measured:
-  """What the tables show of a cell and a seed.
+  """The numbers of a cell and a seed that the tables show.
 
   Args:
     record: of the cell, see `plan.read`.
     normal: of the normal training with the same seed.
 
   Returns:
-    Of the model quantized with `plan.STEP`: "fixed", "exp_golomb", "huffman",
-    "entropy", bits per parameter of the matrices, "file", those of the whole
-    file, "accuracy" in %. "coarser_*": the bits with which the normal model,
-    quantized as coarsely as that allows, is as accurate; "reached": 1 if it is
-    anywhere. "shipped_file" and "shipped_accuracy": of the coarsest step within
-    the tolerance on the validation split, with its own "coarser_shipped_file".
-    "nu": in the end; "train_accuracy": over the last quarter of the updates, %.
+    "fixed", "exp_golomb", "huffman", "entropy": bits per parameter of the
+      matrices, quantized with `plan.STEP`; "file": bits per parameter of the
+      whole file; "accuracy": of that model, in %.
+    "coarser_*": the same bits of the normal model at the coarsest step with
+      that accuracy; "reached": whether it has that accuracy at any step.
+    "shipped_step", "shipped_file", "shipped_accuracy": of the coarsest step
+      within the tolerance on the validation split; "coarser_shipped_file" and
+      "shipped_reached": as above, at the accuracy of the shipped file.
+    "nu": at the end.
+    "train_accuracy": over the last quarter of the updates, in %.
   """
   sizes = _sizes(record, plan.quantized(record))
   accuracy = plan.quantized(record)["test"]["accuracy"]
@@ -225,7 +228,7 @@ def _cell(column, stated, found) -> str:
   if column.key.startswith("coarser_"):
     flag = "shipped_reached" if "shipped" in column.key else "reached"
     if not all(m[flag] for m in found):
-      text += " †"  # The normal model is nowhere as accurate.
+      text += " †"  # The normal model is less accurate at every step.
   return text
 
 

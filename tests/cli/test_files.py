@@ -142,7 +142,7 @@ def test_missing_shards_are_errors(tmp_path, capsys):
   assert "two.safetensors: this shard of" in capsys.readouterr().err
   index.write_text("[]")
   assert _compress(source, out) == 1
-  assert "not an index of shards" in capsys.readouterr().err
+  assert "not a shard index" in capsys.readouterr().err
   assert not out.exists()
 
 

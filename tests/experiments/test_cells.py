@@ -24,6 +24,7 @@ sys.stdin.read()
 def _plan(directory):
   return [
     cells.Cell(
+      name=name,
       config=ml_collections.ConfigDict(),
       directory=directory / name,
       training=directory / name[0],
@@ -94,6 +95,7 @@ def test_cells_that_differ_in_their_coding_share_a_training(tmp_path):
   )
   planned = [
     cells.Cell(
+      name=str(i),
       config=tiny.config(**own),
       directory=tmp_path / str(i),
       training=tmp_path / str(i),

@@ -167,7 +167,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(unbroken, tmp_path, cache):
   stopped.processes[1].send_signal(signal.SIGTERM)
   codes, outputs = stopped.wait()
   assert codes != [0, 0], outputs
-  assert "goes on from the checkpoint" in outputs[0], outputs
+  assert "resumes from the checkpoint" in outputs[0], outputs
   codes, outputs = Processes(tmp_path, cache).wait()
   assert codes == [0, 0], outputs
   _assert_same_numbers(tmp_path, unbroken)

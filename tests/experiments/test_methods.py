@@ -105,7 +105,7 @@ def test_a_target_is_logged_with_whether_it_is_met(capsys):
     values = {k: float(v) for k, v in values.items()}
     progress.show(update, values)
   assert values["unmet"] > 60
-  assert capsys.readouterr().out.count("out of reach") == 1
+  assert capsys.readouterr().out.count("the target was missed") == 1
 
 
 def test_the_rate_stops():

@@ -6,6 +6,7 @@ import optax
 import pytest
 from flax import nnx
 
+from backslash_jax import tree
 from backslash_jax.structure import groups as grouping
 from configs import edge
 from experiments import models, optimizer, settings
@@ -64,8 +65,8 @@ def test_units_end_at_zero_and_their_moments_are_cleared(structure):
   state = tx.init(params)
   for _ in range(6):
     params, state, metrics = step(params, state)
-  leaves = grouping.flatten(params)
-  momentum = grouping.flatten(optax.tree.get(state, "mu"))
+  leaves = dict(tree.named_leaves(params))
+  momentum = dict(tree.named_leaves(optax.tree.get(state, "mu")))
   gone = 0
   declared = units.declare(config.model, config.structure.groups)
   for found in grouping.bind(declared, params):

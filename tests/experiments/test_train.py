@@ -199,8 +199,7 @@ def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
   assert (tmp_path / "metrics.jsonl").read_text() == records
   # Off a terminal there is one line per log interval.
   lines = capsys.readouterr().out.splitlines()
-  name = tmp_path.name
-  assert sum(line.startswith(f"{name} ") for line in lines) == 6
+  assert sum(line.startswith("run ") for line in lines) == 6
 
 
 @pytest.mark.parametrize(
@@ -281,6 +280,14 @@ def test_unknown_field_is_one_line(tmp_path):
     "error: config.rate.lambda: configs/default.py has no such field;"
     " did you mean rate.lmbda?"
   ]
+
+
+def test_missing_config_is_one_line(tmp_path):
+  done = _main("--config=no_such_file.py", f"--workdir={tmp_path}")
+  assert done.returncode == 1
+  line = "error: --config=no_such_file.py: there is no such file"
+  assert done.stderr.splitlines()[-1] == line
+  assert "Traceback (most recent call last)" not in done.stderr
 
 
 @pytest.mark.parametrize(
