@@ -13,17 +13,15 @@ import optax
 from backslash_jax import (
   control,
   fitting,
-  ggd,
   meter,
   moments,
   quantize,
   rounding,
   tree,
 )
+from backslash_jax import price as prices
 from backslash_jax import rate as rates
 from backslash_jax.moments import sharded
-
-SCOPES = ("model", "tensor")
 
 
 class BackslashState(NamedTuple):
@@ -60,20 +58,6 @@ class BackslashState(NamedTuple):
   steps: Any
   fit: Any
   control: Any
-
-
-class _Price(NamedTuple):
-  """The validated arguments that define the rate; see `backslash`."""
-
-  rate: rates.Rate
-  shape: Any
-  scope: str
-  epsilon: Any
-
-  @property
-  def is_estimated(self):
-    """Whether the gradient depends on the moments."""
-    return self.shape is None or self.rate.is_learned
 
 
 def backslash(
@@ -151,11 +135,11 @@ def backslash(
   Source: Wu, Wen & Han, ICML 2025, arXiv 2504.16968, Algorithm 1.
   """
   plan = step if isinstance(step, fitting.FitSteps) else None
-  price = _price(rate, shape, scope, epsilon, plan.step if plan else step)
+  price = prices.make(rate, shape, scope, epsilon, plan.step if plan else step)
   _check_lmbda(lmbda)
   _check_period("update_every", update_every)
   _check_period("measure_every", measure_every)
-  base_step = plan.step if plan else _number(step)
+  base_step = plan.step if plan else prices.number(step)
   is_free = isinstance(lmbda, int | float | np.number) and lmbda == 0
   if isinstance(lmbda, control.Controller):
     controller = lmbda
@@ -166,13 +150,13 @@ def backslash(
     estimate_every = measure_every
 
   def init_fn(params):
-    names = list(_selected(params, mask))
+    names = list(tree.selected(params, mask))
     t = len(names)
     own = 0.0 if plan else base_step
     return BackslashState(
       rate_count=jnp.zeros([], jnp.int32),
       lmbda=jnp.zeros([], jnp.float32),
-      rate_shape=jnp.full([] if scope == "model" else [t], 2.0, jnp.float32),
+      rate_shape=price.initial_shape(t),
       rate_scale=jnp.ones([t], jnp.float32),
       bits=jnp.zeros([], jnp.float32),
       # For a tree without leaves, the state holds an array, not an empty dict:
@@ -190,14 +174,14 @@ def backslash(
         "backslash needs params: tx.update(grads, state, params)"
       )
     count = jnp.asarray(optax.safe_increment(state.rate_count))
-    selected = _selected(params, mask)
+    selected = tree.selected(params, mask)
     if not selected:
       return updates, state._replace(rate_count=count)
     placed = sharding(params) if callable(sharding) else sharding
     kept = tree.keep(params, mask)
     gradients = _at(updates, params, mask)
-    by_name, fit = state.steps, state.fit
-    is_new = jnp.asarray(False)
+    by_name, fit, is_new = state.steps, state.fit, jnp.asarray(False)
+    step_in_force = base_step
     if plan:
       _warn_unless_rounded()
       old = jnp.stack([by_name[name] for name in selected])
@@ -206,12 +190,10 @@ def backslash(
       )
       by_name = dict(zip(selected, steps, strict=True))
       step_in_force = jnp.where(steps > 0, steps, base_step)
-    else:
-      step_in_force = base_step
     nu, alpha = _every(
       estimate_every,
       state.rate_count,
-      lambda: _estimate(price, kept, placed, implementation),
+      lambda: price.estimate(kept, placed, implementation),
       (state.rate_shape, state.rate_scale),
     )
     is_measured = (state.rate_count % measure_every == 0) | is_new
@@ -230,7 +212,7 @@ def backslash(
     )
     if is_free:
       return updates, new
-    pulls = _gradients(price, list(selected.values()), nu, alpha)
+    pulls = price.gradients(list(selected.values()), nu, alpha)
     norms = jnp.zeros([2, len(pulls)], jnp.float32)
     if controller.needs_norms:
       norms = jnp.stack([_norms(pulls), _norms(gradients)])
@@ -260,45 +242,10 @@ def backslash(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _estimate(price, params, sharding, implementation):
-  """nu, and alpha of |x| + epsilon for each selected leaf, [T]."""
-  per_tensor = moments.tree_moments(
-    params, sharding, implementation=implementation
-  )
-  total = jax.tree.map(jnp.sum, per_tensor)
-  joined = jax.tree.map(lambda t, s: jnp.append(t, s), per_tensor, total)
-  nu = moments.shape_parameter(joined)
-  tensor_nu, model_nu = nu[:-1], nu[-1]
-  estimated = model_nu if price.scope == "model" else tensor_nu
-  paid = estimated if price.shape is None else jnp.float32(price.shape)
-  paid = jnp.broadcast_to(paid, tensor_nu.shape)
-  mean_abs = per_tensor.abs_sum / jnp.maximum(per_tensor.count, 1.0)
-  return estimated, rates.scale(paid, mean_abs, price.epsilon)
-
-
 def _places(params, sharding):
   """`control.motion` of each leaf, [T, 2]."""
   leaves, shardings = moments.split(params, sharding)
   return sharded.each(leaves, shardings, control.motion)
-
-
-def _gradients(price, leaves, nu, alpha):
-  """grad R of each selected leaf, float32."""
-  # A float, because JAX rejects Python integers of 2^31 and more.
-  total = float(max(sum(x.size for x in leaves), 1))
-  # Keep a fixed shape a Python number: 1 and 2 then need no power.
-  shapes = [nu if price.shape is None else price.shape] * len(leaves)
-  if price.shape is None and price.scope == "tensor":
-    shapes = list(nu)
-  return [
-    price.rate.gradient(x, s, a, price.epsilon) / total
-    for x, s, a in zip(leaves, shapes, alpha, strict=True)
-  ]
-
-
-def _selected(params, mask):
-  """The selected leaves by name; empty if the tree has no floating leaf."""
-  return tree.selected(params, mask)
 
 
 def _at(updates, params, mask):
@@ -345,43 +292,6 @@ def _every(period: int, count, compute: Callable, kept):
 def _norms(leaves):
   squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves]
   return jnp.sqrt(jnp.stack(squares))
-
-
-def _price(rate, shape, scope, epsilon, step) -> _Price:
-  """Validates the arguments that define the rate; raises ValueError."""
-  try:
-    rate = rates.find(rate)
-    quantize.check_step(step)
-  except ValueError as error:
-    raise ValueError(f"backslash: {error}") from None
-  if scope not in SCOPES:
-    raise ValueError(
-      f"backslash: scope must be one of {', '.join(SCOPES)}, found {scope!r}"
-    )
-  if _is_bad(shape, lambda v: ggd.MIN_SHAPE <= v <= ggd.MAX_SHAPE):
-    raise ValueError(
-      f"backslash: shape must be None or in [{ggd.MIN_SHAPE},"
-      f" {ggd.MAX_SHAPE}], found {shape!r}"
-    )
-  if _is_bad(epsilon, lambda v: 0 <= v < math.inf):
-    raise ValueError(
-      "backslash: epsilon must be None or non-negative and finite, found"
-      f" {epsilon!r}"
-    )
-  epsilon = step / 2 if epsilon is None else epsilon
-  return _Price(rate, _number(shape), scope, _number(epsilon))
-
-
-def _is_bad(value, is_good) -> bool:
-  """Whether a value is out of range; None and JAX arrays are accepted."""
-  return not (value is None or isinstance(value, jax.Array) or is_good(value))
-
-
-def _number(value) -> Any:
-  """A Python number; None and JAX arrays (maybe traced) are unchanged."""
-  if value is None or isinstance(value, jax.Array):
-    return value
-  return float(value)
 
 
 def _check_lmbda(lmbda):
