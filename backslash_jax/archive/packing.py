@@ -308,20 +308,26 @@ class Decoder:
 
 
 def _distortion(array: np.ndarray, symbols: np.ndarray, step) -> Distortion:
-  """What dequantized symbols differ by from the array they stand for."""
+  """What dequantized symbols differ by from the array they stand for.
+
+  In units of the step, so that no square overflows.
+  """
   values, levels = array.reshape(-1), symbols.reshape(-1)
   error, power, nonzero = 0.0, 0.0, False
   for start in range(0, values.size, _BLOCK):
-    x = values[start : start + _BLOCK].astype(np.float64)
-    y = quantize.dequantize(levels[start : start + _BLOCK], step, array.dtype)
-    y = y.astype(np.float64)
+    block = slice(start, start + _BLOCK)
+    y = quantize.dequantize(levels[block], step, array.dtype)
     nonzero = nonzero or bool(y.any())
-    x /= step  # In steps, no square overflows.
-    y /= step
-    power += float(np.dot(x, x))
-    x -= y
-    error += float(np.dot(x, x))
+    x = np.divide(values[block], step, dtype=np.float64)
+    power += _squares(x)
+    x -= np.divide(y, step, dtype=np.float64)
+    error += _squares(x)
   return Distortion(error, power, nonzero)
+
+
+def _squares(x: np.ndarray) -> float:
+  """The sum of squares, without the threads of BLAS: there are enough here."""
+  return float(np.einsum("i,i->", x, x))
 
 
 def in_order(function: Callable, tasks: Iterable) -> Iterator:
