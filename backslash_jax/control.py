@@ -17,10 +17,11 @@ import optax
 MIN_FRACTION = 1e-4
 # Gain of `target_rate`.
 _GAIN = 30.0
-# The time constant of `target_rate` is at least the number of updates in which
-# the parameters, at their highest speed so far, move by this fraction of their
-# norm.
-_TRAVEL = 0.8
+# While the parameters move ever faster, the time constant of `target_rate` is at
+# least the number of updates in which they move by so many times their norm.
+_TRAVEL = 2.0
+# How much faster than on average so far they move then, from and to.
+_FASTER = 1.2, 1.7
 # Largest relative error of the bits at which the target counts as met.
 _TOLERANCE = 0.03
 
@@ -118,8 +119,8 @@ class TargetState(NamedTuple):
       float32.
     projection: latest measured projection of each selected leaf, float32 [T];
       see `motion`.
-    mobility: largest relative movement of the parameters per update so far,
-      float32.
+    mobility: relative movement of the parameters per update, recently, float32.
+    mean_mobility: the same, averaged over all updates so far, float32.
     unmet: number of consecutive updates for which bits has been more than 3%
       above (positive) or below (negative) the target, int32; 0 if the target is
       met. If it is not 0 at the end, training has missed the target.
@@ -131,6 +132,7 @@ class TargetState(NamedTuple):
   log_error_speed: jax.Array
   projection: jax.Array
   mobility: jax.Array
+  mean_mobility: jax.Array
   unmet: jax.Array
 
 
@@ -153,11 +155,11 @@ def target_rate(
   per update. The ratio stays constant when the error decays to zero with the
   time constant `horizon`.
 
-  The horizon is an eighth of the updates so far, but at least the number of
-  updates in which the parameters, at their highest speed so far, move by 0.8 of
-  their norm. During a learning rate warm-up the bits cannot respond yet; the
-  long horizon then keeps the ratio from growing. The ratio takes at least a
-  quarter of the horizon to grow by a factor of e.
+  The horizon is an eighth of the updates so far. While the parameters move ever
+  faster, as in the warm-up of a learning rate, it is at least the number of
+  updates in which they move by twice their norm: the bits cannot respond yet,
+  and the ratio would grow all the same. The ratio takes at least a quarter of
+  the horizon to grow by a factor of e.
 
   Args:
     bits: the target, bits per parameter, in (0, 32).
@@ -191,6 +193,7 @@ def target_rate(
       log_error_speed=jnp.zeros([], jnp.float32),
       projection=jnp.zeros([count], jnp.float32),
       mobility=jnp.zeros([], jnp.float32),
+      mean_mobility=jnp.zeros([], jnp.float32),
       unmet=jnp.zeros([], jnp.int32),
     )
 
@@ -208,9 +211,10 @@ def target_rate(
 
   def steer(t, signals, state):
     interval = signals.interval
-    mobility = _mobility(signals, state)
+    mobility, mean_mobility = _mobility(t, signals, state)
     horizon = jnp.maximum(jnp.maximum(t / 8.0, 50.0), 4.0 * interval)
-    horizon = jnp.maximum(horizon, _TRAVEL / jnp.maximum(mobility, 1e-9))
+    slow = _warm_up(t / interval, mobility, mean_mobility)
+    horizon = jnp.maximum(horizon, slow)
     error = jnp.log(jnp.maximum(signals.bits, 1e-3) / jnp.float32(bits))
     change = (error - state.log_error) / interval
     change = jnp.where(signals.is_first, 0.0, change)
@@ -232,6 +236,7 @@ def target_rate(
       log_error_speed=speed,
       projection=signals.places[:, 0],
       mobility=mobility,
+      mean_mobility=mean_mobility,
       unmet=unmet,
     )
 
@@ -264,20 +269,35 @@ def motion(x: jax.Array) -> jax.Array:
   return jnp.stack([jnp.sum(x * signs), jnp.sum(jnp.square(x))])
 
 
-def _mobility(signals, state):
-  """The largest relative movement per update so far.
-
-  It at most doubles per measurement, because an estimate from a few leaves is
-  noisy.
-  """
+def _mobility(t, signals, state):
+  """The relative movement per update, recently and on average so far."""
   moved = jnp.sum(jnp.square(signals.places[:, 0] - state.projection))
   size = jnp.sum(signals.places[:, 1])
   found = jnp.sqrt(moved / jnp.where(size > 0, size, 1.0)) / signals.interval
   is_known = (signals.count > 0) & (size > 0) & jnp.isfinite(found)
-  found = jnp.where(is_known, found, 0.0)
-  last = state.mobility
-  bound = jnp.where(last > 0, 2.0 * last, jnp.inf)
-  return jnp.maximum(last, jnp.minimum(found, bound))
+  count = jnp.maximum((t - 1.0) / signals.interval, 1.0)
+  recent = running_mean(state.mobility, found, jnp.minimum(count, 4.0))
+  mean = running_mean(state.mean_mobility, found, count)
+  return (
+    jnp.where(is_known, recent, state.mobility),
+    jnp.where(is_known, mean, state.mean_mobility),
+  )
+
+
+def _warm_up(measured, recent, mean):
+  """The least time constant while the parameters move ever faster; or 0.
+
+  In a linear warm-up of the learning rate they move twice as fast as on average
+  so far. If they have not moved at all, the bits cannot respond.
+  """
+  is_moving = (recent > 0) & (mean > 0)
+  low, high = _FASTER
+  ratio = recent / jnp.where(is_moving, mean, 1.0)
+  share = jnp.clip((ratio - low) / (high - low), 0.0, 1.0)
+  # The first measurements do not tell a warm-up from a constant speed.
+  share = jnp.where(measured < 8, 1.0, share)
+  updates = _TRAVEL / jnp.where(is_moving, recent, 1.0)
+  return jnp.where(is_moving, share * updates, 1e9)
 
 
 def running_mean(mean, x, window):
