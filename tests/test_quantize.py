@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -48,6 +49,35 @@ def test_int32_is_the_limit():
   ):
     with pytest.raises(ValueError, match="more than 2\\*\\*31 - 1 steps of 1"):
       quantize.quantize(x, 1.0)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float16", "bfloat16", "float8_e4m3fn", "float32", "float64"]
+)
+@pytest.mark.parametrize("share", [0.7, 1 / 93, 0.015, 2**-20])
+def test_no_level_is_beyond_the_dtype(dtype, share):
+  dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+  largest = float(ml_dtypes.finfo(dtype).max)
+  x = np.array([largest, -largest, 0, largest / 2], dtype)
+  step = largest * share
+  symbols = quantize.quantize(x, step)
+  found = quantize.dequantize(symbols, step, dtype).astype(np.float64)
+  assert np.isfinite(found).all()
+  limit = (0.5 + 0.5 * (abs(symbols[0]) < 1 / share)) * step
+  ulp = largest * float(ml_dtypes.finfo(dtype).eps)
+  assert np.abs(found - x.astype(np.float64)).max() <= limit + ulp
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("step", [2**-8, 0.004, 0.0371])
+def test_the_largest_error_is_half_a_step_and_the_rounding(dtype, step):
+  dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+  x = (40 * _weights(300, 100)).astype(dtype)
+  found = quantize.dequantize(quantize.quantize(x, step), step, dtype)
+  x, found = x.astype(np.float64), found.astype(np.float64)
+  rounding = float(ml_dtypes.finfo(dtype).eps) / 2 * np.abs(found)
+  rounding += 2**-50 * np.abs(x)  # Of the quotient, and of this sum.
+  assert (np.abs(found - x) <= step / 2 + rounding).all()
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf])

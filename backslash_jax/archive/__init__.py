@@ -3,6 +3,7 @@
 from backslash_jax.archive.container import ArchiveError
 from backslash_jax.archive.file import (
   CODERS,
+  MAX_ERROR,
   Report,
   TensorReport,
   inspect,
@@ -13,6 +14,7 @@ from backslash_jax.archive.file import (
 
 __all__ = [
   "CODERS",
+  "MAX_ERROR",
   "ArchiveError",
   "Report",
   "TensorReport",

@@ -36,12 +36,18 @@ class Writer:
 
   def __enter__(self):
     self._file = self._context.__enter__()
-    self._file.write(bytes(HEADER_SIZE))
-    self._size = 0
+    self.restart()
     return self
 
   def __exit__(self, *exception):
     return self._context.__exit__(*exception)
+
+  def restart(self) -> None:
+    """Forgets all chunks."""
+    self._file.seek(0)
+    self._file.truncate()
+    self._file.write(bytes(HEADER_SIZE))
+    self._size = 0
 
   def chunk(self, data: bytes) -> list[int]:
     """Appends a chunk and returns [size in bytes, checksum]."""

@@ -8,6 +8,7 @@ import dataclasses
 import fnmatch
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from backslash_jax.archive.index import Entry
 from backslash_jax.coding import coders
 
 CODERS = coders.NAMES
+# The bound of `compress` on the relative error of a tensor. Above half the root
+# mean square of the tensor, the step was not meant for it.
+MAX_ERROR = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,10 @@ class TensorReport:
     coder: how its integers are coded, or "exact".
     bits: the code length that its model gives it.
     bytes: its part of the payload; where tensors share a chunk, by their bits.
+    relative_error: rms of the quantization error / rms of the tensor. Only
+      `save` knows it; None from `inspect`.
+    kept: why `save` stored it exactly although it has a step: "error" or
+      "size"; None otherwise, and from `inspect`.
   """
 
   name: str
@@ -46,6 +54,8 @@ class TensorReport:
   coder: str
   bits: int
   bytes: int
+  relative_error: float | None = None
+  kept: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +81,12 @@ def save(
   mask: tree.Mask = tree.matrices,
   coder: str = "rans",
   mu: float = 0.0,
+  max_error: float = math.inf,
   progress: Callable[[int], object] | None = None,
 ) -> Report:
   """Writes `params` to a coded model file, whole or not at all.
+
+  A tensor whose code would be larger than the tensor itself is stored exactly.
 
   Args:
     path: the file; an existing one is replaced.
@@ -85,12 +98,22 @@ def save(
     coder: one of CODERS.
     mu: extra squared error, in step^2, accepted per bit saved: 0 rounds to
       nearest, see quantize.rate_distortion.
+    max_error: tensors whose relative error would be larger are stored exactly.
+      By default none are; the command line takes MAX_ERROR.
     progress: called with the number of parameters that each chunk has added.
+
+  Returns:
+    What the file weighs, with the relative error of each tensor.
 
   Raises:
     ValueError: if a tensor cannot be quantized; it says which and why.
     TypeError: if `params` holds what is not an array of numbers.
+
+  Warns:
+    UserWarning: if all values of a tensor that is not zero became zero.
   """
+  if not max_error >= 0:
+    raise ValueError(f"max_error is {max_error}: it must not be negative")
   if coder not in CODERS:
     raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
   structure, leaves = nesting.describe(params)
@@ -101,15 +124,61 @@ def save(
     own = _step_of(name, steps[name]) if name in steps else None
     kind = index.EXACT if own is None else coder
     entries.append(Entry(name, dtypes[name], leaf.shape, own, kind))
-  encoder = packing.Encoder([leaf for _, leaf in leaves], entries, mu)
+  arrays = [leaf for _, leaf in leaves]
   with container.Writer(path) as writer:
-    chunks = []
-    for parts, data in encoder.chunks():
-      chunks.append(writer.chunk(data))
-      if progress:
-        progress(index.parameters(entries, parts))
+    encoder, chunks = _write(writer, arrays, entries, mu, progress)
+    if kept := _kept(encoder, entries, max_error):
+      # Which chunk holds what depends on it, so all chunks are written again.
+      for i in kept:
+        entries[i] = entries[i]._replace(step=None, coder=index.EXACT)
+      writer.restart()
+      encoder, chunks = _write(writer, arrays, entries, mu, None)
     writer.finish(index.to_json(structure, encoder.entries(), chunks))
-  return inspect(path)
+  distortions = encoder.distortions
+  erased = [
+    e.name for e, d in zip(entries, distortions, strict=True) if d.erased
+  ]
+  if erased:
+    warnings.warn(
+      f"{path}: all values became zero, at the steps given, of {_some(erased)}",
+      stacklevel=2,
+    )
+  report = inspect(path)
+  tensors = [
+    dataclasses.replace(
+      t, relative_error=distortions[i].relative, kept=kept.get(i)
+    )
+    for i, t in enumerate(report.tensors)
+  ]
+  return dataclasses.replace(report, tensors=tuple(tensors))
+
+
+def _write(writer, arrays, entries, mu, progress):
+  """Encodes all chunks; returns the encoder and their [size, checksum]."""
+  encoder, chunks = packing.Encoder(arrays, entries, mu), []
+  for parts, data in encoder.chunks():
+    chunks.append(writer.chunk(data))
+    if progress:
+      progress(index.parameters(entries, parts))
+  return encoder, chunks
+
+
+def _kept(encoder, entries: list[Entry], max_error: float) -> dict[int, str]:
+  """The quantized tensors that had better be stored exactly, and why."""
+  kept = {}
+  for i, entry in enumerate(entries):
+    if entry.step is None:
+      continue
+    if encoder.distortions[i].relative > max_error:
+      kept[i] = "error"
+    elif encoder.is_larger(i):
+      kept[i] = "size"
+  return kept
+
+
+def _some(names: list[str]) -> str:
+  shown = ", ".join(map(repr, names[:5]))
+  return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def load(

@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,31 @@ from backslash_jax.coding import coders, exact, loops
 from backslash_jax.coding.piece import Piece
 
 _BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
+_SAMPLE = 1 << 15  # Elements from which the size of an exact tensor is known.
+
+
+class Distortion(NamedTuple):
+  """What quantizing did to a tensor.
+
+  Attributes:
+    error: sum of the squared errors, in step^2.
+    power: sum of the squared values, in step^2.
+    nonzero: whether a value that comes back is not zero.
+  """
+
+  error: float = 0.0
+  power: float = 0.0
+  nonzero: bool = False
+
+  @property
+  def relative(self) -> float:
+    """rms of the error / rms of the values; 0 if all values are zero."""
+    return (self.error / self.power) ** 0.5 if self.power else 0.0
+
+  @property
+  def erased(self) -> bool:
+    """Whether values that were not all zero are all zero now."""
+    return self.power > 0 and not self.nonzero
 
 
 class Encoder:
@@ -35,12 +61,16 @@ class Encoder:
     self._mu = mu
     self._entries = list(entries)
     self._bits = [0.0] * len(entries)
+    # Of each tensor; complete after the last chunk.
+    self.distortions = [Distortion()] * len(entries)
 
   def chunks(self) -> Iterator[tuple[list[Part], bytes]]:
     """The parts and the bytes of each chunk, in the file's order."""
-    for parts, data, bits in in_order(self._encode, self._tasks()):
-      for part, length in zip(parts, bits, strict=True):
+    for parts, data, bits, found in in_order(self._encode, self._tasks()):
+      for part, length, own in zip(parts, bits, found, strict=True):
         self._bits[part.tensor] += length
+        sums = zip(self.distortions[part.tensor], own, strict=True)
+        self.distortions[part.tensor] = Distortion(*(a + b for a, b in sums))
       yield parts, data
 
   def entries(self) -> list[Entry]:
@@ -49,6 +79,22 @@ class Encoder:
       entry._replace(bits=round(bits))
       for entry, bits in zip(self._entries, self._bits, strict=True)
     ]
+
+  def is_larger(self, i: int) -> bool:
+    """Whether the code of tensor i is larger than the exact tensor.
+
+    To be asked after the last chunk. The exact size of a tensor of more than
+    2**15 elements is that of a sample of its rows, scaled.
+    """
+    entry = self._entries[i]
+    # Huffman codes, as those of `exact`, take at least a bit per byte.
+    if entry.step is None or self._bits[i] <= entry.nbytes:
+      return False
+    rows, columns = entry.matrix
+    wanted = sampling.strata(rows, max(_SAMPLE // columns, 1))
+    sample = self._matrix(i)[wanted]
+    size = 8 * len(exact.encode([sample])) * entry.size / sample.size
+    return self._bits[i] > size
 
   def _tasks(self) -> Iterator[list[Part]]:
     for i, entry in enumerate(self._entries):
@@ -73,13 +119,14 @@ class Encoder:
     first = self._entries[parts[0].tensor]
     if first.step is None:
       sizes = [8.0 * array.nbytes for array in arrays]
-      return parts, exact.encode(arrays), sizes
-    pieces = []
+      return parts, exact.encode(arrays), sizes, [Distortion()] * len(parts)
+    pieces, found = [], []
     for (i, start, stop), array in zip(parts, arrays, strict=True):
       whole = (start, stop) == (0, self._entries[i].matrix[0])
       symbols = self._fit(i, array) if whole else self._symbols(i, array)
       pieces.append((symbols, self._entries[i].model))
-    return parts, *coders.encode(first.coder, pieces)
+      found.append(_distortion(array, symbols, self._entries[i].step))
+    return parts, *coders.encode(first.coder, pieces), found
 
   def _matrix(self, i: int) -> np.ndarray:
     return np.asarray(self._leaves[i]).reshape(self._entries[i].matrix)
@@ -258,6 +305,29 @@ class Decoder:
       out[start : start + block.size] = quantize.dequantize(
         block, entry.step, entry.dtype
       )
+
+
+def _distortion(array: np.ndarray, symbols: np.ndarray, step) -> Distortion:
+  """What dequantized symbols differ by from the array they stand for.
+
+  In units of the step, so that no square overflows.
+  """
+  values, levels = array.reshape(-1), symbols.reshape(-1)
+  error, power, nonzero = 0.0, 0.0, False
+  for start in range(0, values.size, _BLOCK):
+    block = slice(start, start + _BLOCK)
+    y = quantize.dequantize(levels[block], step, array.dtype)
+    nonzero = nonzero or bool(y.any())
+    x = np.divide(values[block], step, dtype=np.float64)
+    power += _squares(x)
+    x -= np.divide(y, step, dtype=np.float64)
+    error += _squares(x)
+  return Distortion(error, power, nonzero)
+
+
+def _squares(x: np.ndarray) -> float:
+  """The sum of squares, without the threads of BLAS: there are enough here."""
+  return float(np.einsum("i,i->", x, x))
 
 
 def in_order(function: Callable, tasks: Iterable) -> Iterator:

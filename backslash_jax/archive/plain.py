@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from backslash_jax.archive import atomic, index
+from backslash_jax.archive import atomic, container, index
 
 _NAMES = {
   "BOOL": "bool",
@@ -27,6 +27,10 @@ _NAMES = {
   "I64": "int64",
   "F8_E4M3": "float8_e4m3fn",
   "F8_E5M2": "float8_e5m2",
+  "F8_E4M3FNUZ": "float8_e4m3fnuz",
+  "F8_E5M2FNUZ": "float8_e5m2fnuz",
+  "F8_E8M0": "float8_e8m0fnu",
+  "F4": "float4_e2m1fn",
   "F16": "float16",
   "BF16": "bfloat16",
   "F32": "float32",
@@ -34,6 +38,7 @@ _NAMES = {
   "C64": "complex64",
 }
 _CODES = {name: code for code, name in _NAMES.items()}
+_PACKED = "float4_e2m1fn"  # Two in a byte, the first one in the low bits.
 _LARGEST_HEADER = 100_000_000  # Bytes, as in the package safetensors.
 
 
@@ -44,27 +49,70 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path: the file.
 
   Returns:
-    Read-only arrays by name; bfloat16 and float8 are dtypes of ml_dtypes.
+    Read-only arrays by name; bfloat16, float8 and float4 are dtypes of
+    ml_dtypes. float4 is not mapped but unpacked, to a byte per value.
 
   Raises:
     ValueError: if the file is not a safetensors file; it says why.
   """
+  header, base = _header(path)
+  header.pop("__metadata__", None)
+  try:
+    octets = None
+    if os.path.getsize(path) > base:
+      octets = np.memmap(path, np.uint8, "r")[base:]
+    size = 0 if octets is None else octets.size
+    found = {name: _view(octets, entry) for name, entry in header.items()}
+    spans = sorted(entry["data_offsets"] for entry in header.values())
+    stops = [0, *(stop for _, stop in spans)]
+    if [start for start, _ in spans] + [size] != stops:
+      raise ValueError(
+        "the tensors overlap, or leave bytes between or after them"
+      )
+  except (ValueError, TypeError, LookupError) as error:
+    raise ValueError(f"{path}: a bad safetensors header: {error}") from None
+  return found
+
+
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+  """The free entries in the header of a safetensors file; errors as `read`."""
+  return _header(path)[0].get("__metadata__", {})
+
+
+def _header(path: str | os.PathLike) -> tuple[dict, int]:
+  """The header of a file, and where the tensors begin."""
   size = os.path.getsize(path)
   with open(path, "rb") as file:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _LARGEST_HEADER):
       raise ValueError(f"{path}: not a safetensors file")
-    try:
-      header = json.loads(file.read(length))
-      if not isinstance(header, dict):
-        raise ValueError("it is not an object")
-      header.pop("__metadata__", None)
-      octets = np.memmap(path, np.uint8, "r") if size > 8 + length else None
-      return {
-        name: _view(octets, 8 + length, entry) for name, entry in header.items()
-      }
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-      raise ValueError(f"{path}: a bad safetensors header: {error}") from None
+    text = file.read(length)
+  try:
+    header = json.loads(text, object_pairs_hook=_without_duplicates)
+    if not isinstance(header, dict):
+      raise ValueError("it is not an object")
+    free = header.get("__metadata__", {})
+    if not isinstance(free, dict) or not all(
+      isinstance(value, str) for value in free.values()
+    ):
+      raise ValueError("__metadata__ is not an object of strings")
+  except (ValueError, TypeError, RecursionError) as error:
+    raise ValueError(f"{path}: a bad safetensors header: {error}") from None
+  return header, 8 + length
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("it has a key twice")
+  return found
+
+
+def is_coded(path: str | os.PathLike) -> bool:
+  """Whether a file is a coded model file, going by its header."""
+  with open(path, "rb") as file:
+    head = file.read(container.HEADER_SIZE)
+  return head[8:].startswith(b'{"__metadata__":{"backslash_jax":')
 
 
 def write(
@@ -91,7 +139,7 @@ def write(
       raise ValueError(f"tensor {name!r}: safetensors reserves this name")
     if dtype not in _CODES:
       raise ValueError(f"tensor {name!r}: safetensors has no dtype {dtype}")
-    stop = offset + math.prod(shape) * index.dtype_of(dtype).itemsize
+    stop = offset + _size(name, index.dtype_of(dtype), shape)
     entries[name] = {
       "dtype": _CODES[dtype],
       "shape": list(shape),
@@ -112,13 +160,25 @@ def write(
         raise ValueError(f"tensor {name!r} is {found}, not {shapes[name]}")
       file.seek(8 + len(header) + entries[name]["data_offsets"][0])
       octets = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+      if found[0] == _PACKED:
+        octets = (octets[::2] & 15) | (octets[1::2] << 4)
       file.write(octets.data)
       del tensor, octets  # Frees the memory before the next tensor is made.
     if missing:
       raise ValueError(f"tensor {min(missing)!r} is missing")
 
 
-def _view(octets: np.ndarray | None, base: int, entry: dict) -> np.ndarray:
+def _size(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+  """Bytes of a tensor; ValueError if they are not whole."""
+  size = math.prod(shape)
+  if dtype.name != _PACKED:
+    return size * dtype.itemsize
+  if size % 2:
+    raise ValueError(f"tensor {name!r}: an odd number of {dtype.name}")
+  return size // 2
+
+
+def _view(octets: np.ndarray | None, entry: dict) -> np.ndarray:
   """One tensor of a header; ValueError if its fields are impossible."""
   name, shape, offsets = (
     entry[field] for field in ("dtype", "shape", "data_offsets")
@@ -131,10 +191,13 @@ def _view(octets: np.ndarray | None, base: int, entry: dict) -> np.ndarray:
   ):
     raise ValueError("a shape or an offset that is not an integer")
   start, stop = offsets
-  if stop - start != math.prod(shape) * dtype.itemsize:
+  if stop - start != _size(name, dtype, shape):
     raise ValueError("offsets that do not fit a tensor's shape")
   if stop == start:
     return np.empty(shape, dtype)
-  if octets is None or base + stop > octets.size:
+  if octets is None or stop > octets.size:
     raise ValueError("a tensor lies beyond the end of the file")
-  return octets[base + start : base + stop].view(dtype).reshape(shape)
+  part = octets[start:stop]
+  if dtype.name == _PACKED:
+    part = np.stack([part & 15, part >> 4], -1).reshape(-1)
+  return part.view(dtype).reshape(shape)

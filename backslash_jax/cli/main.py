@@ -1,22 +1,24 @@
 """The command line: backslash-jax compress, decompress, inspect."""
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import json
-import shutil
+import os
+import statistics
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import console as rich_console
 from rich import progress as rich_progress
 
 import backslash_jax
-from backslash_jax import archive, quantize, tree
+from backslash_jax import archive, tree
 from backslash_jax.archive import plain
-from backslash_jax.cli import show
+from backslash_jax.cli import files, show, steps
 
 _DESCRIPTION = """\
 Compresses the weights of a model: rounds them to multiples of a step, and
@@ -27,38 +29,72 @@ stores the integers with an entropy coder fitted to their distribution.
   backslash-jax decompress model.coded again.safetensors
 
 The input of compress is a safetensors file or a Hugging Face directory. In a
-directory, each *.safetensors shard is coded, and all other files are copied.
+directory and below, every *.safetensors file is coded, and the rest is copied.
 """
 
 _COMPRESS = """\
 Weights are rounded to multiples of the step, so no weight moves by more than
-half a step. 2^-8 suits most models; try coarser steps and evaluate the result.
+half a step plus the rounding of its dtype. 2^-8 suits most models; try coarser
+steps and evaluate the result.
+
 By default, matrices are quantized and everything else (norms, biases, integers)
 is stored exactly. --mask and --exclude change which tensors are quantized.
 With --mu 0.1, some weights are rounded toward zero instead, by less than one
 step, where that saves the most bits.
+
+Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
+(rms error / rms of the tensor) would exceed --max-error, and tensors whose code
+would be larger than the exact tensor. The output lists them.
+
+In a directory, weights in other formats (pytorch_model*.bin, tf_model.h5,
+flax_model.msgpack) beside a safetensors file are not copied.
 """
 
-_EXIT = "exit codes: 0 success, 1 bad file or invalid value, 2 wrong usage"
+_EXIT = (
+  "exit codes: 0 success, 1 bad file or invalid value, 2 wrong usage, "
+  "130 interrupted"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command line; returns the exit code."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(AttributeError, OSError):
+      # Tensor names may have characters that the terminal's encoding lacks.
+      stream.reconfigure(errors="backslashreplace")  # pyrefly: ignore
   options = _parser().parse_args(arguments)
-  console = rich_console.Console(stderr=options.json)
+  console = show.console(stderr=options.json)
   try:
     result = options.command(options, console)
+    with show.naming_output():
+      if options.json:
+        print(json.dumps(result, indent=2))
+      sys.stdout.flush()
   except (archive.ArchiveError, ValueError, TypeError, KeyError) as error:
-    message = error.args[0] if isinstance(error, KeyError) else error
-    print(f"backslash-jax: {message}", file=sys.stderr)
+    return _fail(error.args[0] if isinstance(error, KeyError) else error)
+  except BrokenPipeError:
+    _discard_output()
     return 1
   except OSError as error:
+    if error.filename == show.OUTPUT:
+      _discard_output()
     where = f"{error.filename}: " if error.filename else ""
-    print(f"backslash-jax: {where}{error.strerror or error}", file=sys.stderr)
-    return 1
-  if options.json:
-    print(json.dumps(result, indent=2))
+    return _fail(f"{where}{error.strerror or error}")
+  except KeyboardInterrupt:
+    _fail("interrupted")
+    return 130
   return 0
+
+
+def _fail(message: object) -> int:
+  print(f"backslash-jax: {show.printable(str(message))}", file=sys.stderr)
+  return 1
+
+
+def _discard_output() -> None:
+  """Else Python writes what is left, and fails again, when it ends."""
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,13 +124,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON")
     return sub
 
+  def writes(sub, what):
+    sub.add_argument("output", type=Path, help=what)
+    sub.add_argument(
+      "--force", action="store_true", help="replace existing output"
+    )
+
   sub = add("compress", _compress, "compress a model", description=_COMPRESS)
-  sub.add_argument("output", type=Path, help="coded file or directory")
+  writes(sub, "coded file or directory")
   sub.add_argument(
     "--step",
     required=True,
-    help="quantization step: 2^-8, 0.004, or absmax/127 for each tensor's "
-    "largest magnitude divided by 127",
+    help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
+    "tensor's largest magnitude divided by 127",
   )
   sub.add_argument(
     "--coder",
@@ -125,10 +167,18 @@ def _parser() -> argparse.ArgumentParser:
     "nearest (default), 0.1 is a usual value",
   )
   sub.add_argument(
+    "--max-error",
+    type=float,
+    default=archive.MAX_ERROR,
+    metavar="RATIO",
+    help="largest relative error of a quantized tensor, default %(default)s; "
+    "inf for no limit",
+  )
+  sub.add_argument(
     "--report", action="store_true", help="show the file size with each coder"
   )
   sub = add("decompress", _decompress, "convert back to plain safetensors")
-  sub.add_argument("output", type=Path, help="safetensors file or directory")
+  writes(sub, "safetensors file or directory")
   sub = add("inspect", _inspect, "show the coded size of each tensor")
   sub.add_argument(
     "--plot", action="store_true", help="plot each histogram with its fit"
@@ -137,73 +187,118 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compress(options, console) -> dict:
-  files = _files(options.input, options.output)
-  reports, costs = [], dict.fromkeys(archive.CODERS, 0)
-  for source, target in files:
-    params = plain.read(source)
-    if not params:
-      raise ValueError(f"{source}: the file contains no tensors")
-    step = _steps(options.step, _quantized(params, options))
-    total = sum(x.size for x in params.values())
-    with _Bar(console, f"compress {source.name}", total) as advance:
-      reports.append(
-        archive.save(
-          target,
-          params,
-          step=step,
-          coder=options.coder,
-          mu=options.mu,
-          progress=advance,
-        )
-      )
-    if options.report:
-      with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        for coder in archive.CODERS:
-          report = archive.save(
-            Path(folder) / "file",
-            params,
-            step=step,
-            coder=coder,
-            mu=options.mu,
-          )
-          costs[coder] += report.bytes
-  before = sum(source.stat().st_size for source, _ in files)
-  after = sum(report.bytes for report in reports)
-  parameters = sum(report.parameters for report in reports)
-  result = {
-    "input_bytes": before,
-    "output_bytes": after,
-    "parameters": parameters,
-    "bits_per_parameter": 8 * after / max(parameters, 1),
-  }
-  console.print(
-    f"{before:,} -> {after:,} bytes, {100 * after / before:.1f}%, "
-    f"{result['bits_per_parameter']:.3f} bits per parameter"
+  steps.parse(options.step)
+  plan = files.plan(
+    options.input, options.output, force=options.force, redundant=False
   )
+  models = [_uncoded(source) for source, _ in plan.models]
+  chosen = _chosen(models, options)
+  reports, costs = [], dict.fromkeys(archive.CODERS, 0)
+  for (source, target), params, names in zip(
+    plan.models, models, chosen, strict=True
+  ):
+    keywords = dict(
+      step=steps.of_tensors(options.step, {n: params[n] for n in names}),
+      mu=options.mu,
+      max_error=options.max_error,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    total = sum(x.size for x in params.values())
+    with (
+      _Bar(console, f"compress {source.name}", total) as advance,
+      warnings.catch_warnings(record=True) as warned,
+    ):
+      warnings.simplefilter("always")
+      coder = options.coder
+      reports.append(
+        archive.save(target, params, coder=coder, progress=advance, **keywords)
+      )
+    for warning in warned:
+      show.line(console, f"warning: {warning.message}")
+    if options.report:
+      for coder in archive.CODERS:
+        costs[coder] += _cost(target.parent, params, coder, keywords)
+  _copy(plan, console)
+  for source, _ in plan.models:
+    if lost := plain.metadata(source).keys() - {"format"}:
+      names = ", ".join(map(repr, sorted(lost)))
+      show.line(console, f"metadata not kept, of {source}: {names}")
+  result = _summary([s for s, _ in plan.models], reports)
+  show.compressed(console, result, options.max_error)
   if options.report:
     result["coders"] = costs
-    show.costs(console, costs, parameters)
+    show.costs(console, costs, result["parameters"])
   return result
 
 
+def _cost(folder: Path, params: dict, coder: str, keywords: dict) -> int:
+  """Bytes of a model with another coder."""
+  with (
+    tempfile.TemporaryDirectory(dir=folder) as scratch,
+    warnings.catch_warnings(),
+  ):
+    warnings.simplefilter("ignore")
+    path = Path(scratch) / "file"
+    return archive.save(path, params, coder=coder, **keywords).bytes
+
+
+def _uncoded(source: Path) -> dict:
+  """The tensors of a file that can be coded."""
+  if plain.is_coded(source):
+    raise ValueError(f"{source}: already a coded file")
+  params = plain.read(source)
+  if not params:
+    raise ValueError(f"{source}: the file contains no tensors")
+  return params
+
+
+def _summary(sources: list[Path], reports: list[archive.Report]) -> dict:
+  """What `compress` reports, as JSON."""
+  tensors = [t for report in reports for t in report.tensors]
+  after = sum(report.bytes for report in reports)
+  parameters = sum(report.parameters for report in reports)
+  errors = [(t.relative_error or 0.0, t.name) for t in tensors if t.step]
+  worst, name = max(errors, default=(None, None))
+  return {
+    "input_bytes": sum(source.stat().st_size for source in sources),
+    "output_bytes": after,
+    "parameters": parameters,
+    "bits_per_parameter": 8 * after / max(parameters, 1),
+    "relative_error": {
+      "median": statistics.median(e for e, _ in errors) if errors else None,
+      "largest": worst,
+      "tensor": name,
+    },
+    "exact": {
+      "error": [t.name for t in tensors if t.kept == "error"],
+      "size": [t.name for t in tensors if t.kept == "size"],
+      "dtype": [t.name for t in tensors if _is_narrow(t.dtype)],
+    },
+  }
+
+
 def _decompress(options, console) -> dict:
-  files = _files(options.input, options.output)
+  plan = files.plan(options.input, options.output, force=options.force)
+  reports = [archive.inspect(source) for source, _ in plan.models]
   total = 0
-  for source, target in files:
-    report = archive.inspect(source)
+  for (source, target), report in zip(plan.models, reports, strict=True):
     shapes = {t.name: (t.dtype, t.shape) for t in report.tensors}
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _Bar(
       console, f"decompress {source.name}", report.parameters
     ) as advance:
       plain.write(target, shapes, _advancing(archive.stream(source), advance))
     total += target.stat().st_size
-  console.print(f"{total:,} bytes of safetensors in {options.output}")
-  return {"output_bytes": total, "files": [str(target) for _, target in files]}
+  _copy(plan, console)
+  show.line(console, f"{total:,} bytes of safetensors in {options.output}")
+  return {
+    "output_bytes": total,
+    "files": [str(target) for _, target in plan.models],
+  }
 
 
 def _inspect(options, console) -> dict:
-  files = [source for source, _ in _files(options.input, None)]
-  reports = [archive.inspect(file) for file in files]
+  reports = [archive.inspect(file) for file in files.models(options.input)]
   for report in reports:
     if not options.json:
       show.report(console, report)
@@ -212,57 +307,52 @@ def _inspect(options, console) -> dict:
   return {"files": [_as_json(report) for report in reports]}
 
 
-def _files(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
-  """(source, target) files; copies the other files of a directory."""
-  if not source.is_dir():
-    return [(source, target or source)]
-  shards = sorted(source.glob("*.safetensors"))
-  named = source / "model.safetensors.index.json"
-  if named.exists():
-    try:
-      weights = json.loads(named.read_text())["weight_map"]
-      shards = sorted({source / Path(name).name for name in weights.values()})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-      raise ValueError(f"{named}: not a shard index: {error}") from None
-  if not shards:
-    raise ValueError(f"{source}: the directory has no *.safetensors file")
-  if target is None:
-    return [(shard, shard) for shard in shards]
-  if target.resolve() == source.resolve():
-    raise ValueError(f"{target}: the output must not be the input directory")
-  target.mkdir(parents=True, exist_ok=True)
-  for file in source.iterdir():
-    if file.is_file() and file not in shards:
-      shutil.copy2(file, target / file.name)
-  return [(shard, target / shard.name) for shard in shards]
+def _copy(plan: files.Plan, console) -> None:
+  for source, target in plan.copies:
+    files.copy(source, target)
+  for file in plan.skipped:
+    show.line(console, f"not copied, as its weights are coded: {file}")
 
 
-def _quantized(params: dict, options) -> dict:
-  """The tensors to quantize, by name."""
-  mask = tree.matrices if options.mask is None else options.mask
-  chosen = {n for n, flag in tree.select(params, mask).items() if flag}
-  for pattern in options.exclude:
-    found = fnmatch.filter(params, pattern)
-    if not found:
-      raise ValueError(f"--exclude: no tensor matches {pattern!r}")
-    chosen -= set(found)
-  return {name: x for name, x in params.items() if name in chosen}
+def _chosen(models: list[dict], options) -> list[list[str]]:
+  """The names of the tensors to quantize, of each file.
+
+  A pattern has to match a tensor of one of the files, not of each.
+  """
+  floating = [{n: x for n, x in m.items() if tree.is_float(x)} for m in models]
+  if options.mask is None:
+    flags = [tree.select(params, tree.matrices) for params in models]
+    chosen = [{n for n, flag in own.items() if flag} for own in flags]
+  else:
+    chosen = _matching("--mask", options.mask, floating)
+  excluded = _matching("--exclude", options.exclude, models)
+  return [
+    [
+      name
+      for name in params
+      if name in own - other and not _is_narrow(params[name].dtype.name)
+    ]
+    for params, own, other in zip(models, chosen, excluded, strict=True)
+  ]
 
 
-def _steps(text: str, params: dict) -> dict[str, float]:
-  """Parses 2^-8, 0.004 or absmax/127 into a step for each tensor."""
-  try:
-    if text.startswith("absmax/"):
-      levels = int(text.removeprefix("absmax/"))
-      return quantize.absmax_steps(params, levels, mask=None) if params else {}
-    base, power, exponent = text.partition("^")
-    step = float(base) ** float(exponent) if power else float(base)
-    quantize.check_step(step)
-  except (ValueError, OverflowError, ZeroDivisionError):
-    raise ValueError(
-      f"--step {text}: give a positive number such as 2^-8, or absmax/127"
-    ) from None
-  return dict.fromkeys(params, step)
+def _matching(option: str, patterns, models: list[dict]) -> list[set[str]]:
+  """The names that match a pattern, of each file; ValueError if none does."""
+  found: list[set[str]] = [set() for _ in models]
+  for pattern in patterns:
+    own = [
+      {pattern} & params.keys() or set(fnmatch.filter(params, pattern))
+      for params in models
+    ]
+    if not any(own):
+      raise ValueError(f"{option}: no tensor matches {pattern!r}")
+    found = [a | b for a, b in zip(found, own, strict=True)]
+  return found
+
+
+def _is_narrow(dtype: str) -> bool:
+  """Whether values are quantized already: a float of 8 bits or fewer."""
+  return dtype.startswith(("float8", "float6", "float4"))
 
 
 class _Bar:

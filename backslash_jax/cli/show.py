@@ -1,11 +1,65 @@
 """Terminal output: tables, and histograms with their fits."""
 
+import contextlib
+import errno
 import math
+import os
+from collections.abc import Generator
 
 import numpy as np
+from rich import console as rich_console
 from rich import table as rich_table
 
 from backslash_jax import archive
+
+_WIDE = 1 << 20  # Columns of what is no terminal: no name is cut.
+
+
+OUTPUT = "standard output"
+
+
+@contextlib.contextmanager
+def naming_output() -> Generator[None]:
+  """Makes an OSError without a file name OUTPUT."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, os.strerror(error.errno), OUTPUT) from error
+
+
+class _Console(rich_console.Console):
+  """A console whose errors are OSErrors of OUTPUT, a closed pipe's as well."""
+
+  def print(self, *objects, **keywords):
+    with naming_output():
+      super().print(*objects, **keywords)
+
+  def on_broken_pipe(self):
+    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def console(*, stderr: bool = False) -> rich_console.Console:
+  """Standard output, or the standard error."""
+  made = _Console(
+    stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True
+  )
+  if not made.is_terminal:
+    made.width = _WIDE
+  return made
+
+
+def printable(text: str) -> str:
+  """The text with escapes for what would control a terminal."""
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+  )
+
+
+def line(console, text: str) -> None:
+  """Prints a line, however long."""
+  console.print(printable(text))
 
 
 def costs(console, costs: dict[str, int], parameters: int) -> None:
@@ -13,17 +67,47 @@ def costs(console, costs: dict[str, int], parameters: int) -> None:
   table = rich_table.Table("coder", "bytes", "bits per parameter")
   for coder, size in sorted(costs.items(), key=lambda item: item[1]):
     table.add_row(coder, f"{size:,}", f"{8 * size / max(parameters, 1):.3f}")
-  console.print(table)
+  console.print(table, soft_wrap=False)
+
+
+def compressed(console, result: dict, max_error: float) -> None:
+  """What became of a model: sizes, errors, and what is exact and why."""
+  before, after = result["input_bytes"], result["output_bytes"]
+  line(
+    console,
+    f"{before:,} -> {after:,} bytes, {100 * after / before:.1f}%, "
+    f"{result['bits_per_parameter']:.3f} bits per parameter",
+  )
+  error = result["relative_error"]
+  if error["tensor"] is not None:
+    line(
+      console,
+      f"relative error of the quantized tensors: median {error['median']:.3g},"
+      f" largest {error['largest']:.3g} ({error['tensor']!r})",
+    )
+  reasons = {
+    "error": f"the relative error would be above {max_error:g}",
+    "size": "the code would be larger",
+    "dtype": "8 bits or fewer already",
+  }
+  for reason, text in reasons.items():
+    if names := result["exact"][reason]:
+      shown = ", ".join(map(repr, names[:5]))
+      more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+      line(console, f"stored exactly, {text}: {shown}{more}")
 
 
 def report(console, weighed: archive.Report) -> None:
   """A table of a file's tensors."""
   columns = ("shape", "dtype", "step", "nu", "alpha", "coder", "bits", "bytes")
-  table = rich_table.Table("tensor", *columns)
+  table = rich_table.Table(
+    rich_table.Column("tensor", overflow="fold"),
+    *(rich_table.Column(name, no_wrap=True) for name in columns),
+  )
   for t in weighed.tensors:
     size = max(math.prod(t.shape), 1)
     table.add_row(
-      t.name,
+      printable(t.name),
       "x".join(map(str, t.shape)) or "scalar",
       t.dtype,
       _number(t.step),
@@ -33,11 +117,12 @@ def report(console, weighed: archive.Report) -> None:
       f"{t.bits / size:.3f}",
       f"{t.bytes:,}",
     )
-  console.print(table)
-  console.print(
+  console.print(table, soft_wrap=False)
+  line(
+    console,
     f"{weighed.path}: {weighed.parameters:,} parameters, "
     f"{weighed.bytes:,} bytes, {weighed.bits_per_parameter:.3f} bits per "
-    "parameter"
+    "parameter",
   )
 
 
@@ -48,6 +133,8 @@ def _number(value: float | None) -> str:
 def plot(console, weighed: archive.Report) -> None:
   """A histogram of each quantized tensor; a mark shows the fit."""
   fits = {t.name: t for t in weighed.tensors if t.nu is not None}
+  # Not all terminals have the block and the diamond.
+  full, point = ("#", "o") if console.options.ascii_only else ("█", "◆")
   for name, values in archive.stream(weighed.path):
     if name not in fits:
       continue
@@ -61,13 +148,14 @@ def plot(console, weighed: archive.Report) -> None:
     edges = np.arange(-spread - width / 2, spread + width, width)
     counts, _ = np.histogram(symbols, edges)
     fine = np.linspace(edges[:-1], edges[1:], 33)[:-1] + width / 64
-    density = np.exp(-(np.abs(fine * t.step / t.alpha) ** t.nu)).mean(0)
+    with np.errstate(over="ignore"):
+      density = np.exp(-(np.abs(fine * t.step / t.alpha) ** t.nu)).mean(0)
     density *= t.nu / (2 * math.gamma(1 / t.nu)) * width * t.step / t.alpha
-    console.print(f"[bold]{name}[/bold]  nu {t.nu:.3g}, alpha {t.alpha:.3g}")
+    line(console, f"{name}  nu {t.nu:.3g}, alpha {t.alpha:.3g}")
     share = counts / symbols.size
     peak = max(share.max(), density.max())
     for left, own, fit in zip(edges, share, density, strict=False):
-      bar = "█" * round(50 * own / peak)
+      bar = full * round(50 * own / peak)
       mark = round(50 * fit / peak)
-      line = bar.ljust(mark)[:mark] + "◆" + bar[mark + 1 :]
-      console.print(f"{(left + width / 2) * t.step:10.4g} {line}")
+      bar = bar.ljust(mark)[:mark] + point + bar[mark + 1 :]
+      line(console, f"{(left + width / 2) * t.step:10.4g} {bar}")

@@ -17,6 +17,9 @@ from backslash_jax.quantize.step import check_step, steps_by_name
 def quantize(x: np.ndarray, step: float) -> np.ndarray:
   """The int32 multiples of `step` nearest to `x`, ties to even.
 
+  Where the nearest multiple is beyond the range of x's dtype, the one before is
+  taken: 65504 in float16 at step 1000 becomes 65000, not infinity.
+
   Raises:
     ValueError: if a value is not finite or its multiple is outside int32.
   """
@@ -29,9 +32,31 @@ def quantize(x: np.ndarray, step: float) -> np.ndarray:
   with np.errstate(over="ignore"):
     levels = np.divide(x, step, dtype=wide)
   np.rint(levels, out=levels)
-  if not np.abs(levels).max(initial=0.0) < 2**31:
+  largest = np.abs(levels).max(initial=0.0)
+  limit = _limit(x.dtype, step)
+  if limit is not None and limit < largest < math.inf:
+    np.clip(levels, -limit, limit, out=levels)
+    largest = limit
+  if not largest < 2**31:
     _raise(x, step)
   return levels.astype(np.int32)
+
+
+def _limit(dtype: np.dtype, step: float) -> int | None:
+  """The largest level that dequantizes to a finite number; None if all do."""
+  if not tree.is_floating(dtype):
+    return None
+  try:
+    largest = float(np.finfo(dtype).max)
+  except ValueError:
+    import ml_dtypes  # It has the dtype.
+
+    largest = float(ml_dtypes.finfo(dtype).max)
+  if not largest / step < 2**31:
+    return None
+  limit = math.floor(largest / step)
+  above = dequantize(np.array([limit + 1], np.int64), step, dtype)
+  return limit + bool(np.isfinite(above[0]))
 
 
 def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:

@@ -126,17 +126,26 @@ def test_what_is_quantized(model, tmp_path, capsys):
     (["--exclude", "embed.*"], {"layer.0.weight"}),
   ]
   for options, wanted in cases:
-    _run("compress", model, tmp_path / "coded", "--step=2^-8", *options)
+    options = ("--step=2^-8", "--force", *options)
+    assert _run("compress", model, tmp_path / "coded", *options) == 0
     report = archive.inspect(tmp_path / "coded")
     assert {t.name for t in report.tensors if t.step} == wanted
   for option in ("--mask", "--exclude"):
-    options = ("--step=2^-8", option, "nothing.*")
+    options = ("--step=2^-8", "--force", option, "nothing.*")
     assert _run("compress", model, tmp_path / "coded", *options) == 1
     assert "matches 'nothing.*'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  ("step", "wanted"), [("2^-4", 0.0625), ("0.01", 0.01), ("1e-3", 0.001)]
+  ("step", "wanted"),
+  [
+    ("2^-4", 0.0625),
+    ("0.01", 0.01),
+    ("1e-3", 0.001),
+    ("1/256", 2**-8),
+    ("2**-8", 2**-8),
+    (".5^+3", 0.125),
+  ],
 )
 def test_steps_are_read(model, tmp_path, step, wanted):
   assert _run("compress", model, tmp_path / "coded", "--step", step) == 0
@@ -152,7 +161,12 @@ def test_a_step_per_tensor_and_a_price(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "step", ["0", "-1", "coarse", "2^x", "absmax/x", "2^99999"]
+  "step",
+  [
+    *("0", "-1", "coarse", "2^x", "absmax/x", "2^99999", "-2^2", "2^-8^2"),
+    *("absmax/1.41", "absmax/0", "absmax/-3", "absmax/1_0", "1/0", "inf"),
+    *("nan", "", "1/-2", "(2)"),
+  ],
 )
 def test_bad_steps_are_errors(model, tmp_path, capsys, step):
   assert _run("compress", model, tmp_path / "coded", f"--step={step}") == 1

@@ -1,0 +1,191 @@
+"""Which files a command reads and writes; every refusal before any work."""
+
+import errno
+import fnmatch
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Weights in other formats, of no use beside the same weights as safetensors.
+_REDUNDANT = (
+  "pytorch_model*.bin",
+  "*.bin.index.json",
+  "tf_model.h5",
+  "flax_model.msgpack",
+)
+_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
+
+
+class Plan(NamedTuple):
+  """What a command does.
+
+  Attributes:
+    models: (input, output) of each safetensors file.
+    copies: (input, output) of each file that is copied.
+    skipped: files that are not copied.
+  """
+
+  models: list[tuple[Path, Path]]
+  copies: list[tuple[Path, Path]]
+  skipped: list[Path]
+
+
+def models(source: Path) -> list[Path]:
+  """The safetensors files of a directory, or the file itself.
+
+  Raises:
+    ValueError: if a directory has none, or not all shards of a model.
+  """
+  if not source.is_dir():
+    return [source]
+  found = [file for file in _walk(source) if file.suffix == ".safetensors"]
+  if not found:
+    raise ValueError(f"{source}: the directory has no *.safetensors file")
+  _check_shards(found)
+  return found
+
+
+def plan(
+  source: Path, target: Path, *, force: bool, redundant: bool = True
+) -> Plan:
+  """What to read, write and copy.
+
+  Args:
+    source: a file or a directory.
+    target: likewise; it need not exist.
+    force: whether existing output may be replaced.
+    redundant: whether to copy weights in other formats, too.
+
+  Raises:
+    ValueError: if `source` lacks a shard, or the output is in the way.
+    OSError: if a path cannot be read.
+  """
+  found = models(source)
+  if not source.is_dir():
+    done = Plan([(source, target)], [], [])
+    _check_file(target, force)
+  else:
+    _check_directory(source, target, force)
+    others = [file for file in _walk(source) if file not in set(found)]
+    skipped = [] if redundant else _redundant(others, found)
+
+    def pairs(files):
+      return [(file, target / file.relative_to(source)) for file in files]
+
+    copied = [file for file in others if file not in set(skipped)]
+    done = Plan(pairs(found), pairs(copied), skipped)
+  pairs_ = done.models + done.copies
+  inputs = {_identity(file): file for file, _ in pairs_}
+  for _, output in pairs_:
+    if output.exists() and _identity(output) in inputs:
+      raise ValueError(
+        f"{output}: the output is the input {inputs[_identity(output)]}: give"
+        " another path"
+      )
+  return done
+
+
+def copy(source: Path, target: Path) -> None:
+  """Copies a file; replaces an existing one, read-only or not."""
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    shutil.copy2(source, target)
+  except OSError as error:
+    if error.errno is None:
+      raise
+    raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+  """All files in a directory and below, sorted; links are followed."""
+  seen = {_identity(folder)}
+  for here, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+    # A link to a directory above would never end.
+    folders[:] = sorted(
+      name for name in folders if _new(seen, Path(here, name))
+    )
+    yield from (Path(here, name) for name in sorted(names))
+
+
+def _raise(error: OSError):
+  raise error
+
+
+def _new(seen: set, folder: Path) -> bool:
+  identity = _identity(folder)
+  is_new = identity not in seen
+  seen.add(identity)
+  return is_new
+
+
+def _identity(path: Path) -> tuple[int, int]:
+  """The same for all links to one file."""
+  found = path.stat()
+  return found.st_dev, found.st_ino
+
+
+def _check_shards(found: list[Path]) -> None:
+  """ValueError if a shard that an index or a name promises is missing."""
+  there = set(found)
+  for folder in sorted({file.parent for file in found}):
+    for named in sorted(folder.glob("*.safetensors.index.json")):
+      try:
+        names = set(json.loads(named.read_text())["weight_map"].values())
+        wanted = {folder / name for name in names}
+      except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{named}: not a shard index: {error}") from None
+      if missing := sorted(wanted - there):
+        raise ValueError(f"{missing[0]}: this shard of {named} is missing")
+  counts: dict[tuple, int] = {}
+  for file in found:
+    if match := _SHARD.fullmatch(file.name):
+      key = (file.parent, match[1], match[3])
+      counts[key] = counts.get(key, 0) + 1
+  for (folder, name, total), count in counts.items():
+    if count != int(total):
+      raise ValueError(
+        f"{folder / name}-*-of-{total}.safetensors: {count} of {int(total)}"
+        " shards are there"
+      )
+
+
+def _redundant(others: list[Path], found: list[Path]) -> list[Path]:
+  folders = {file.parent for file in found}
+  return [
+    file
+    for file in others
+    if file.parent in folders
+    and any(fnmatch.fnmatchcase(file.name, pattern) for pattern in _REDUNDANT)
+  ]
+
+
+def _check_file(target: Path, force: bool) -> None:
+  if target.is_dir():
+    raise ValueError(f"{target}: a directory, and the input is a file")
+  if not target.parent.is_dir():
+    raise FileNotFoundError(
+      errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)
+    )
+  if target.exists() and not target.is_file():
+    raise ValueError(f"{target}: not a regular file")
+  if target.exists() and not force:
+    raise ValueError(f"{target}: the file exists; --force replaces it")
+
+
+def _check_directory(source: Path, target: Path, force: bool) -> None:
+  if target.exists() and not target.is_dir():
+    raise ValueError(f"{target}: not a directory, and the input is one")
+  inside = target.resolve()
+  if inside == source.resolve() or source.resolve() in inside.parents:
+    raise ValueError(
+      f"{target}: the output is in the input directory: give another path"
+    )
+  if target.is_dir() and any(target.iterdir()) and not force:
+    raise ValueError(
+      f"{target}: the directory is not empty; --force writes into it"
+    )
