@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,13 +169,16 @@ def _quantizers(config, params, score, fitted):
 def _quantized(config, file, params, score, steps):
   """Codes params with steps, reads the file back and measures it."""
   if distributed.is_main():
-    bs.save(
-      file,
-      params,
-      step=steps,
-      coder=config.evaluate.coder,
-      mu=config.evaluate.mu,
-    )
+    with warnings.catch_warnings():
+      # The coarse steps of a sweep are meant to show where a model breaks.
+      warnings.filterwarnings("ignore", ".* values became zero")
+      bs.save(
+        file,
+        params,
+        step=steps,
+        coder=config.evaluate.coder,
+        mu=config.evaluate.mu,
+      )
   distributed.barrier(f"coded {file.name}")
   size = file.stat().st_size
   params = bs.load(file)
