@@ -77,7 +77,6 @@ def test_squares_are_the_mean_over_the_first_batches(params, score):
   np.testing.assert_allclose(found["kernel"], np.mean(expected), rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*became zero")
 def test_a_file_may_have_steps_by_sensitivity(tmp_path, params):
   config = tiny.config(
     evaluate__sensitivity_batches=1,
