@@ -228,7 +228,7 @@ def target_rate(
     is_off = jnp.abs(error) > math.log1p(_TOLERANCE)
     side = jnp.where(is_off, jnp.sign(error), 0.0).astype(jnp.int32)
     since = jnp.where(side * state.unmet > 0, state.unmet, 0)
-    unmet = (since + side * interval).astype(jnp.int32)
+    unmet = jnp.clip(since + side * interval, -t, t).astype(jnp.int32)
     return TargetState(
       log_fraction=log_fraction,
       log_unit=state.log_unit,

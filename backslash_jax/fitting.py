@@ -183,6 +183,7 @@ def steps(opt_state: Any) -> dict[str, Any]:
       been chosen yet.
   """
   found: dict[str, Any] = {}
+  opt_state = getattr(opt_state, "opt_state", opt_state)  # Of nnx.Optimizer.
   states = list(_states(opt_state))
   if not states:
     raise ValueError(
@@ -209,10 +210,8 @@ def _check_chosen(state, own):
   is_eager = getattr(jax.config, "jax_disable_jit")  # noqa: B009
   if is_eager or all(step > 0 for step in own.values()):
     return
-  begin, count = (
-    int(tree.value_of(state("fit")["fit_begin"])),
-    int(tree.value_of(state("rate_count"))),
-  )
+  begin = int(_value(state("fit")["fit_begin"]))
+  count = int(_value(state("rate_count")))
   raise ValueError(
     f"fit_steps has chosen no steps yet: they are chosen in update {begin}, and"
     f" this state has seen {count}; train further, or set an earlier begin. In"
@@ -250,6 +249,8 @@ def _reader(children):
 
 def _value(step):
   """A step as a Python float, or as the tracer if it is traced."""
+  if isinstance(step, Mapping):  # A variable of NNX, read without its type.
+    step = step["value"]
   step = tree.value_of(step)
   if isinstance(step, jax.core.Tracer):
     return step

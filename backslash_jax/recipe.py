@@ -12,13 +12,17 @@ from backslash_jax import (
   tree,
 )
 
+# The step before steps are fitted. Fitted steps for a bit or so are about as
+# coarse, so that the bits measured before and after them agree.
+_UNTIL_BEGIN = 4 * quantize.STEP
+
 
 def recommended(
   bits: float | jax.Array,
   *,
   begin: int | jax.Array | None = None,
   limit: float = 30.0,
-  step: float = quantize.STEP,
+  step: float | None = None,
   mask: tree.Mask = tree.DEFAULT,
   sharding: moments.Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,15 +56,16 @@ def recommended(
 
   Args:
     bits: target for the selected leaves in the file, bits per parameter, in
-      (0, 32). The file stores the other leaves exactly.
+      (0, 32), or (0, 16] with `begin`. The other leaves are stored exactly.
     begin: update in which the steps are fitted. None (default) uses `step` for
       all leaves.
     limit: largest norm of the rate's gradient, as a multiple of the task's;
       default 30. Use 1 or less to fine-tune a pretrained model, see
       `target_rate`. 0 turns the rate off.
-    step: quantization step of the file, or the one in force until `begin`.
-      Choose it so fine that rounding to it alone costs no accuracy. At equal
-      bits, a fine step costs less accuracy than a coarse one.
+    step: quantization step of the file; with `begin`, the step in force before
+      that update. None (default): `bs.STEP`; with `begin`, four times that. At
+      a fine step rounding alone loses nothing, and fewer bits at a fine step
+      lose less accuracy than the same bits at a coarser one.
     mask: selects the leaves to which the rate and the quantization apply; see
       `bs.matrices`, the default.
     sharding: sharding of params, see `bs.backslash`.
@@ -78,9 +83,11 @@ def recommended(
       "recommended: limit=0 leaves out the rate, and without begin no steps are"
       " fitted, so nothing would be compressed; give begin, or a limit above 0"
     )
-  chosen = step
+  chosen = quantize.STEP if step is None else step
   if begin is not None:
-    chosen = fitting.fit_steps(bits, begin=begin, step=step)
+    chosen = fitting.fit_steps(
+      bits, begin=begin, step=_UNTIL_BEGIN if step is None else step
+    )
   return transform.backslash(
     0.0 if is_free else control.target_rate(bits, limit=limit),
     shape=1.0,

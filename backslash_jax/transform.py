@@ -28,8 +28,8 @@ class BackslashState(NamedTuple):
   """State of `backslash`; read a field with `optax.tree.get(state, name)`.
 
   No field name occurs in optax's own states, so `get` also works in a chain
-  with Adam. If the optimizer contains several of these states, select one with
-  `filtering`:
+  with Adam. If the optimizer contains several of these states, or a parameter
+  has the name of a field, select one with `filtering`:
 
     optax.tree.get(state, "bits", filtering=lambda path, value:
       "embeddings" in jax.tree_util.keystr(path))
@@ -183,7 +183,7 @@ def backslash(
     by_name, fit, is_new = state.steps, state.fit, jnp.asarray(False)
     step_in_force = base_step
     if plan:
-      _warn_unless_rounded()
+      _warn_unless_rounded(count, plan.begin)
       old = jnp.stack([by_name[name] for name in selected])
       steps, fit, is_new = fitting.update(
         plan, fit, old, count, gradients, kept, placed
@@ -270,9 +270,10 @@ def _add(updates, params, mask, terms):
   )
 
 
-def _warn_unless_rounded():
-  """Warns at trace time if `round_through` has not been called yet."""
-  if not rounding.has_rounded():
+def _warn_unless_rounded(count, begin):
+  """Warns if `round_through` has not been called: traced, or from begin on."""
+  is_traced = isinstance(count, jax.core.Tracer)
+  if not rounding.has_rounded() and (is_traced or count >= begin):
     warnings.warn(
       "backslash fits quantization steps, but this process has not called"
       " bs.round_through: from update `begin` on, the loss must see"

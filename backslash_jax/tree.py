@@ -145,7 +145,7 @@ def keep(params: Any, mask: Mask = matrices) -> Any:
 
 def is_float(x: Any) -> bool:
   """Whether x has a real floating dtype, including bfloat16 and float8."""
-  return is_floating(x.dtype) if hasattr(x, "dtype") else isinstance(x, float)
+  return hasattr(x, "dtype") and is_floating(x.dtype)
 
 
 def is_floating(dtype: Any) -> bool:

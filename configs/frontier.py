@@ -216,7 +216,8 @@ def methods(
     "dggr_fitted": method(RATES["dggr"] | fitted, balance | to_bits),
     # `bs.recommended(bits, begin=...)`: the target is that of the file.
     "l1_target_fitted": method(
-      RATES["l1"] | limited | fitted, {("rate.target", "round_bits"): bits}
+      RATES["l1"] | limited | fitted | {"rate.step": 2.0**-4},
+      {("rate.target", "round_bits"): bits},
     ),
     "l1_zeros": method(
       RATES["l1"]

@@ -81,7 +81,7 @@ def test_a_target_out_of_reach_says_so_and_on_which_side():
   _, seen = targets.train(
     bs.target_rate(0.01), width=24, learning_rate=1e-5, updates=300
   )
-  assert seen["unmet"][-1] > 100
+  assert 100 < seen["unmet"][-1] <= 300
   _, seen = targets.train(
     bs.target_rate(12.0), width=24, learning_rate=1e-3, updates=300
   )

@@ -283,6 +283,18 @@ def test_it_warns_where_no_loss_has_been_rounded(monkeypatch):
     _run(tx, 1)
 
 
+def test_it_does_not_warn_before_begin_where_nothing_is_traced(monkeypatch):
+  monkeypatch.setattr(rounding, "_has_rounded", False)
+  tx = _fit(2.0, begin=3)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    state = tx.init(PARAMS)
+    for _ in range(2):
+      _, state = tx.update(_gradients(), state, PARAMS)
+  with pytest.warns(UserWarning, match="must see bs.round_through"):
+    tx.update(_gradients(), state, PARAMS)
+
+
 TX = {
   "alone": (lambda tx: tx, lambda state: state),
   "chain": (lambda tx: optax.chain(tx, optax.adam(0.1)), lambda state: state),
@@ -378,6 +390,10 @@ def test_steps_of_an_nnx_optimizer_and_of_its_checkpoint(tmp_path):
   checkpointer.save(tmp_path / "c", state)
   checkpointer.wait_until_finished()
   assert bs.steps(checkpointer.restore(tmp_path / "c")) == steps
+  assert bs.steps(optimizer) == steps
+  checkpointer.save(tmp_path / "d", nnx.state(optimizer))
+  checkpointer.wait_until_finished()
+  assert bs.steps(checkpointer.restore(tmp_path / "d")) == steps
   checkpointer.close()
 
 

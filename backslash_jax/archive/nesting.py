@@ -61,8 +61,9 @@ def _describe(node, path: tuple, leaves: list):
     return [type(node).__name__, *children]
   if not hasattr(node, "dtype") or not hasattr(node, "shape"):
     raise TypeError(
-      f"{tree.name_of(path)!r} is a {type(node).__name__}: a tree is made of"
-      " dicts, lists and tuples of arrays"
+      f"{tree.name_of(path) or 'the tree'!r} is a {type(node).__name__}: a tree"
+      " is made of dicts, lists and tuples of arrays; convert a NamedTuple with"
+      " _asdict() and a module to a dict of its arrays"
     )
   leaves.append((tree.name_of(path), node))
   return 0

@@ -345,7 +345,9 @@ def _matching(option: str, patterns, models: list[dict]) -> list[set[str]]:
       for params in models
     ]
     if not any(own):
-      raise ValueError(f"{option}: no tensor matches {pattern!r}")
+      raise ValueError(
+        f"{option}: no tensor that can be chosen matches {pattern!r}"
+      )
     found = [a | b for a, b in zip(found, own, strict=True)]
   return found
 
