@@ -14,6 +14,7 @@ __version__ = "0.2.0"
 _MODULES = {
   "archive": ("ArchiveError", "Report", "inspect", "load", "save"),
   "control": ("gradient_balance", "target_rate"),
+  "difference": ("apply_delta", "delta"),
   "quantize": ("STEP",),
   "recipe": ("recommended",),
   "rounding": ("round_through",),
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
   from backslash_jax import ggd, moments, quantize, structure
   from backslash_jax.archive import ArchiveError, Report, inspect, load, save
   from backslash_jax.control import gradient_balance, target_rate
+  from backslash_jax.difference import apply_delta, delta
   from backslash_jax.fitting import fit_steps, steps
   from backslash_jax.quantize import STEP
   from backslash_jax.recipe import recommended
@@ -40,7 +42,9 @@ __all__ = [
   "ArchiveError",
   "BackslashState",
   "Report",
+  "apply_delta",
   "backslash",
+  "delta",
   "fit_steps",
   "ggd",
   "gradient_balance",
