@@ -3,11 +3,12 @@
 import json
 import pathlib
 import tempfile
+from typing import Any
 
 import ml_collections
 from flax import traverse_util
 
-from experiments import atomic, settings
+from experiments import atomic, finetune, settings
 
 # Fields that may change when a run is resumed: they do not affect the trained
 # parameters.
@@ -78,6 +79,34 @@ def check_same(
       f"{directory} holds a run of another configuration:\n"
       + "\n".join(different)
       + "\nSet these fields back to resume it, name another --workdir, or"
+      f" delete {directory} to start over"
+    )
+
+
+def save_base(base: Any, directory: pathlib.Path) -> None:
+  """Writes the digest of a base, if there is one, to directory/base.sha256."""
+  if base:
+    text = finetune.digest(base)
+    atomic.write_text(directory / "base.sha256", text + "\n")
+
+
+def check_base(
+  config: ml_collections.ConfigDict, base: Any, directory: pathlib.Path
+) -> None:
+  """Raises UserError if the run in directory was trained on another base."""
+  if not base:
+    return
+  path = directory / "base.sha256"
+  try:
+    before = path.read_text().strip()
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot read {path}: {error.strerror or error}"
+    ) from error
+  if before != finetune.digest(base):
+    raise settings.UserError(
+      f"{directory} holds a fine-tune of other weights than those in"
+      f" config.model.weights, {config.model.weights}: put its own back, or"
       f" delete {directory} to start over"
     )
 
