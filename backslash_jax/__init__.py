@@ -12,7 +12,7 @@ __version__ = "0.2.0"
 # The module of each public name. Names are imported on first use: a program
 # that only reads files needs neither JAX nor optax.
 _MODULES = {
-  "archive": ("ArchiveError", "Report", "inspect", "load", "save"),
+  "archive": ("ArchiveError", "Base", "Report", "inspect", "load", "save"),
   "control": ("gradient_balance", "target_rate"),
   "difference": ("apply_delta", "delta"),
   "quantize": ("STEP",),
@@ -27,7 +27,14 @@ _PUBLIC_MODULES = ("ggd", "moments", "quantize", "structure")
 
 if TYPE_CHECKING:
   from backslash_jax import ggd, moments, quantize, structure
-  from backslash_jax.archive import ArchiveError, Report, inspect, load, save
+  from backslash_jax.archive import (
+    ArchiveError,
+    Base,
+    Report,
+    inspect,
+    load,
+    save,
+  )
   from backslash_jax.control import gradient_balance, target_rate
   from backslash_jax.difference import apply_delta, delta
   from backslash_jax.fitting import fit_steps, steps
@@ -41,6 +48,7 @@ __all__ = [
   "STEP",
   "ArchiveError",
   "BackslashState",
+  "Base",
   "Report",
   "apply_delta",
   "backslash",

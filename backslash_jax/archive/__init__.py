@@ -1,5 +1,6 @@
 """The coded model file: save, load, inspect. Reading needs NumPy alone."""
 
+from backslash_jax.archive.bases import Base
 from backslash_jax.archive.container import ArchiveError
 from backslash_jax.archive.file import (
   CODERS,
@@ -16,6 +17,7 @@ __all__ = [
   "CODERS",
   "MAX_ERROR",
   "ArchiveError",
+  "Base",
   "Report",
   "TensorReport",
   "inspect",
