@@ -79,6 +79,8 @@ def evaluate(
   def whole(trained):
     return jax.device_get(finetune.merge(config.model, base, trained))
 
+  # Of a difference the file needs the base, of adapters it is the adapters.
+  of = bs.Base(base) if config.model.delta else None
   model = whole(params)
   result: dict[str, Any] = {
     "parameters": sum(x.size for x in jax.tree.leaves(model)),
@@ -88,7 +90,7 @@ def evaluate(
   files = [directory / f"file_{i}.safetensors" for i in range(len(quantizers))]
   try:
     result["quantized"] = [
-      label | _quantized(config, file, params, score, steps, whole)
+      label | _quantized(config, file, params, score, steps, whole, of)
       for file, (label, steps) in zip(files, quantizers, strict=True)
     ]
     result["shipped"] = _choose(config, result)
@@ -187,23 +189,32 @@ def _steps_of_all(params, step, vectors):
   }
 
 
-def _quantized(config, file, params, score, steps, whole):
-  """Codes params with steps, reads the file back and measures it."""
+def _quantized(config, file, params, score, steps, whole, base=None):
+  """Codes params with steps, reads the file back and measures it.
+
+  With a base the file is of the whole model, as the difference from that.
+  """
+  if base is not None:
+    params = whole(params)
   if distributed.is_main():
     with warnings.catch_warnings():
       # The coarse steps of a sweep are meant to show where a model breaks.
-      warnings.filterwarnings("ignore", ".* values became zero")
+      warnings.filterwarnings("ignore", ".* became zero")
       bs.save(
         file,
         params,
         step=steps,
+        base=base,
         coder=config.evaluate.coder,
         mu=config.evaluate.mu,
       )
   distributed.barrier(f"coded {file.name}")
   size = file.stat().st_size
-  params = bs.load(file)
-  model = whole(params)
+  params = bs.load(file, base=base)
+  if base is None:
+    model = whole(params)
+  else:
+    model, params = params, bs.delta(params, base.tensors)
   return {
     "bytes": size,
     "bits": code_lengths(params, steps),
