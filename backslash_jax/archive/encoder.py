@@ -70,6 +70,10 @@ class Encoder:
       done.append(entry)
     return done
 
+  def parameters(self, parts: list[Part]) -> int:
+    """The number of parameters in the parts of a chunk."""
+    return index.parameters(self._entries, parts)
+
   def distortion(self, i: int) -> Distortion:
     """That of tensor i; complete after the last chunk."""
     entry = self._entries[i]

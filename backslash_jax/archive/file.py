@@ -178,7 +178,7 @@ def _write(writer, arrays, entries, mu, progress):
   for parts, data in encoder.chunks():
     chunks.append(writer.chunk(data))
     if progress:
-      progress(index.parameters(entries, parts))
+      progress(encoder.parameters(parts))
   return encoder, chunks
 
 
