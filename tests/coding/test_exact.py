@@ -26,7 +26,7 @@ def _coded(arrays):
     assert found.dtype == x.dtype
     assert found.tobytes() == x.tobytes()
   assert len(bits) == len(arrays)
-  assert 0 <= sum(bits) <= 8 * len(data)
+  assert 0 <= sum(bits) <= 8 * len(data) + 1e-6
   return len(data)
 
 
