@@ -12,10 +12,12 @@ from backslash_jax.archive.file import (
   save,
   stream,
 )
+from backslash_jax.archive.schema import MAX_METADATA
 
 __all__ = [
   "CODERS",
   "MAX_ERROR",
+  "MAX_METADATA",
   "ArchiveError",
   "Base",
   "Report",

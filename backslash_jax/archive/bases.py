@@ -42,7 +42,7 @@ class Base:
     self._digests: dict[str, str] = {}
     if isinstance(source, (str, os.PathLike)):
       self.name = os.fspath(source)
-      for file in _files(pathlib.Path(source)):
+      for file in files(pathlib.Path(source)):
         for name, x in _read(file):
           if name in self.tensors:
             raise ValueError(f"{file}: tensor {name!r} is in two files")
@@ -153,7 +153,7 @@ def _first(name: str) -> str:
   return ""
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
+def files(path: pathlib.Path) -> list[pathlib.Path]:
   """The files of a base; ValueError if a directory has none, or lacks one."""
   if not path.is_dir():
     return [path]

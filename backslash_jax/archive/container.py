@@ -19,9 +19,8 @@ READABLE = (1, 2)
 HEADER_SIZE = 256
 # The inflated index may have so many bytes, and so many more for each byte of
 # the file. A parser takes up to 24 bytes of memory for each.
-_FREE_INDEX = 1 << 20
+_FREE_INDEX = 1 << 18
 _INDEX_RATIO = 8
-_INDEX_RATIO_1 = 65  # In files of version 1, for each byte of the index.
 _MAX_SIZE = 1 << 53  # Bytes; integers up to it are exact in any JSON parser.
 
 
@@ -141,11 +140,8 @@ class Reader:
     if zlib.crc32(data) != checksum:
       raise self.error("the index is damaged: its checksum does not match")
     inflate = zlib.decompressobj()
-    limit = _FREE_INDEX + _INDEX_RATIO * self.size
-    if self.version == 1:
-      limit = _INDEX_RATIO_1 * (index + 64)
     try:
-      text = inflate.decompress(data, limit)
+      text = inflate.decompress(data, _FREE_INDEX + _INDEX_RATIO * self.size)
       if not inflate.eof or inflate.unused_data:
         raise self.error("the index does not end where its compression says")
       self.index = json.loads(text)

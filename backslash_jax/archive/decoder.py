@@ -7,6 +7,7 @@ the model.
 import collections
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +187,8 @@ class Decoder:
     if entry.step is None:
       out[:] = values
       return
-    if entry.coder == "rans" and models.is_constant(entry.model):
+    model: Any = entry.model
+    if entry.coder == "rans" and models.is_constant(model):
       out[:] = quantize.dequantize(values[:1], entry.step, array.dtype)
       return
     for start in range(0, values.size, quantizing.BLOCK):

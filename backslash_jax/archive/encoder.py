@@ -39,13 +39,20 @@ class Encoder:
     self._mu = mu
     self._bits = [0.0] * len(entries)
     self._distortions = [Distortion()] * len(entries)
-    same = sharing.equal_tensors(leaves, entries, mu)
-    self._entries = [
-      e._replace(same=j) for e, j in zip(entries, same, strict=True)
-    ]
-    self._entries = list(
-      parallel.in_order(self._viewed, range(len(self._entries)))
-    )
+    self._entries = list(entries)
+    try:
+      same = sharing.equal_tensors(leaves, entries, mu)
+      for i, j in enumerate(same):
+        self._entries[i] = self._entries[i]._replace(same=j)
+      self._entries = list(
+        parallel.in_order(self._viewed, range(len(self._entries)))
+      )
+    except ValueError:
+      # A sample has a value that cannot be coded: say how many the tensor has.
+      for leaf, entry in zip(leaves, entries, strict=True):
+        if entry.step is not None:
+          quantizing.symbols(entry, np.asarray(leaf))
+      raise
 
   def chunks(self) -> Iterator[tuple[list[Part], bytes]]:
     """The parts and the bytes of each chunk, in the file's order."""
@@ -69,6 +76,10 @@ class Encoder:
         )
       done.append(entry)
     return done
+
+  def parameters(self, parts: list[Part]) -> int:
+    """The number of parameters in the parts of a chunk."""
+    return index.parameters(self._entries, parts)
 
   def distortion(self, i: int) -> Distortion:
     """That of tensor i; complete after the last chunk."""

@@ -220,7 +220,7 @@ def _write(writer, arrays, entries, mu, progress):
   for parts, data in encoder.chunks():
     chunks.append(writer.chunk(data))
     if progress:
-      progress(index.parameters(entries, parts))
+      progress(encoder.parameters(parts))
   return encoder, chunks
 
 
@@ -333,22 +333,27 @@ def load(
 
 
 def stream(
-  path: str | os.PathLike, *, base: Any = None
+  path: str | os.PathLike, *, base: Any = None, stored: bool = False
 ) -> Iterator[tuple[str, np.ndarray]]:
   """(name, tensor) pairs of a file, each as soon as it is decoded.
 
   For a file that is larger than memory: tensors that together are larger than
   the largest are not in memory at once, except for those that the caller keeps
   and for one copy of a tensor that the file stores once and has twice.
-  `base` and ArchiveError as of `load`.
+  `base` and ArchiveError as of `load`. With `stored` the differences are given
+  as they are stored, without a base.
   """
   with container.Reader(path) as reader:
     _, entries, chunks, _ = _read_index(reader)
-    sums = _Sums(reader, entries, base)
+    sums = None if stored else _Sums(reader, entries, base)
     decoder = Decoder(reader, entries, lambda e: (0, e.matrix[0]))
     for _, complete in decoder.run(chunks):
       # Nothing here keeps a tensor that is given away.
-      yield from map(sums.named, complete)
+      yield from map(sums.named if sums else _named, complete)
+
+
+def _named(pair: tuple[Entry, np.ndarray]) -> tuple[str, np.ndarray]:
+  return pair[0].name, pair[1]
 
 
 class _Sums:
@@ -379,7 +384,7 @@ class _Sums:
       raise self._reader.error(f"another base: {error}") from None
     return differences.add(entry, stored, own)
 
-  def named(self, pair: tuple[Entry, np.ndarray]) -> tuple[str, np.ndarray]:
+  def named(self, pair: tuple[Entry, np.ndarray]) -> tuple[str, Any]:
     return pair[0].name, self.of(*pair)
 
 

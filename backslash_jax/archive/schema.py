@@ -27,7 +27,6 @@ from backslash_jax.coding import coders
 
 FREE = 1 << 26  # A file may claim so many decoded bytes,
 RATIO = 1 << 12  # and so many more for each of its own bytes.
-_FREE_1 = 1 << 30  # The same in files of version 1.
 MAX_METADATA = 1 << 18  # Characters.
 _DIGEST = re.compile("[0-9a-f]{16}")
 _MAX_BYTES = 1 << 63  # Of a tensor, its axes of length 0 counted as 1.
@@ -111,7 +110,7 @@ def from_json(
     rare = dict(zip(_SOME, (items.get(i) for items in some), strict=True))
     entries.append(_entry(name, entries, rare, *own))
   claimed = sum(entry.nbytes for entry in entries)
-  if claimed > (_FREE_1 if version == 1 else FREE) + RATIO * file_size:
+  if claimed > FREE + RATIO * file_size:
     raise ValueError(f"{claimed} bytes of tensors in a file of {file_size}")
   chunks, offset = [], 0
   for size, checksum in zip(fields["bytes"], fields["crc32"], strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import numpy as np
 from rich import console as rich_console
+from rich import progress as rich_progress
 from rich import table as rich_table
 
 from backslash_jax import archive
@@ -126,6 +127,16 @@ def report(console, weighed: archive.Report) -> None:
   )
 
 
+def difference(console, weighed: archive.Report, name: str | None) -> None:
+  """What a file is a difference from, by the name that it keeps."""
+  own = sum(t.base is not None for t in weighed.tensors)
+  line(
+    console,
+    f"the difference from {name or 'another model'}: {own} of"
+    f" {len(weighed.tensors)} tensors; the others are stored as they are",
+  )
+
+
 def _number(value: float | None) -> str:
   return "" if value is None else f"{value:.4g}"
 
@@ -135,7 +146,7 @@ def plot(console, weighed: archive.Report) -> None:
   fits = {t.name: t for t in weighed.tensors if t.nu is not None}
   # Not all terminals have the block and the diamond.
   full, point = ("#", "o") if console.options.ascii_only else ("█", "◆")
-  for name, values in archive.stream(weighed.path):
+  for name, values in archive.stream(weighed.path, stored=True):
     if name not in fits:
       continue
     t = fits[name]
@@ -159,3 +170,23 @@ def plot(console, weighed: archive.Report) -> None:
       mark = round(50 * fit / peak)
       bar = bar.ljust(mark)[:mark] + point + bar[mark + 1 :]
       line(console, f"{(left + width / 2) * t.step:10.4g} {bar}")
+
+
+class Bar:
+  """A progress bar that counts parameters; hidden without a terminal."""
+
+  def __init__(self, console, title: str, total: int):
+    self._bar = rich_progress.Progress(
+      *rich_progress.Progress.get_default_columns(),
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task(title, total=total)
+
+  def __enter__(self):
+    self._bar.start()
+    return lambda count: self._bar.advance(self._task, count)
+
+  def __exit__(self, *exception):
+    self._bar.stop()

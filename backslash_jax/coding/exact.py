@@ -234,7 +234,8 @@ def _tables(
     frequencies = np.zeros(int(values[-1] - values[0]) + 1, np.int64)
     frequencies[values - values[0]] = own
     table = Table(int(values[0]), tuple(frequencies.tolist()))
-    tables.append(models.check(table))
+    models.check(table)
+    tables.append(table)
   return tables
 
 
