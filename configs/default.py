@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.tokenizer = "bytes"  # Or a directory or hub id with a tokenizer.
   data.strip = True  # newsgroups20: no headers, quotations and signatures.
   data.pack = True  # squad, wmt19: several training examples in a sequence.
+  data.language = False  # Predict the texts of a classification, not classes.
   data.max_train = config_dict.placeholder(int)  # Examples; None: all.
   data.max_eval = config_dict.placeholder(int)  # Of each other split.
 

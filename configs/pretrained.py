@@ -84,7 +84,7 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
       "delta_dggr",
     ),
     differences={
-      "steps": tuple(2.0 ** (-k / 2) for k in (11, 12, 13, 14, 16)),
+      "steps": tuple(2.0 ** (-k / 2) for k in (14, 15, 16)),
       "balances": (0.3,),
       "bits": (0.03, 0.06, 0.12),
       "ranks": (4, 8, 16),

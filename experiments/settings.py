@@ -63,6 +63,7 @@ _WANTED = {
   "data.seq_len": _COUNT,
   "data.strip": _BOOL,
   "data.pack": _BOOL,
+  "data.language": _BOOL,
   "data.max_train": _optional(_COUNT),
   "data.max_eval": _optional(_COUNT),
   "model.delta": _BOOL,
