@@ -68,9 +68,9 @@ def _draw_pulls(axis):
   weights = jnp.exp(ggd.log_prob(x, _NU, _alpha()))
   for name, pull in pulls(x).items():
     scale = jnp.sqrt(jnp.sum(weights * pull**2) / jnp.sum(weights))
-    axis.plot(x, pull / scale, label=name)
+    axis.plot(x, gradient / scale, label=name)
   axis.set_xlabel("size of the weight, in quantization steps")
-  axis.set_ylabel("pull towards zero, relative")
+  axis.set_ylabel("gradient towards zero, relative")
   axis.set_ylim(0, 4)
   axis.set_title("gradient of the rates")
   axis.legend()
