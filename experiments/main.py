@@ -70,7 +70,6 @@ def launch(function):
   workdir = flags.DEFINE_string(
     "workdir", None, "Directory of everything that is written."
   )
-  sys.unraisablehook = _unraisable
   main = functools.partial(_main, function, config, workdir)
   app.run(main, flags_parser=functools.partial(_parse, config))
 
@@ -104,12 +103,6 @@ def _parse(config, argv):
 def _fail(message, exit_code=1):
   print(f"error: {message}", file=sys.stderr)
   sys.exit(exit_code)
-
-
-def _unraisable(found):
-  """Hides what tensorstore's threads report when a checkpoint failed."""
-  if str(found.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(found)
 
 
 if __name__ == "__main__":
