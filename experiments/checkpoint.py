@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -157,7 +158,7 @@ def _reason(error):
   """The first cause in one line, without the specification of the array."""
   while cause := error.__cause__ or error.__context__:
     error = cause
-  text = str(error).partition(" [")[0].partition("{")[0]
+  text = re.split(r" \[[a-z_ ]+=|\{", str(error))[0]
   text = " ".join(text.split())
   return text[:300] if " " in text else repr(error)  # Of a key, only a name.
 
