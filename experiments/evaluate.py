@@ -20,7 +20,14 @@ from flax import traverse_util
 import backslash_jax as bs
 from backslash_jax import quantize, structure, tree
 from backslash_jax.coding import exp_golomb, huffman
-from experiments import atomic, distributed, finetune, scoring, settings
+from experiments import (
+  atomic,
+  digest,
+  distributed,
+  finetune,
+  scoring,
+  settings,
+)
 
 SHIPPED = "shipped.safetensors"
 # The fields of config.evaluate that list quantizers, and the key that names
@@ -244,18 +251,18 @@ def _entropy(symbols):
 
 def _fingerprint(config, params, fitted, base):
   """A hash of everything that an evaluation depends on."""
-  digest = hashlib.sha256()
+  found = hashlib.sha256()
   fields = config.evaluate, config.model, config.data.name
   if fitted:
     fields += (fitted,)
   if base:
-    fields += (finetune.digest(base),)
-  digest.update(
+    fields += (digest.of(base),)
+  found.update(
     json.dumps(
       [f.to_dict() if hasattr(f, "to_dict") else f for f in fields],
       sort_keys=True,
     ).encode()
   )
   for x in jax.tree.leaves(params):
-    digest.update(np.ascontiguousarray(x).tobytes())
-  return digest.hexdigest()
+    found.update(np.ascontiguousarray(x).tobytes())
+  return found.hexdigest()

@@ -9,7 +9,6 @@ The pretrained weights, `base`, are never trained, and neither the optimizer
 state nor a checkpoint holds them. Without these fields base is {}.
 """
 
-import hashlib
 import zlib
 from collections.abc import Collection
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax import traverse_util
 
 import backslash_jax as bs
@@ -81,16 +79,6 @@ def merge(model: ml_collections.ConfigDict, base: Any, trained: Any) -> Any:
       product = jnp.matmul(x, own[f"{kernel}/b"])
       merged[kernel] = merged[kernel] + _SCALE * product
   return _nested(merged)
-
-
-def digest(base: Any) -> str:
-  """SHA-256 over the names, dtypes, shapes and bits of a base."""
-  found = hashlib.sha256()
-  for name, x in tree.named_leaves(base):
-    x = np.asarray(x)
-    found.update(f"{name} {x.dtype} {x.shape}\n".encode())
-    found.update(np.ascontiguousarray(x).tobytes())
-  return found.hexdigest()
 
 
 def _nested(flat):

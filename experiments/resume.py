@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
-from experiments import atomic, finetune, settings
+from experiments import atomic, digest, settings
 
 # Fields that may change when a run is resumed: they do not affect the trained
 # parameters.
@@ -84,10 +84,10 @@ def check_same(
 
 
 def save_base(base: Any, directory: pathlib.Path) -> None:
-  """Writes the digest of a base, if there is one, to directory/base.sha256."""
+  """Writes the digests of a base, if there is one, to directory/base.json."""
   if base:
-    text = finetune.digest(base)
-    atomic.write_text(directory / "base.sha256", text + "\n")
+    text = json.dumps(digest.of(base), indent=2)
+    atomic.write_text(directory / "base.json", text + "\n")
 
 
 def check_base(
@@ -96,18 +96,18 @@ def check_base(
   """Raises UserError if the run in directory was trained on another base."""
   if not base:
     return
-  path = directory / "base.sha256"
+  path = directory / "base.json"
   try:
-    before = path.read_text().strip()
-  except OSError as error:
-    raise settings.UserError(
-      f"cannot read {path}: {error.strerror or error}"
-    ) from error
-  if before != finetune.digest(base):
+    before = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise settings.UserError(f"cannot read {path}: {error}") from error
+  now = digest.of(base)
+  if different := [name for name in now if now[name] != before.get(name)]:
     raise settings.UserError(
       f"{directory} holds a fine-tune of other weights than those in"
-      f" config.model.weights, {config.model.weights}: put its own back, or"
-      f" delete {directory} to start over"
+      f" config.model.weights, {config.model.weights}: {different[0]} differs,"
+      f" one of {len(different)}. Put its own back, or delete {directory} to"
+      " start over"
     )
 
 

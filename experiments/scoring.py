@@ -58,9 +58,11 @@ def make_score(
   base = jax.device_put(base, sharding.parameters(base, mesh))
   replicated = NamedSharding(mesh, PartitionSpec())
   split_over_devices = NamedSharding(mesh, sharding.BATCH)
-  batch_totals = jax.jit(
-    functools.partial(totals, forward), out_shardings=replicated
-  )
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def batch_totals(params, batch):
+    with sharding.use(mesh):
+      return totals(forward, params, batch)
 
   def mean_loss(trained, batch, base):
     params = finetune.merge(config.model, base, trained)
@@ -69,7 +71,8 @@ def make_score(
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def mean_squares(trained, batch, base):
-    gradients = jax.grad(mean_loss)(trained, batch, base)
+    with sharding.use(mesh):
+      gradients = jax.grad(mean_loss)(trained, batch, base)
     return jax.tree.map(lambda g: jnp.mean(jnp.square(g)), gradients)
 
   def score(params, split):
