@@ -38,7 +38,7 @@ def split(
   """
   if not (config.model.delta or config.model.lora):
     return params, {}
-  flat = traverse_util.flatten_dict(params, sep="/")
+  flat: Any = traverse_util.flatten_dict(params, sep="/")
   base = {name: x for name, x in flat.items() if name not in new}
   if config.model.delta:
     return bs.delta(params, base), _nested(base)
@@ -69,8 +69,8 @@ def merge(model: ml_collections.ConfigDict, base: Any, trained: Any) -> Any:
     return bs.apply_delta(base, trained)
   if not model.lora:
     return trained
-  merged = traverse_util.flatten_dict(base, sep="/")
-  own = traverse_util.flatten_dict(trained, sep="/")
+  merged: Any = traverse_util.flatten_dict(base, sep="/")
+  own: Any = traverse_util.flatten_dict(trained, sep="/")
   for name, x in own.items():
     kernel, _, part = name.rpartition("/")
     if kernel not in merged:

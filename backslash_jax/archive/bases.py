@@ -100,7 +100,7 @@ class Base:
     fitting = {
       name: own
       for name, own in best.items()
-      if _can_be_base(self.tensors[own], leaves[name])
+      if can_be_base(self.tensors[own], leaves[name])
     }
     if leaves and not fitting:
       raise ValueError(
@@ -126,7 +126,7 @@ def digest(x: Any) -> str:
   return found.hexdigest()
 
 
-def _can_be_base(own: Any, x: Any) -> bool:
+def can_be_base(own: Any, x: Any) -> bool:
   """Whether a tensor can be stored as the difference from another."""
   if tuple(own.shape) != tuple(x.shape):
     return False

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from backslash_jax import quantize, tree
-from backslash_jax.archive import bases
+from backslash_jax.archive import bases, container
 from backslash_jax.archive.index import Entry
+from backslash_jax.archive.quantizing import Distortion
 
 # With one step for all, that of vectors is this part of it. They are so few
 # that it costs nothing.
@@ -132,6 +133,63 @@ def add(entry: Entry, stored: np.ndarray, base: Any) -> Any:
     return base
   placed = jax.device_put(stored, base.sharding)
   return _compiled_sum(jax)(base, placed, entry.stored_dtype, entry.dtype)
+
+
+def relative_error(distortion: Distortion, entry: Entry, leaf: Any) -> float:
+  """rms of the error / rms of the tensor itself, also of a difference."""
+  if entry.base is None or entry.step is None:
+    return distortion.relative
+  power = sum(
+    float(np.square(block, dtype=np.float64).sum())
+    for block in np.array_split(np.asarray(leaf).reshape(-1), 64)
+    if block.size
+  )
+  return entry.step * (distortion.error / power) ** 0.5 if power else 0.0
+
+
+class Sums:
+  """The tensors of a file from the arrays that are stored of them.
+
+  Args:
+    reader: of the file.
+    entries: its tensors.
+    base: a source of `bases.Base`; None if there is none.
+
+  Raises:
+    ArchiveError: if the file needs a base and gets none, or has no use for it.
+  """
+
+  def __init__(self, reader: container.Reader, entries: list[Entry], base: Any):
+    self._reader = reader
+    needed = any(entry.base is not None for entry in entries)
+    if needed and base is None:
+      raise reader.error(
+        "a difference from another model: pass that as base, bs.load(path,"
+        " base=...), or --base on the command line"
+      )
+    if base is not None and not needed:
+      raise reader.error("no difference: it loads without a base")
+    self._base = bases.of(base) if needed else None
+
+  def of(self, entry: Entry, stored: np.ndarray) -> Any:
+    """The tensor of an entry; ArchiveError if the base lacks what it needs."""
+    if entry.base is None:
+      return stored
+    assert self._base is not None
+    try:
+      own = self._base.find(entry.name, entry.base)
+    except ValueError as error:
+      raise self._reader.error(f"another base: {error}") from None
+    if not bases.can_be_base(own, entry):
+      raise self._reader.error(
+        f"tensor {entry.name!r} cannot be a difference from one of the shape"
+        f" {tuple(own.shape)} and the dtype {own.dtype}"
+      )
+    return add(entry, stored, own)
+
+  def named(self, pair: tuple[Entry, np.ndarray]) -> tuple[str, Any]:
+    """The name and the tensor of an (entry, stored array) pair."""
+    return pair[0].name, self.of(*pair)
 
 
 @functools.cache

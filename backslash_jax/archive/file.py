@@ -160,10 +160,10 @@ def save(
   metadata = schema.check_metadata(metadata)
   structure, leaves = nesting.describe(params)
   dtypes = {name: _dtype(name, leaf) for name, leaf in leaves}
-  taken: dict[str, str] = {}
+  known, taken = None, {}
   if base is not None:
-    base = bases.of(base)
-    taken = differences.taken_from(base, dict(leaves))
+    known = bases.of(base)
+    taken = differences.taken_from(known, dict(leaves))
   steps = {}
   if step is not None:
     steps = differences.steps(params, step, mask, taken)
@@ -172,22 +172,22 @@ def save(
     own = _step_of(name, steps[name]) if name in steps else None
     kind = index.EXACT if own is None else coder
     entry = Entry(name, dtypes[name], leaf.shape, own, kind)
-    if name in taken:
-      entry = entry._replace(base=base.digest(taken[name]))
+    if known and name in taken:
+      entry = entry._replace(base=known.digest(taken[name]))
     entries.append(entry)
 
   def arrays():
     return [
-      leaf
-      if entry.base is None
-      else differences.Difference(entry, leaf, base.tensors[taken[name]])
+      differences.Difference(entry, leaf, known.tensors[taken[name]])
+      if known and name in taken
+      else leaf
       for entry, (name, leaf) in zip(entries, leaves, strict=True)
     ]
 
   with container.Writer(path) as writer:
     encoder, chunks = _write(writer, arrays(), entries, mu, progress)
     errors = [
-      _relative_error(encoder.distortion(i), entry, leaf)
+      differences.relative_error(encoder.distortion(i), entry, leaf)
       for i, (entry, (_, leaf)) in enumerate(zip(entries, leaves, strict=True))
     ]
     if kept := _kept(encoder, entries, errors, max_error):
@@ -200,7 +200,7 @@ def save(
     if filler := schema.filler(entries, writer.payload_size):
       chunks.append(writer.chunk(bytes(filler)))
     writer.finish(schema.to_json(structure, entries, chunks, metadata))
-  for text in _warnings(encoder, entries, base):
+  for text in _warnings(encoder, entries, known):
     warnings.warn(f"{path}: {text}", stacklevel=2)
   report = inspect(path)
   tensors = [
@@ -222,18 +222,6 @@ def _write(writer, arrays, entries, mu, progress):
     if progress:
       progress(encoder.parameters(parts))
   return encoder, chunks
-
-
-def _relative_error(distortion, entry: Entry, leaf) -> float:
-  """rms of the error / rms of the tensor itself, also of a difference."""
-  if entry.base is None or entry.step is None:
-    return distortion.relative
-  power = sum(
-    float(np.square(block, dtype=np.float64).sum())
-    for block in np.array_split(np.asarray(leaf).reshape(-1), 64)
-    if block.size
-  )
-  return entry.step * (distortion.error / power) ** 0.5 if power else 0.0
 
 
 def _warnings(encoder, entries: list[Entry], base) -> Iterator[str]:
@@ -307,7 +295,7 @@ def load(
   with container.Reader(path) as reader:
     structure, entries, chunks, _ = _read_index(reader)
     wanted = {entry.name for entry in entries}
-    sums = _Sums(reader, entries, base)
+    sums = differences.Sums(reader, entries, base)
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
     found: dict[str, Any] = {}
@@ -345,7 +333,7 @@ def stream(
   """
   with container.Reader(path) as reader:
     _, entries, chunks, _ = _read_index(reader)
-    sums = None if stored else _Sums(reader, entries, base)
+    sums = None if stored else differences.Sums(reader, entries, base)
     decoder = Decoder(reader, entries, lambda e: (0, e.matrix[0]))
     for _, complete in decoder.run(chunks):
       # Nothing here keeps a tensor that is given away.
@@ -354,38 +342,6 @@ def stream(
 
 def _named(pair: tuple[Entry, np.ndarray]) -> tuple[str, np.ndarray]:
   return pair[0].name, pair[1]
-
-
-class _Sums:
-  """The tensors of a file from the arrays that are stored of them.
-
-  ArchiveError if the file needs a base and gets none, or has no use for it.
-  """
-
-  def __init__(self, reader: container.Reader, entries: list[Entry], base: Any):
-    self._reader = reader
-    needed = any(entry.base is not None for entry in entries)
-    if needed and base is None:
-      raise reader.error(
-        "a difference from another model: pass that as base, bs.load(path,"
-        " base=...), or --base on the command line"
-      )
-    if base is not None and not needed:
-      raise reader.error("no difference: it loads without a base")
-    self._base = bases.of(base) if needed else None
-
-  def of(self, entry: Entry, stored: np.ndarray) -> Any:
-    if entry.base is None:
-      return stored
-    assert self._base is not None
-    try:
-      own = self._base.find(entry.name, entry.base)
-    except ValueError as error:
-      raise self._reader.error(f"another base: {error}") from None
-    return differences.add(entry, stored, own)
-
-  def named(self, pair: tuple[Entry, np.ndarray]) -> tuple[str, Any]:
-    return pair[0].name, self.of(*pair)
 
 
 def inspect(path: str | os.PathLike) -> Report:

@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from backslash_jax import archive, tree
 from backslash_jax.archive import bases, differences, plain
@@ -40,7 +41,7 @@ def run(options, console) -> dict:
     for (source, target), params, names in zip(
       staged.models, models, chosen, strict=True
     ):
-      keywords = dict(
+      keywords: dict[str, Any] = dict(
         step=steps.of_tensors(options.step, {n: params[n] for n in names}),
         mu=options.mu,
         max_error=options.max_error,

@@ -98,7 +98,7 @@ def load(
     put or (lambda _, array: jnp.asarray(array)),
   )
   nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(arrays, sep="/"))
-  model = nnx.merge(graphdef, state)
+  model: Any = nnx.merge(graphdef, state)
   model.new_parameters = new
   return model
 
