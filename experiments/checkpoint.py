@@ -1,20 +1,30 @@
 """Checkpoints: parameters, optimizer state and the position in the data.
 
 A checkpoint is written under another name and renamed, so a run that is killed
-while it writes leaves no incomplete one. A checkpoint that cannot be read (a
-damaged disk, a deleted file) is an error: falling back to an older one in
-silence would hide the damage.
+while it writes leaves no incomplete one. It holds a digest of every array. A
+checkpoint that cannot be read or differs from its digests (a damaged disk, a
+deleted file) is an error: falling back to an older one in silence would hide
+the damage.
 """
 
+import asyncio
 import contextlib
+import gc
 import pathlib
+import re
+import sys
+import time
+import traceback
 from typing import Any
 
 import grain
 import jax
 import orbax.checkpoint as ocp
 
-from experiments import settings
+from experiments import digest, settings
+
+# Seconds that the readers of a refused checkpoint get to end.
+_PATIENCE = 10.0
 
 
 class Checkpoints:
@@ -29,13 +39,22 @@ class Checkpoints:
       )
 
   def __enter__(self):
+    self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
     return self
 
   def __exit__(self, kind, error, traceback):
-    # The first error is the one to report.
-    if error is None:
-      with _explained("write a checkpoint in", self.directory):
-        self._manager.close()
+    try:
+      # The first error is the one to report.
+      if error is None:
+        with _explained("write a checkpoint in", self.directory):
+          self._manager.close()
+    finally:
+      sys.unraisablehook = self._hook
+
+  def _unraisable(self, found):
+    """Hides what threads of tensorstore report after a failure."""
+    if str(found.exc_value) != "Event loop is closed":
+      self._hook(found)
 
   @property
   def latest_update(self) -> int | None:
@@ -56,6 +75,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
           batches=grain.checkpoint.CheckpointSave(batches),
+          written=ocp.args.JsonSave(_written(state, batches)),
         ),
         force=True,
       )
@@ -83,6 +103,7 @@ class Checkpoints:
         jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
       ),
       batches=grain.checkpoint.CheckpointRestore(batches),
+      written=ocp.args.JsonRestore(),
     )
     path = self.directory / str(update)
     older = [u for u in self._manager.all_steps() if u < update]
@@ -91,7 +112,31 @@ class Checkpoints:
       f" {f'update {max(older)}' if older else 'the start'}"
     )
     with _explained("read the checkpoint", path, advice):
-      return self._manager.restore(update, args=args)["state"]
+      restored = self._manager.restore(update, args=args)
+      _verify(restored["written"], _written(restored["state"], batches))
+      return restored["state"]
+
+
+def _written(state, batches):
+  """What tells a checkpoint from a damaged one, as JSON holds it.
+
+  All processes are at the same position in the data.
+  """
+  return {"arrays": digest.of(state), "batches": batches.get_state()}
+
+
+def _verify(wanted, found):
+  """Raises ValueError if a checkpoint is not what was written."""
+  before, now = wanted.get("arrays", {}), found["arrays"]
+  damaged = [name for name in now if before.get(name) != now[name]]
+  if damaged:
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    raise ValueError(f"the array {damaged[0]}{more} differs from its digest")
+  if wanted.get("batches") != found["batches"]:
+    raise ValueError(
+      f"the position in the data is {found['batches']}, written was"
+      f" {wanted.get('batches')}"
+    )
 
 
 @contextlib.contextmanager
@@ -99,10 +144,45 @@ def _explained(doing, path, advice=""):
   """Turns any error of orbax and tensorstore into a UserError."""
   try:
     yield
+    return
   except Exception as error:
-    reason = " ".join(str(error).split()) or repr(error)
-    if len(reason) > 300:  # The cause stands at the end.
-      reason = f"{reason[:100]} ... {reason[-200:]}"
-    raise settings.UserError(
-      f"cannot {doing} {path}: {reason}{advice}"
-    ) from error
+    reason = _reason(error)
+    details = "".join(traceback.format_exception(error))
+    # The frames hold what orbax left behind.
+    traceback.clear_frames(error.__traceback__)
+  _end_readers()
+  raise settings.UserError(f"cannot {doing} {path}: {reason}{advice}", details)
+
+
+def _reason(error):
+  """The first cause in one line, without the specification of the array."""
+  while cause := error.__cause__ or error.__context__:
+    error = cause
+  text = re.split(r" \[[a-z_ ]+=|\{", str(error))[0]
+  text = " ".join(text.split())
+  return text[:300] if " " in text else repr(error)  # Of a key, only a name.
+
+
+def _end_readers():
+  """Waits for the reads that orbax began, and collects what waits for them.
+
+  Orbax closes its event loop at the first error. The other reads end later, in
+  threads of tensorstore. The coroutines that waited for them complain when they
+  are collected.
+  """
+  before = sys.unraisablehook
+  sys.unraisablehook = lambda found: None
+  try:
+    end = time.monotonic() + _PATIENCE
+    gc.collect()
+    while _readers() and time.monotonic() < end:
+      time.sleep(0.01)
+      gc.collect()
+  finally:
+    sys.unraisablehook = before
+
+
+def _readers():
+  """How many coroutines wait in an event loop that is closed."""
+  tasks = (x for x in gc.get_objects() if isinstance(x, asyncio.Task))
+  return sum(not t.done() and t.get_loop().is_closed() for t in tasks)

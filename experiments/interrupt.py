@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: training writes a checkpoint before it stops."""
+"""SIGTERM, SIGINT, SIGHUP: training writes a checkpoint before it stops."""
 
 import contextlib
 import signal
@@ -24,6 +24,7 @@ def received() -> Iterator[list[int]]:
 
   It handles signals in the main thread of a single process. With several
   processes, the checkpoint manager makes them agree on an update to stop at.
+  What is ignored, as SIGHUP is under nohup, stays ignored.
   """
   numbers: list[int] = []
   before = {}
@@ -35,8 +36,9 @@ def received() -> Iterator[list[int]]:
 
   main = threading.current_thread() is threading.main_thread()
   if main and jax.process_count() == 1:
-    for number in (signal.SIGTERM, signal.SIGINT):
-      before[number] = signal.signal(number, receive)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        before[number] = signal.signal(number, receive)
   try:
     yield numbers
   finally:

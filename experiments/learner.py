@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 import backslash_jax as bs
-from experiments import finite, models, optimizer, scoring
+from experiments import finite, models, optimizer, scoring, sharding
+from experiments.models import functional
 
 Params = dict[str, Any]
-Forward = Callable[[Params, jax.Array, jax.Array], jax.Array]
+Forward = functional.Forward
 State = dict[str, Any]  # "params" and "opt_state".
 Steps = dict[str, jax.Array]  # Quantization steps by the matrices' names.
 
@@ -22,26 +24,16 @@ def build(
   config: ml_collections.ConfigDict, task: Any
 ) -> tuple[Forward, Params]:
   """The model as (params, tokens, mask) -> logits, and its initial params."""
-  return _split(models.build(config.model, task, seed=config.seed))
+  return functional.split(models.build(config.model, task, seed=config.seed))
 
 
 def build_abstract(
   config: ml_collections.ConfigDict, task: Any
 ) -> tuple[Forward, Params]:
   """As `build`, with shapes in place of the initial params."""
-  return _split(
+  return functional.split(
     nnx.eval_shape(lambda: models.build(config.model, task, seed=config.seed))
   )
-
-
-def _split(model):
-  """A module as a function of its parameters, and these."""
-  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-  def forward(params, tokens_BxL, mask_BxL):
-    return nnx.merge(graphdef, params, rest)(tokens_BxL, mask_BxL)
-
-  return forward, nnx.to_pure_dict(params)
 
 
 def make_update(
@@ -49,6 +41,7 @@ def make_update(
   forward: Forward,
   tx: optax.GradientTransformationExtraArgs,
   *,
+  mesh: Mesh | None = None,
   measure_rate: bool = True,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], dict[str, jax.Array]]]:
   """The function (state, batch, update) -> (state, values, flags).
@@ -56,6 +49,7 @@ def make_update(
   `update` is the number of the update, from 1; `values` are the metrics,
   float32 scalars; `flags` are of `finite.flags`, for parameters, gradients
   and updates. Without `measure_rate` the metrics of the rate are left out.
+  The state is on `mesh`, as `sharding` says; None is one device.
   """
   schedule = optimizer.schedule(config)
 
@@ -67,9 +61,10 @@ def make_update(
 
   def update_fn(state, batch, update):
     params = state["params"]
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, state["opt_state"], batch, update
-    )
+    with sharding.use(mesh):
+      (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        params, state["opt_state"], batch, update
+      )
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     values = {
       "loss": loss,

@@ -2,17 +2,17 @@
 
 import functools
 import pathlib
-import sys
 from typing import Any
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from experiments import (
   cells,
   distributed,
   metrics,
+  program,
   report,
   resume,
   scoring,
@@ -62,7 +62,7 @@ def train_and_evaluate(
 def launch(function):
   """Runs the program: function(config, workdir) with the values of the flags.
 
-  A UserError becomes one line on stderr.
+  See `program.run` for its end.
   """
   config = config_flags.DEFINE_config_file(
     "config", None, "The experiment, a file of configs/.", lock_config=True
@@ -70,22 +70,16 @@ def launch(function):
   workdir = flags.DEFINE_string(
     "workdir", None, "Directory of everything that is written."
   )
-  sys.unraisablehook = _unraisable
-  main = functools.partial(_main, function, config, workdir)
-  app.run(main, flags_parser=functools.partial(_parse, config))
 
-
-def _main(function, config, workdir, argv):
-  if len(argv) > 1:
-    _fail(f"unexpected arguments: {' '.join(argv[1:])}")
-  if not config.value or not workdir.value:
-    _fail("both --config=FILE and --workdir=DIR are needed")
-  # Errors are raised. Orbax would also log each of them four times.
-  logging.set_verbosity(logging.FATAL)
-  try:
+  def main(argv):
+    del argv
+    if not config.value or not workdir.value:
+      raise settings.UserError(
+        "both --config=FILE and --workdir=DIR are needed"
+      )
     function(config.value, pathlib.Path(workdir.value))
-  except settings.UserError as error:
-    _fail(error, error.exit_code)
+
+  program.run(main, functools.partial(_parse, config))
 
 
 def _parse(config, argv):
@@ -96,20 +90,10 @@ def _parse(config, argv):
     _ = config.value is not None and config.value.to_dict
     return rest
   except flags.Error as error:
-    _fail(str(error).strip().splitlines()[-1])  # A traceback precedes it.
+    # A traceback precedes it.
+    raise settings.UserError(str(error).strip().splitlines()[-1]) from None
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    _fail(settings.explain_flags(argv, error))
-
-
-def _fail(message, exit_code=1):
-  print(f"error: {message}", file=sys.stderr)
-  sys.exit(exit_code)
-
-
-def _unraisable(found):
-  """Hides what tensorstore's threads report when a checkpoint failed."""
-  if str(found.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(found)
+    raise settings.UserError(settings.explain_flags(argv, error)) from None
 
 
 if __name__ == "__main__":

@@ -123,8 +123,10 @@ class Progress:
     return self
 
   def __exit__(self, kind, error, traceback):
-    if self._bar:
-      self._bar.stop()
+    # After a failure the terminal may be gone too; the first error says why.
+    with contextlib.suppress(*([] if error is None else [OSError])):
+      if self._bar:
+        self._bar.stop()
 
   def show(self, update: int, values: Mapping[str, float]):
     """Shows the progress after `update`."""

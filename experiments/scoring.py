@@ -53,9 +53,11 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
   """The `Score` of the models of a config on its data."""
   replicated = NamedSharding(mesh, PartitionSpec())
   split_over_devices = NamedSharding(mesh, sharding.BATCH)
-  batch_totals = jax.jit(
-    functools.partial(totals, forward), out_shardings=replicated
-  )
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def batch_totals(params, batch):
+    with sharding.use(mesh):
+      return totals(forward, params, batch)
 
   def mean_loss(params, batch):
     sums = totals(forward, params, batch)
@@ -63,7 +65,8 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def mean_squares(params, batch):
-    gradients = jax.grad(mean_loss)(params, batch)
+    with sharding.use(mesh):
+      gradients = jax.grad(mean_loss)(params, batch)
     return jax.tree.map(lambda g: jnp.mean(jnp.square(g)), gradients)
 
   def score(params, split):

@@ -17,9 +17,18 @@ from experiments.models import units
 
 
 class UserError(Exception):
-  """An error that the user can fix; shown as a message, without traceback."""
+  """An error that the user can fix; shown as a message, without traceback.
+
+  Attributes:
+    details: of the libraries that failed, shown with --verbose.
+    exit_code: of the program.
+  """
 
   exit_code = 1
+
+  def __init__(self, message: str, details: str = ""):
+    super().__init__(message)
+    self.details = details
 
 
 def _is_int(value):

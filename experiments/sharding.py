@@ -1,11 +1,15 @@
-"""The device mesh, and how parameters and batches are split over it.
+"""The device mesh, and how parameters, activations and batches lie on it.
 
-A parameter's path gives its dimensions logical names, and the rules below say
-over which mesh axis a name is split. "data" holds copies of the model, "fsdp"
-splits parameters and optimizer state between devices that each see their own
-examples, and "tensor" splits the computation within a layer.
+A parameter's path gives its dimensions logical names, the models name those of
+their activations, and the rules below say over which mesh axis a name is split.
+"data" holds copies of the model. "fsdp" splits parameters and optimizer state
+between devices that each see their own examples: a layer's parameters are
+gathered where the layer is computed, and their gradients reduced and scattered.
+"tensor" splits the computation within a layer.
 """
 
+import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -16,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from backslash_jax import tree
 from experiments import settings
+from experiments.models import partition
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -43,8 +48,18 @@ RULES = {
   "vocabulary": "tensor",
 }
 
+# The same of activations: the batch keeps fsdp, so their width is whole.
+ACTIVATION_RULES = {
+  "batch": BATCH[0],
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "vocabulary": "tensor",
+}
+
 # Sizes that the data determines: not split if the axis does not divide them.
-_GIVEN = ("vocabulary",)
+_GIVEN = ("batch", "vocabulary")
+_PLAIN = {"kv_heads": "heads of keys and values", "mlp": "hidden units"}
 
 
 def make_mesh(
@@ -121,6 +136,109 @@ def like(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return NamedSharding(mesh, PartitionSpec())
 
   return jax.tree.map_with_path(leaf, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """What the logical names of `experiments.models.partition` mean on a mesh."""
+
+  mesh: Mesh
+
+  def constrain(self, x: jax.Array, names: partition.Names) -> jax.Array:
+    """x, split as the names of its dimensions say.
+
+    Raises:
+      UserError: an axis does not divide the dimension that it splits.
+    """
+    spec = self._activation(names, x.shape)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+  def gather(self, name: str, x: jax.Array, dtype: Any) -> jax.Array:
+    """A parameter that is whole over fsdp, cast to `dtype` before it.
+
+    Its gradient is split as the parameter is. What fsdp does not split is left
+    as it is.
+
+    Args:
+      name: of its path at least the end, such as "mlp/up/kernel".
+      x: the parameter.
+      dtype: of the computation.
+    """
+    spec = _spec(name, x.shape, self.mesh, [])
+    if RULES["width"] not in spec:
+      return x
+    whole = [None if axis == RULES["width"] else axis for axis in spec]
+    split, gathered = (
+      NamedSharding(self.mesh, PartitionSpec(*s)) for s in (spec, whole)
+    )
+    return _gather(x.astype(dtype), split, gathered)
+
+  def per_device(self, function, inputs, output):
+    """The function, computed by each device on its part of the arrays."""
+
+    def mapped(*arrays):
+      specs = tuple(
+        self._activation(names, x.shape)
+        for names, x in zip(inputs, arrays, strict=True)
+      )
+      return jax.shard_map(
+        function,
+        mesh=self.mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(*map(ACTIVATION_RULES.get, output)),
+        check_vma=False,
+      )(*arrays)
+
+    return mapped
+
+  def _activation(self, names, shape):
+    """PartitionSpec of an activation."""
+    entries = []
+    for name, size in zip(names, shape, strict=True):
+      axis = ACTIVATION_RULES.get(name)
+      if axis and size % _size(self.mesh, axis):
+        if name not in _GIVEN:
+          raise settings.UserError(
+            f"config.mesh.{axis} is {_size(self.mesh, axis)}, which does not"
+            f" divide the {_PLAIN.get(name, name)}, {size}: choose a divisor"
+          )
+        axis = None
+      entries.append(axis)
+    return PartitionSpec(*entries)
+
+
+def use(mesh: Mesh | None):
+  """A context: models that are traced inside are computed on the mesh."""
+  many = mesh is not None and mesh.size > 1
+  return partition.use(Placement(mesh) if many else None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, split, gathered):
+  """An array gathered from its shards."""
+  x = jax.lax.with_sharding_constraint(x, split)
+  return jax.lax.with_sharding_constraint(x, gathered)
+
+
+def _gather_forward(x, split, gathered):
+  return _gather(x, split, gathered), None
+
+
+def _gather_backward(split, gathered, _, gradient):
+  # Whole first: the partitioner would otherwise rather split what the gradient
+  # is computed from, which grows with the batch.
+  gradient = jax.lax.with_sharding_constraint(gradient, gathered)
+  return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _size(mesh, axes):
+  """Devices along an axis, or along several together."""
+  return math.prod(
+    mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes)
+  )
 
 
 def _spec(name, shape, mesh, problems):

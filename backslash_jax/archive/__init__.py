@@ -11,10 +11,12 @@ from backslash_jax.archive.file import (
   save,
   stream,
 )
+from backslash_jax.archive.schema import MAX_METADATA
 
 __all__ = [
   "CODERS",
   "MAX_ERROR",
+  "MAX_METADATA",
   "ArchiveError",
   "Report",
   "TensorReport",

@@ -14,9 +14,13 @@ import zlib
 
 from backslash_jax.archive import atomic
 
-VERSION = 1
+VERSION = 2  # What is written.
+READABLE = (1, 2)
 HEADER_SIZE = 256
-MAX_INDEX_RATIO = 64
+# The inflated index may have so many bytes, and so many more for each byte of
+# the file. A parser takes up to 24 bytes of memory for each.
+_FREE_INDEX = 1 << 18
+_INDEX_RATIO = 8
 _MAX_SIZE = 1 << 53  # Bytes; integers up to it are exact in any JSON parser.
 
 
@@ -49,6 +53,11 @@ class Writer:
     self._file.write(bytes(HEADER_SIZE))
     self._size = 0
 
+  @property
+  def payload_size(self) -> int:
+    """Bytes of the chunks so far."""
+    return self._size
+
   def chunk(self, data: bytes) -> list[int]:
     """Appends a chunk and returns [size in bytes, checksum]."""
     self._file.write(data)
@@ -59,7 +68,8 @@ class Writer:
     """Writes the index, of JSON types, and the header; must be called last."""
     text = json.dumps(index, separators=(",", ":"), allow_nan=False).encode()
     data = zlib.compress(text, 9)
-    if len(text) > MAX_INDEX_RATIO * len(data):
+    size = HEADER_SIZE + self._size + len(data)
+    if len(text) > _FREE_INDEX + _INDEX_RATIO * size:
       data = zlib.compress(text, 0)
     self._file.write(data)
     self._file.seek(0)
@@ -76,6 +86,7 @@ class Reader:
     path: of the file.
     size: of the file, in bytes.
     payload_size: of the payload, in bytes.
+    version: of the format.
     index: the parsed JSON.
   """
 
@@ -117,7 +128,7 @@ class Reader:
   def _open(self):
     self.size = os.fstat(self._file.fileno()).st_size
     header = self._file.read(HEADER_SIZE)
-    payload, index, checksum = _parse_header(self, header)
+    self.version, payload, index, checksum = _parse_header(self, header)
     if self.size != HEADER_SIZE + payload + index:
       raise self.error(
         f"the file has {self.size} bytes, its header says "
@@ -130,7 +141,7 @@ class Reader:
       raise self.error("the index is damaged: its checksum does not match")
     inflate = zlib.decompressobj()
     try:
-      text = inflate.decompress(data, (MAX_INDEX_RATIO + 1) * (index + 64))
+      text = inflate.decompress(data, _FREE_INDEX + _INDEX_RATIO * self.size)
       if not inflate.eof or inflate.unused_data:
         raise self.error("the index does not end where its compression says")
       self.index = json.loads(text)
@@ -138,11 +149,13 @@ class Reader:
       raise self.error(f"the index cannot be read: {error}") from None
 
 
-def _header(payload: int, index: int, checksum: int) -> bytes:
+def _header(
+  payload: int, index: int, checksum: int, version: int = VERSION
+) -> bytes:
   """The first HEADER_SIZE bytes of the file: a length, JSON and spaces."""
   entries = {
     "__metadata__": {
-      "backslash_jax": str(VERSION),
+      "backslash_jax": str(version),
       "index_crc32": f"{checksum:08x}",
     },
     "payload": _entry(0, payload),
@@ -159,8 +172,8 @@ def _entry(start: int, stop: int) -> dict:
   return {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
 
 
-def _parse_header(reader: Reader, header: bytes) -> tuple[int, int, int]:
-  """The sizes of the payload and of the index, and the index's checksum."""
+def _parse_header(reader: Reader, header: bytes) -> tuple[int, int, int, int]:
+  """The version, the sizes of payload and index, and the index's checksum."""
   try:
     fields = json.loads(header[8:])
     metadata = fields["__metadata__"]
@@ -171,14 +184,14 @@ def _parse_header(reader: Reader, header: bytes) -> tuple[int, int, int]:
     raise reader.error(
       "not a coded model file of backslash_jax, or one with a damaged header"
     ) from None
-  if version != str(VERSION):
+  if version not in map(str, READABLE):
     raise reader.error(
-      f"format version {version!r}, and this library reads {VERSION}: "
-      "update backslash_jax"
+      f"format version {version!r}, and this library reads versions up to"
+      f" {VERSION}: update backslash_jax"
     )
   for size in (payload, index, checksum):
     if type(size) is not int or not 0 <= size <= _MAX_SIZE:
       raise reader.error("the header is damaged")
-  if header != _header(payload, index, checksum):
+  if header != _header(payload, index, checksum, int(version)):
     raise reader.error("the header is damaged")
-  return payload, index, checksum
+  return int(version), payload, index, checksum

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from backslash_jax import quantize, tree
-from backslash_jax.archive import container, index, nesting, packing
+from backslash_jax.archive import container, index, nesting, schema
+from backslash_jax.archive.decoder import Decoder
+from backslash_jax.archive.encoder import Encoder
 from backslash_jax.archive.index import Entry
 from backslash_jax.coding import coders
 
@@ -43,6 +45,10 @@ class TensorReport:
       `save` knows it; None from `inspect`.
     kept: why `save` stored it exactly although it has a step: "error" or
       "size"; None otherwise, and from `inspect`.
+    same: the name of the equal tensor that is stored for both; None if it is
+      stored itself.
+    repeated_rows: rows of its matrix that are equal to an earlier one, and not
+      stored.
   """
 
   name: str
@@ -56,16 +62,22 @@ class TensorReport:
   bytes: int
   relative_error: float | None = None
   kept: str | None = None
+  same: str | None = None
+  repeated_rows: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a file weighs: `bytes` of it, `parameters` in it, and each tensor."""
+  """What a file weighs: `bytes` of it, `parameters` in it, and each tensor.
+
+  `metadata` is the free text by name that the file keeps.
+  """
 
   path: str
   bytes: int
   parameters: int
   tensors: tuple[TensorReport, ...]
+  metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def bits_per_parameter(self) -> float:
@@ -82,6 +94,7 @@ def save(
   coder: str = "rans",
   mu: float = 0.0,
   max_error: float = math.inf,
+  metadata: Mapping[str, str] | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> Report:
   """Writes `params` to a coded model file, whole or not at all.
@@ -100,6 +113,8 @@ def save(
       nearest, see quantize.rate_distortion.
     max_error: tensors whose relative error would be larger are stored exactly.
       By default none are; the command line takes MAX_ERROR.
+    metadata: free text by name that the file keeps, as that of a safetensors
+      file; at most 2^18 characters in all.
     progress: called with the number of parameters that each chunk has added.
 
   Returns:
@@ -116,6 +131,7 @@ def save(
     raise ValueError(f"max_error is {max_error}: it must not be negative")
   if coder not in CODERS:
     raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
+  metadata = schema.check_metadata(metadata)
   structure, leaves = nesting.describe(params)
   dtypes = {name: _dtype(name, leaf) for name, leaf in leaves}
   steps = {} if step is None else quantize.steps_by_name(params, step, mask)
@@ -133,8 +149,11 @@ def save(
         entries[i] = entries[i]._replace(step=None, coder=index.EXACT)
       writer.restart()
       encoder, chunks = _write(writer, arrays, entries, mu, None)
-    writer.finish(index.to_json(structure, encoder.entries(), chunks))
-  distortions = encoder.distortions
+    entries = encoder.entries()
+    if filler := schema.filler(entries, writer.payload_size):
+      chunks.append(writer.chunk(bytes(filler)))
+    writer.finish(schema.to_json(structure, entries, chunks, metadata))
+  distortions = [encoder.distortion(i) for i in range(len(entries))]
   erased = [
     e.name for e, d in zip(entries, distortions, strict=True) if d.erased
   ]
@@ -155,11 +174,11 @@ def save(
 
 def _write(writer, arrays, entries, mu, progress):
   """Encodes all chunks; returns the encoder and their [size, checksum]."""
-  encoder, chunks = packing.Encoder(arrays, entries, mu), []
+  encoder, chunks = Encoder(arrays, entries, mu), []
   for parts, data in encoder.chunks():
     chunks.append(writer.chunk(data))
     if progress:
-      progress(index.parameters(entries, parts))
+      progress(encoder.parameters(parts))
   return encoder, chunks
 
 
@@ -169,7 +188,7 @@ def _kept(encoder, entries: list[Entry], max_error: float) -> dict[int, str]:
   for i, entry in enumerate(entries):
     if entry.step is None:
       continue
-    if encoder.distortions[i].relative > max_error:
+    if encoder.distortion(i).relative > max_error:
       kept[i] = "error"
     elif encoder.is_larger(i):
       kept[i] = "size"
@@ -207,7 +226,7 @@ def load(
     KeyError: if a name in `names` matches nothing.
   """
   with container.Reader(path) as reader:
-    structure, entries, chunks = _read_index(reader)
+    structure, entries, chunks, _ = _read_index(reader)
     wanted = {entry.name for entry in entries}
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
@@ -220,7 +239,7 @@ def load(
         return 0, entry.matrix[0]
       return _local_rows(entry, _sharding_of(entry, sharding))
 
-    for parts, complete in packing.Decoder(reader, entries, rows).run(chunks):
+    for parts, complete in Decoder(reader, entries, rows).run(chunks):
       for entry, array in complete:
         found[entry.name] = array
         if sharding is not None:
@@ -236,27 +255,29 @@ def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
   """(name, tensor) pairs of a file, each as soon as it is decoded.
 
   For a file that is larger than memory: tensors that together are larger than
-  the largest are not in memory at once, except for those that the caller keeps.
+  the largest are not in memory at once, except for those that the caller keeps
+  and for one copy of a tensor that the file stores once and has twice.
   ArchiveError as from `load`.
   """
   with container.Reader(path) as reader:
-    _, entries, chunks = _read_index(reader)
-    decoder = packing.Decoder(reader, entries, lambda e: (0, e.matrix[0]))
+    _, entries, chunks, _ = _read_index(reader)
+    decoder = Decoder(reader, entries, lambda e: (0, e.matrix[0]))
     for _, complete in decoder.run(chunks):
-      while complete:  # A tensor that is given away is not kept here.
-        yield _named(*complete.pop(0))
+      # Nothing here keeps a tensor that is given away.
+      yield from map(_named, complete)
 
 
-def _named(entry: Entry, array: np.ndarray) -> tuple[str, np.ndarray]:
-  return entry.name, array
+def _named(pair: tuple[Entry, np.ndarray]) -> tuple[str, np.ndarray]:
+  return pair[0].name, pair[1]
 
 
 def inspect(path: str | os.PathLike) -> Report:
   """What a file weighs, from its index alone; ArchiveError if that is bad."""
   with container.Reader(path) as reader:
-    _, entries, chunks = _read_index(reader)
+    _, entries, chunks, metadata = _read_index(reader)
     own = np.zeros(len(entries))
-    for parts, (_, size, _) in zip(index.plan(entries), chunks, strict=True):
+    # A filler, the chunk that may follow, belongs to no tensor.
+    for parts, (_, size, _) in zip(index.plan(entries), chunks, strict=False):
       bits = np.array([float(entries[part.tensor].bits) for part in parts])
       share = (
         bits / bits.sum() if bits.any() else np.full(bits.size, 1 / bits.size)
@@ -274,16 +295,20 @@ def inspect(path: str | os.PathLike) -> Report:
         coder=entry.coder,
         bits=entry.bits,
         bytes=int(size),
+        same=None if entry.same is None else entries[entry.same].name,
+        repeated_rows=entry.repeats.rows.size if entry.repeats else 0,
       )
       for entry, size in zip(entries, np.diff(ends, prepend=0.0), strict=True)
     )
     parameters = sum(math.prod(entry.shape) for entry in entries)
-    return Report(reader.path, reader.size, parameters, tensors)
+    return Report(reader.path, reader.size, parameters, tensors, metadata)
 
 
 def _read_index(reader: container.Reader):
   try:
-    return index.from_json(reader.index, reader.payload_size, reader.size)
+    return schema.from_json(
+      reader.index, reader.payload_size, reader.size, reader.version
+    )
   except (ValueError, TypeError, LookupError, RecursionError) as error:
     raise reader.error(f"the index is invalid: {error}") from None
 

@@ -38,6 +38,7 @@ _NAMES = {
   "C64": "complex64",
 }
 _CODES = {name: code for code, name in _NAMES.items()}
+METADATA = {"format": "pt"}  # What transformers wants to see.
 _PACKED = "float4_e2m1fn"  # Two in a byte, the first one in the low bits.
 _LARGEST_HEADER = 100_000_000  # Bytes, as in the package safetensors.
 
@@ -119,6 +120,7 @@ def write(
   path: str | os.PathLike,
   shapes: Mapping[str, tuple[str, tuple[int, ...]]],
   tensors: Iterable[tuple[str, np.ndarray]],
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a safetensors file, whole or not at all.
 
@@ -126,13 +128,14 @@ def write(
     path: the file; an existing one is replaced.
     shapes: NumPy's name of the dtype and the shape of each tensor, by name.
     tensors: (name, tensor) pairs, each name once, in any order.
+    metadata: free text by name; METADATA if there is none.
 
   Raises:
     ValueError: if safetensors has no such dtype or name, or the tensors are
       not those of `shapes`.
     OSError: as atomic.replacing.
   """
-  entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+  entries: dict[str, dict] = {"__metadata__": dict(metadata or METADATA)}
   offset = 0
   for name, (dtype, shape) in shapes.items():
     if name in entries:

@@ -1,14 +1,17 @@
 """Which files a command reads and writes; every refusal before any work."""
 
+import contextlib
 import errno
 import fnmatch
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from backslash_jax.cli import staging
 
 # Weights in other formats, of no use beside the same weights as safetensors.
 _REDUNDANT = (
@@ -27,11 +30,13 @@ class Plan(NamedTuple):
     models: (input, output) of each safetensors file.
     copies: (input, output) of each file that is copied.
     skipped: files that are not copied.
+    folder: the output directory; None if the output is a file.
   """
 
   models: list[tuple[Path, Path]]
   copies: list[tuple[Path, Path]]
   skipped: list[Path]
+  folder: Path | None = None
 
 
 def models(source: Path) -> list[Path]:
@@ -77,10 +82,12 @@ def plan(
       return [(file, target / file.relative_to(source)) for file in files]
 
     copied = [file for file in others if file not in set(skipped)]
-    done = Plan(pairs(found), pairs(copied), skipped)
+    done = Plan(pairs(found), pairs(copied), skipped, target)
   pairs_ = done.models + done.copies
   inputs = {_identity(file): file for file, _ in pairs_}
   for _, output in pairs_:
+    if output.is_dir():
+      raise ValueError(f"{output}: a directory is in the way")
     if output.exists() and _identity(output) in inputs:
       raise ValueError(
         f"{output}: the output is the input {inputs[_identity(output)]}: give"
@@ -89,11 +96,31 @@ def plan(
   return done
 
 
+@contextlib.contextmanager
+def writing(plan: Plan) -> Generator[Plan]:
+  """The plan with outputs to write to; they are in their places at the end.
+
+  All of them, or none if the block raises anything. A file alone is written so
+  by what writes it.
+  """
+  final = plan.folder
+  if final is None:
+    yield plan
+    return
+  with staging.replacing(final) as folder:
+
+    def staged(pairs):
+      return [(a, folder / b.relative_to(final)) for a, b in pairs]
+
+    yield plan._replace(
+      models=staged(plan.models), copies=staged(plan.copies), folder=folder
+    )
+
+
 def copy(source: Path, target: Path) -> None:
-  """Copies a file; replaces an existing one, read-only or not."""
+  """Copies a file, into a directory that is made if it does not exist."""
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
     shutil.copy2(source, target)
   except OSError as error:
     if error.errno is None:

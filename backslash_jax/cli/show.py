@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import numpy as np
 from rich import console as rich_console
+from rich import progress as rich_progress
 from rich import table as rich_table
 
 from backslash_jax import archive
@@ -159,3 +160,23 @@ def plot(console, weighed: archive.Report) -> None:
       mark = round(50 * fit / peak)
       bar = bar.ljust(mark)[:mark] + point + bar[mark + 1 :]
       line(console, f"{(left + width / 2) * t.step:10.4g} {bar}")
+
+
+class Bar:
+  """A progress bar that counts parameters; hidden without a terminal."""
+
+  def __init__(self, console, title: str, total: int):
+    self._bar = rich_progress.Progress(
+      *rich_progress.Progress.get_default_columns(),
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task(title, total=total)
+
+  def __enter__(self):
+    self._bar.start()
+    return lambda count: self._bar.advance(self._task, count)
+
+  def __exit__(self, *exception):
+    self._bar.stop()

@@ -87,7 +87,7 @@ def decode(data: bytes | memoryview, model: Model, size: int) -> np.ndarray:
   if model.ranks is None:
     if size and mapped.max() >= 1 << 32:
       raise ValueError("a symbol outside int32")
-    return _unzigzag(mapped)
+    return unzigzag(mapped)
   if size and mapped.max() >= model.ranks.size:
     raise ValueError("a rank beyond the table")
   return model.ranks[mapped.astype(np.int64)]
@@ -128,7 +128,8 @@ def zigzag(symbols: np.ndarray) -> np.ndarray:
   return ((wide << 1) ^ (wide >> 63)).astype(np.uint64)
 
 
-def _unzigzag(mapped: np.ndarray) -> np.ndarray:
+def unzigzag(mapped: np.ndarray) -> np.ndarray:
+  """The inverse of `zigzag`; uint64 below 2**32 to int32."""
   wide = mapped.astype(np.int64)
   return ((wide >> 1) ^ -(wide & 1)).astype(np.int32)
 

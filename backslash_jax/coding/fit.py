@@ -220,14 +220,14 @@ def _fit_table(symbols: np.ndarray, low: int, bits: float) -> Table | None:
   side = 9.0 * counts.size + 64
   if entropy + side >= bits or counts.size > models.TOTAL // 4:
     return None
-  quantized = _quantize_counts(counts)
+  quantized = quantize_counts(counts)
   lengths = np.log2(models.TOTAL / np.maximum(quantized, 1))
   if float(counts @ lengths) + side >= bits:
     return None
   return Table(low, tuple(quantized.tolist()))
 
 
-def _quantize_counts(counts: np.ndarray) -> np.ndarray:
+def quantize_counts(counts: np.ndarray) -> np.ndarray:
   """Frequencies in proportion to the counts; they sum to TOTAL.
 
   Only a count of zero gets the frequency zero.

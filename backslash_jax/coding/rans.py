@@ -20,7 +20,7 @@ from backslash_jax.coding.models import Model, QuantizedGGD
 from backslash_jax.coding.piece import Piece
 
 _HEADER = struct.Struct("<HII")
-_LANE_BITS = 10_000  # Bits of a chunk per lane; a lane costs about 11.
+LANE_BITS = 10_000  # Bits of a chunk per lane; a lane costs about 11.
 
 
 def encode(symbols: np.ndarray, model: Model) -> bytes:
@@ -64,9 +64,13 @@ def matrix(symbols: np.ndarray) -> np.ndarray:
 
 
 def encode_pieces(
-  pieces: list[tuple[np.ndarray, Model]],
+  pieces: list[tuple[np.ndarray, Model]], *, lane_bits: int = LANE_BITS
 ) -> tuple[bytes, list[float]]:
   """Encodes matrices of int32 symbols into one chunk.
+
+  Args:
+    pieces: the matrices and their models.
+    lane_bits: bits of the chunk per lane.
 
   Returns:
     The chunk, and the code length of each matrix in bits.
@@ -79,7 +83,7 @@ def encode_pieces(
   segments = [segment for part in coded for segment in part.segments]
   if not sum(segment.size for segment in segments):
     return b"", lengths
-  count = int(min(max(sum(lengths) / _LANE_BITS, 1), lanes.MAX_LANES))
+  count = int(min(max(sum(lengths) / lane_bits, 1), lanes.MAX_LANES))
   tail = _tail(segments, count)
   states, words = lanes.encode(segments, count, tail)
   body = states.astype("<u4").tobytes() + words.astype("<u2").tobytes()

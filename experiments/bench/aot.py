@@ -133,7 +133,7 @@ def compile_step(
   }
   replicated = NamedSharding(mesh, PartitionSpec())
   step = jax.jit(
-    learner.make_update(config, forward, tx, measure_rate=rate),
+    learner.make_update(config, forward, tx, mesh=mesh, measure_rate=rate),
     donate_argnums=0,
     in_shardings=(
       state_shardings,
@@ -143,7 +143,7 @@ def compile_step(
     out_shardings=(state_shardings, replicated, replicated),
   )
   lowered = step.lower(
-    state, _batch(config, task), jax.ShapeDtypeStruct((), jnp.int32)
+    state, batch(config, task), jax.ShapeDtypeStruct((), jnp.int32)
   )
   try:
     compiled = lowered.compile()
@@ -214,7 +214,7 @@ def moments_kernels(text: str) -> int:
   return len(re.findall(r"%backslash_moments[\w.]* = .* custom-call\(", text))
 
 
-def _batch(config, task):
+def batch(config, task):
   """The shapes of a training batch."""
   size, length = config.data.batch_size, config.data.seq_len
   targets = (size,) if task.kind == "classification" else (size, length)

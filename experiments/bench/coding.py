@@ -20,7 +20,7 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax import archive, quantize, tree
-from backslash_jax.archive import packing, plain
+from backslash_jax.archive import parallel, plain
 from backslash_jax.archive.index import CHUNK
 from backslash_jax.coding import (
   coders,
@@ -211,7 +211,7 @@ def _contestants(symbols: np.ndarray) -> dict[str, tuple[Callable, Callable]]:
   if importlib.util.find_spec("numba"):
     found["rans, numba"] = _chunked("rans", symbols, fit.quantized_ggd)
     found["rans, numba, all cores"] = _chunked(
-      "rans", symbols, fit.quantized_ggd, packing.in_order
+      "rans", symbols, fit.quantized_ggd, parallel.in_order
     )
   found["rans, NumPy"] = _numpy_only(
     *_chunked("rans", symbols, fit.quantized_ggd)

@@ -68,7 +68,9 @@ def make_update(
   )
   batch = jax.device_put(batch, jax.NamedSharding(mesh, sharding.BATCH))
   update = jax.jit(
-    learner.make_update(config, forward, tx, measure_rate=measure_rate),
+    learner.make_update(
+      config, forward, tx, mesh=mesh, measure_rate=measure_rate
+    ),
     donate_argnums=0,
     out_shardings=(shardings, None, None),
   )

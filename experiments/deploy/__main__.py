@@ -1,5 +1,6 @@
 """The command `python -m experiments.deploy`, see release."""
 
+from experiments import program
 from experiments.deploy import release
 
-release.main()
+program.end(release.main)

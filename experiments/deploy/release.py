@@ -11,7 +11,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import sys
 import tempfile
 from typing import Any
 
@@ -207,9 +206,8 @@ def main():
   flags = parser.parse_args()
   try:
     described = deploy(flags.workdir, flags.out, int8=flags.int8)
-  except (settings.UserError, export.ExportError, ImportError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+  except (export.ExportError, ImportError) as error:
+    raise settings.UserError(str(error)) from error
   for line in described["simplified"]:
     note = f"  ({line['note']})" if line["note"] else ""
     print(

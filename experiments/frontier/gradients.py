@@ -41,12 +41,12 @@ def main():
   figure, (left, right) = pyplot.subplots(
     1, 2, figsize=(12, 4.5), layout="constrained"
   )
-  _draw_pulls(left)
+  _draw_gradients(left)
   _draw_nu(right, options.grid, options.seed, options.cells)
   figure.savefig(options.out, dpi=120)
 
 
-def pulls(x: jax.Array) -> dict[str, jax.Array]:
+def gradients(x: jax.Array) -> dict[str, jax.Array]:
   """Unscaled gradient of each rate at weights of x steps, shaped as x."""
   return {
     "L0.5": 0.5 * rate.direction(x, 0.5, _EPSILON),
@@ -62,15 +62,15 @@ def _alpha() -> float:
   return float(_RMS / jnp.sqrt(unit[0]))
 
 
-def _draw_pulls(axis):
+def _draw_gradients(axis):
   # Starts above 0, where the density is infinite.
   x = jnp.linspace(0.0, 8.0, 1602)[1:]
   weights = jnp.exp(ggd.log_prob(x, _NU, _alpha()))
-  for name, pull in pulls(x).items():
-    scale = jnp.sqrt(jnp.sum(weights * pull**2) / jnp.sum(weights))
-    axis.plot(x, pull / scale, label=name)
+  for name, gradient in gradients(x).items():
+    scale = jnp.sqrt(jnp.sum(weights * gradient**2) / jnp.sum(weights))
+    axis.plot(x, gradient / scale, label=name)
   axis.set_xlabel("size of the weight, in quantization steps")
-  axis.set_ylabel("pull towards zero, relative")
+  axis.set_ylabel("gradient towards zero, relative")
   axis.set_ylim(0, 4)
   axis.set_title("gradient of the rates")
   axis.legend()

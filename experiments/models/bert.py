@@ -99,7 +99,7 @@ class Bert(nnx.Module):
     """What the last block gives, [B, L, W] in the dtype of the computation."""
     length = tokens_BxL.shape[1]
     self.config.check_length(length)
-    x_BxLxW = self.word(tokens_BxL)
+    x_BxLxW = layers.lookup(self.word, tokens_BxL)
     x_BxLxW += self.position(jnp.arange(length))[None]
     x_BxLxW += self.type(jnp.zeros((1, 1), jnp.int32))
     mask = layers.attention_mask(mask_BxL, causal=False)

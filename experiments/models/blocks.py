@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import layers
+from experiments.models import layers, partition
 from experiments.models.config import ModelConfig
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -140,6 +140,7 @@ class Blocks(nnx.Module):
   ):
     self.scan = config.scan
     self.remat = config.remat
+    self.dtype = config.dtype
     # Which mask each block sees.
     self.kinds = tuple(pattern[i % len(pattern)] for i in range(config.depth))
     if self.scan:
@@ -156,15 +157,17 @@ class Blocks(nnx.Module):
       return self._scan(x_BxTxW, masks)
     for i, kind in enumerate(self.kinds):
       graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
-      apply = self._apply(graphdef, prevent_cse=True)
-      x_BxTxW = apply(params, x_BxTxW, masks[kind])
+      apply = layers.block_function(graphdef, self.dtype, remat=self.remat)
+      x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, masks[kind])
     return x_BxTxW
 
   def _scan(self, x_BxTxW: jax.Array, masks: Sequence[jax.Array]) -> jax.Array:
     """Runs the stacked blocks as the steps of one loop."""
     graphdef, params = nnx.split(self.layers)
     # Within a scan, common subexpressions cannot undo the remat.
-    apply = self._apply(graphdef, prevent_cse=False)
+    apply = layers.block_function(
+      graphdef, self.dtype, remat=self.remat, prevent_cse=False
+    )
 
     def step(x_BxTxW, layer):
       params, kind = layer
@@ -172,17 +175,8 @@ class Blocks(nnx.Module):
       return apply(params, x_BxTxW, mask), None
 
     kinds = jnp.asarray(self.kinds, jnp.int32)
-    return jax.lax.scan(step, x_BxTxW, (params, kinds))[0]
-
-  def _apply(self, graphdef: nnx.GraphDef, *, prevent_cse: bool) -> Callable:
-    """One block as a function of its parameters."""
-
-    def apply(params, x_BxTxW, mask):
-      return nnx.merge(graphdef, params)(x_BxTxW, mask)
-
-    if self.remat:
-      return jax.checkpoint(apply, prevent_cse=prevent_cse)
-    return apply
+    stacked = nnx.to_pure_dict(params)
+    return jax.lax.scan(step, x_BxTxW, (stacked, kinds))[0]
 
 
 def last_token(x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
@@ -197,9 +191,10 @@ def last_token(x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
 
 def unembed(x_BxLxW: jax.Array, embedding: nnx.Embed) -> jax.Array:
   """Scores every token by its embedding: logits, float32 [B, L, V]."""
-  return jnp.einsum(
+  logits_BxLxV = jnp.einsum(
     "BLW,VW->BLV",
     x_BxLxW,
-    embedding.embedding[...].astype(x_BxLxW.dtype),
+    layers.table(embedding),
     preferred_element_type=jnp.float32,
   )
+  return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.models import config as model_config
-from experiments.models import layers
+from experiments.models import layers, partition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,5 +44,8 @@ class Decoder(nnx.Module):
         their own.
     """
     attention_mask = layers.attention_mask(mask_BxL, causal=True)
-    x_BxLxW = self.decoder(self.embed(tokens_BxL), attention_mask)
-    return self.embed.attend(x_BxLxW).astype(jnp.float32)
+    x_BxLxW = layers.lookup(self.embed, tokens_BxL)
+    x_BxLxW = self.decoder(x_BxLxW, attention_mask)
+    logits_BxLxV = jnp.dot(x_BxLxW, layers.table(self.embed).T)
+    logits_BxLxV = logits_BxLxV.astype(jnp.float32)
+    return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")

@@ -66,7 +66,9 @@ class Encoder(nnx.Module):
         f"sequences of {length} tokens do not divide by the stem's stride "
         f"{stride}: pad them to a multiple"
       )
-    x_BxLxE = jnp.where(mask_BxL[..., None], self.embed(tokens_BxL), 0)
+    x_BxLxE = jnp.where(
+      mask_BxL[..., None], layers.lookup(self.embed, tokens_BxL), 0
+    )
     shape_BxTxS = (batch, length // stride, stride)
     mask_BxTxS = mask_BxL.reshape(shape_BxTxS)
     x_BxTxW = _max(self.stem(x_BxLxE).reshape(*shape_BxTxS, -1), mask_BxTxS)

@@ -111,7 +111,7 @@ class Gemma2(nnx.Module):
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
     config = self.config
     config.check_length(tokens_BxL.shape[1])
-    x_BxLxW = self.word(tokens_BxL)
+    x_BxLxW = layers.lookup(self.word, tokens_BxL)
     # The published weights belong to a factor rounded to the dtype.
     x_BxLxW *= jnp.asarray(math.sqrt(config.width), x_BxLxW.dtype)
     local = layers.attention_mask(mask_BxL, causal=True, window=config.window)

@@ -80,7 +80,10 @@ class Gpt2(nnx.Module):
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
     length = tokens_BxL.shape[1]
     self.config.check_length(length)
-    x_BxLxW = self.word(tokens_BxL) + self.position(jnp.arange(length))[None]
+    x_BxLxW = (
+      layers.lookup(self.word, tokens_BxL)
+      + self.position(jnp.arange(length))[None]
+    )
     mask = layers.attention_mask(mask_BxL, causal=True)
     return self.norm(self.decoder(x_BxLxW, mask))
 

@@ -13,6 +13,7 @@ matrix, and a matrix is what gets a rate.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from experiments.models import config as model_config
-from experiments.models import rotary
+from experiments.models import partition, rotary
 
 _LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
 _ROTARY = rotary.Rotary()
+# Parameters that are gathered where they are used, by what their paths have in
+# them: a block's, and the embedding of tokens, which may be used twice.
+GATHERED_IN_USE = r"(^|/)(layer(s|_\d+)/|(embed|word)/embedding$)"
 
 
 def attention_mask(
@@ -123,6 +127,9 @@ class Attention(nnx.Module):
     if self.positions is not None:
       q_BxTxHxD = rotary.rotate(q_BxTxHxD, self.positions)
       k_BxSxKxD = rotary.rotate(k_BxSxKxD, self.positions)
+    q_BxTxHxD = partition.constrain(q_BxTxHxD, "batch", None, "heads", None)
+    k_BxSxKxD = partition.constrain(k_BxSxKxD, "batch", None, "kv_heads", None)
+    v_BxSxKxD = partition.constrain(v_BxSxKxD, "batch", None, "kv_heads", None)
     q_BxTxKxGxD = q_BxTxHxD.reshape(
       batch, size, self.kv_heads, -1, self.head_dim
     )
@@ -141,6 +148,19 @@ class Attention(nnx.Module):
     weights_BxKxGxTxS = jax.nn.softmax(scores_BxKxGxTxS).astype(v_BxSxKxD.dtype)
     y_BxTxKxGxD = jnp.einsum("BKGTS,BSKD->BTKGD", weights_BxKxGxTxS, v_BxSxKxD)
     return self.out(y_BxTxKxGxD.reshape(batch, size, -1))
+
+
+def table(embed: nnx.Embed) -> jax.Array:
+  """The embeddings of all tokens [V, W], in the dtype of the computation."""
+  name, dtype = "word/embedding", embed.dtype
+  gathered = partition.gather({name: embed.embedding[...]}, dtype)
+  return gathered[name].astype(dtype)
+
+
+def lookup(embed: nnx.Embed, tokens_BxL: jax.Array) -> jax.Array:
+  """The embeddings of tokens, [B, L, W]."""
+  x_BxLxW = jnp.take(table(embed), tokens_BxL, axis=0)
+  return partition.constrain(x_BxLxW, "batch", None, None)
 
 
 class Mlp(nnx.Module):
@@ -202,11 +222,43 @@ class Block(nnx.Module):
     return x_BxTxW
 
 
+def block_function(
+  graphdef: nnx.GraphDef,
+  dtype: DTypeLike,
+  *,
+  remat: bool = False,
+  prevent_cse: bool = True,
+) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+  """A block as (parameters, x [B, T, W], mask) -> [B, T, W].
+
+  On a mesh the batch stays split, and the parameters are gathered here: in the
+  backward pass again.
+  """
+
+  def apply(params, x_BxTxW, mask):
+    block = nnx.merge(graphdef, partition.gather(params, dtype))
+    x_BxTxW = partition.constrain(x_BxTxW, "batch", None, None)
+    return partition.constrain(block(x_BxTxW, mask), "batch", None, None)
+
+  if remat:
+    return jax.checkpoint(apply, prevent_cse=prevent_cse)
+  if partition.is_placed():
+    policy = _all_but_gathered
+    return jax.checkpoint(apply, prevent_cse=prevent_cse, policy=policy)
+  return apply
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """What the backward pass finds stored: everything but gathered parameters."""
+  return primitive.name not in ("sharding_constraint", "convert_element_type")
+
+
 class Stack(nnx.Module):
   """Blocks layer_0, layer_1, ... and a last normalization."""
 
   def __init__(self, config: model_config.SmallConfig, rngs: nnx.Rngs):
     self.depth = config.depth
+    self.dtype = config.dtype
     # Attributes, not a list: paths of parameters are then strings throughout.
     for i in range(config.depth):
       setattr(self, f"layer_{i}", Block(config, config.layer(i), rngs))
@@ -214,5 +266,7 @@ class Stack(nnx.Module):
 
   def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
     for i in range(self.depth):
-      x_BxTxW = getattr(self, f"layer_{i}")(x_BxTxW, mask_BxHxTxS)
+      graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
+      apply = block_function(graphdef, self.dtype)
+      x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, mask_BxHxTxS)
     return self.norm(x_BxTxW)

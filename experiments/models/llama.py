@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import blocks, layers, rotary
+from experiments.models import blocks, layers, partition, rotary
 from experiments.models import config as model_config
 
 
@@ -111,7 +111,7 @@ class Llama(nnx.Module):
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
     self.config.check_length(tokens_BxL.shape[1])
     mask = layers.attention_mask(mask_BxL, causal=True)
-    return self.norm(self.decoder(self.word(tokens_BxL), mask))
+    return self.norm(self.decoder(layers.lookup(self.word, tokens_BxL), mask))
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Logits, float32: [B, L, V] of the next tokens, or [B, C] of the classes.
@@ -129,4 +129,5 @@ class Llama(nnx.Module):
       return self.score(x_BxW).astype(jnp.float32)
     if self.config.tied:
       return blocks.unembed(x_BxLxW, self.word)
-    return self.lm_head(x_BxLxW).astype(jnp.float32)
+    logits_BxLxV = self.lm_head(x_BxLxW).astype(jnp.float32)
+    return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")

@@ -2,13 +2,12 @@
 
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import settings
+from experiments import program, settings
 from experiments.paper import plan
 
 # Of name and seed, see `plan.read`.
@@ -54,41 +53,35 @@ def launch(
     "seeds", ["0", "1", "2"], "Seeds; every cell is run with each."
   )
   flags.DEFINE_bool("run", True, "Run the cells that are missing.")
-  app.run(functools.partial(_main, kind, names, cells, write))
+  program.run(functools.partial(_main, kind, names, cells, write))
 
 
 def _main(kind, names, cells, write, argv) -> None:
-  logging.set_verbosity(logging.FATAL)
+  del argv
   values = flags.FLAGS
   chosen = getattr(values, kind)
-  try:
-    if len(argv) > 1:
-      raise settings.UserError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not all(seed.isdecimal() for seed in values.seeds):
-      raise settings.UserError(
-        f"--seeds is {','.join(values.seeds)}, wanted numbers like 0,1,2"
-      )
-    workdir = pathlib.Path(values.workdir or f"runs/paper/{values.profile}")
-    results = pathlib.Path(values.results or workdir / "results")
-    planned = plan.plan(
-      values.profile,
-      plan.Places(
-        workdir=workdir,
-        results=results,
-        source=values.source,
-        encoder=values.encoder,
-      ),
-      [int(seed) for seed in values.seeds],
+  if not all(seed.isdecimal() for seed in values.seeds):
+    raise settings.UserError(
+      f"--seeds is {','.join(values.seeds)}, wanted numbers like 0,1,2"
     )
-    for name in names if chosen == "all" else [chosen]:
-      shown = with_normal(cells(name))
-      if values.run:
-        plan.run(planned, shown)
-      write(name, {n: plan.records(planned, n) for n in shown}, results)
-      print(f"{kind} {name} is in {results}")
-  except settings.UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+  workdir = pathlib.Path(values.workdir or f"runs/paper/{values.profile}")
+  results = pathlib.Path(values.results or workdir / "results")
+  planned = plan.plan(
+    values.profile,
+    plan.Places(
+      workdir=workdir,
+      results=results,
+      source=values.source,
+      encoder=values.encoder,
+    ),
+    [int(seed) for seed in values.seeds],
+  )
+  for name in names if chosen == "all" else [chosen]:
+    shown = with_normal(cells(name))
+    if values.run:
+      plan.run(planned, shown)
+    write(name, {n: plan.records(planned, n) for n in shown}, results)
+    print(f"{kind} {name} is in {results}")
 
 
 def with_normal(names: Collection[str]) -> list[str]:

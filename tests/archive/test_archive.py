@@ -332,7 +332,8 @@ def test_the_report_says_what_each_tensor_weighs(tmp_path):
   assert abs(w.nu - 1) < 0.05
   assert abs(w.alpha - 0.1) < 0.005
   assert abs(8 * w.bytes - w.bits) < 0.01 * w.bits
-  assert (b.step, b.nu, b.coder, b.bits) == (None, None, "exact", 6400)
+  assert (b.step, b.nu, b.coder) == (None, None, "exact")
+  assert 0.6 * 6400 < b.bits <= 6400
   assert report.parameters == 60_200
   assert report.bits_per_parameter == 8 * report.bytes / 60_200
   # The header, the index and its checksums are small.

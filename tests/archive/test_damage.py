@@ -7,13 +7,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 
 from backslash_jax import archive
-from backslash_jax.archive import container
+from backslash_jax.archive import container, schema
 
 _ORIGINAL = "the original"
 
@@ -22,7 +23,11 @@ def _params(scale=1):
   rng = np.random.default_rng(0)
   return {
     "w": rng.laplace(scale=0.05, size=(4 * scale, 9)).astype(np.float32),
-    "t": rng.choice([0.0, 1.0], (3, 20 * scale)).astype(np.float32),
+    # Two symbols, but as many values as elements: no exact code is smaller.
+    "t": (
+      rng.choice([0.0, 1.0], (3, 20 * scale))
+      + rng.normal(scale=2**-9, size=(3, 20 * scale))
+    ).astype(np.float32),
     "b": rng.normal(size=3).astype(np.float32),
     "n": np.arange(2),
   }
@@ -325,7 +330,7 @@ def test_a_newer_version_asks_for_an_update(tmp_path):
   path = tmp_path / "file"
   archive.save(path, {"x": np.ones(3)}, step=None)
   data = path.read_bytes().replace(
-    b'"backslash_jax":"1"', b'"backslash_jax":"9"'
+    b'"backslash_jax":"2"', b'"backslash_jax":"9"'
   )
   path.write_bytes(data)
   with pytest.raises(archive.ArchiveError, match=r"version '9'.*update"):
@@ -369,3 +374,156 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     process.wait()
   assert path.read_bytes() == before
   archive.load(path)
+
+
+def _index(count, shape, **fields):
+  """An index of constant tensors in one chunk without bytes."""
+  return {
+    "tree": ["list"] + [0] * count,
+    "dtype": ["float32"] * count,
+    "shape": [shape] * count,
+    "step": [1.0] * count,
+    "coder": ["rans"] * count,
+    "model": [[3, [16384]]] * count,
+    "bits": [0] * count,
+    "nu": [None] * count,
+    "alpha": [None] * count,
+    "bytes": [0],
+    "crc32": [0],
+  } | fields
+
+
+_CHUNKS_OF_A_GIB = {"bytes": [0] * 128, "crc32": [0] * 128}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+  ("index", "message"),
+  [
+    (_index(1, [1 << 14, 1 << 14], **_CHUNKS_OF_A_GIB), "1073741824 bytes of"),
+    (
+      _index(1500, [1 << 8, 1 << 8], same={str(i): 0 for i in range(1, 1500)}),
+      "bytes of tensors|fields",
+    ),
+    (_index(9000, [1, 1]), "does not end"),
+    (_index(100_000, [0, 3], bytes=[], crc32=[]), "does not end"),
+    (_index(1, [3, 3], pad=[[]] * 10**6), "does not end"),
+  ],
+  ids=["elements", "equal", "scalars", "empty", "key"],
+)
+def test_a_small_file_cannot_claim_much(tmp_path, index, message, version):
+  """Refused before anything of the claimed size is allocated or parsed."""
+  if version == 1 and "same" in index:
+    return
+  path = tmp_path / "file"
+  if "same" in index:
+    index["model"][1:] = [None] * 1499
+  packed = zlib.compress(json.dumps(index).encode(), 9)
+  header = container._header(0, len(packed), zlib.crc32(packed), version)
+  path.write_bytes(header + packed)
+  assert path.stat().st_size < 20_000
+  tracemalloc.start()
+  try:
+    with pytest.raises(archive.ArchiveError, match=message):
+      archive.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+  finally:
+    tracemalloc.stop()
+
+
+def test_what_is_written_may_claim_what_it_has(tmp_path, monkeypatch):
+  """A file of constants is filled up to what its tensors need."""
+  monkeypatch.setattr(schema, "FREE", 1 << 10)
+  monkeypatch.setattr(schema, "RATIO", 1 << 5)
+  path = tmp_path / "file"
+  params = {"zeros": np.zeros((300, 200), np.float32), "n": np.arange(4)}
+  report = archive.save(path, params, step=2**-8)
+  assert report.bytes >= 240_000 >> 5
+  np.testing.assert_array_equal(archive.load(path)["zeros"], params["zeros"])
+  data = bytearray(path.read_bytes())
+  data[4000] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(archive.ArchiveError, match="damaged"):
+    archive.load(path)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    *(
+      lambda fields, x=x: fields | {"axes": {"1": x}}
+      for x in (0, 2, -1, 1.0, True, None, "1")
+    ),
+    *(
+      lambda fields, x=x: fields | {"repeats": {"1": x}}
+      for x in (
+        *(None, [], {}, [[], []], [[1], [0]], [[2], [1]], [[2, 2], [0, 2]]),
+        *([[2], [0, 0]], [[2], 0], [[0], [0]], [[2, 0], [0, 0]], [[4], [0]]),
+        *([[2], [-1]], [[10**30], [0]], [[2], [10**30]], [[2.0], [0]]),
+        *([[2, 10**12], [0, 0]], [[True], [0]], [[2], [0], [0]]),
+      )
+    ),
+    *(
+      lambda fields, x=x: fields | {"same": {"1": x}}
+      for x in (0, 1, 2, -1, 10**30, 0.0, None, "0", [0])
+    ),
+    *(
+      lambda fields, key=key: fields | {"axes": {key: 1}}
+      for key in ("", "-1", "01", "9", "x", "\u0661", "1" * 5000, "1.0")
+    ),
+    *(
+      lambda fields, x=x: fields | {"metadata": x}
+      for x in ({}, [], None, {"a": 1}, {"a": None}, {"a": ["b"]}, "a")
+    ),
+    lambda fields: fields | {"metadata": {"a": "b" * (1 << 18)}},
+    lambda fields: fields | {"same": {}},
+    lambda fields: fields | {"same": []},
+  ],
+)
+def test_forged_fields_of_some_tensors_are_refused(tmp_path, change):
+  path = tmp_path / "file"
+  archive.save(path, _params(), step=2**-5)
+  _forge(path, change)
+  for read in (archive.load, archive.inspect):
+    with pytest.raises(archive.ArchiveError, match="index is invalid"):
+      read(path)
+
+
+def test_a_tensor_equal_to_another_must_be_like_it(tmp_path):
+  path, (a, b) = (
+    tmp_path / "file",
+    np.random.default_rng(0).normal(size=(2, 9, 9)).astype(np.float32),
+  )
+  archive.save(path, {"a": a, "b": a, "c": b}, step=2**-5)
+  assert archive.inspect(path).tensors[1].same == "a"
+  saved = path.read_bytes()
+  for field, value in {
+    "shape": [3, 27],
+    "dtype": "float16",
+    "step": 2**-6,
+    "coder": "huffman",
+    "model": [0, [16384]],
+    "bits": 7,
+    "nu": 1.0,
+    "alpha": 1.0,
+  }.items():
+    path.write_bytes(saved)
+    _forge(path, _set(field, value, 1))
+    with pytest.raises(archive.ArchiveError, match="'b'"):
+      archive.load(path)
+  for other in ({"1": 2}, {"1": 1}, {"1": 0, "2": 1}):
+    path.write_bytes(saved)
+    _forge(path, lambda fields, x=other: fields | {"same": x})
+    with pytest.raises(archive.ArchiveError, match="index is invalid"):
+      archive.load(path)
+
+
+def test_version_1_has_none_of_the_new_fields(tmp_path):
+  path = tmp_path / "file"
+  archive.save(path, {"a": np.eye(9)}, step=2**-5, metadata={"a": "b"})
+  data = path.read_bytes().replace(
+    b'"backslash_jax":"2"', b'"backslash_jax":"1"'
+  )
+  path.write_bytes(data)
+  with pytest.raises(archive.ArchiveError, match="fields"):
+    archive.load(path)

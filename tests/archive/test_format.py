@@ -243,17 +243,128 @@ def _rans(data, parts):
   return decoded
 
 
+def _planes(data, parts):
+  """The values of each (count, dtype) of a chunk of exact tensors."""
+  units = [
+    ("float32" if dtype == "complex64" else dtype, count, dtype)
+    for count, dtype in parts
+  ]
+  planes = [
+    (count * np.dtype(dtype).itemsize // np.dtype(unit).itemsize, unit)
+    for unit, count, dtype in units
+    for _ in range(np.dtype(unit).itemsize)
+  ]
+  a, b, c = struct.unpack_from("<III", data)
+  used = struct.unpack_from(f"<{len(planes)}H", data, 12)
+  data = data[12 + 2 * len(planes) :]
+  gaps = iter(_unsigned(data[:a], sum(used)))
+  counts = iter(_unsigned(data[a : a + b], sum(n for n in used if n > 1)))
+  tables = []
+  for n in used:
+    values = list(itertools.accumulate([next(gaps) + 1 for _ in range(n)]))
+    values = [value - 1 for value in values]
+    own = [next(counts) if n > 1 else _M for _ in range(n)]
+    table = [0] * (values[-1] + 1 if values else 0)
+    for value, count in zip(values, own, strict=True):
+      table[value] = count
+    if n == 1:
+      table = table[-1:]
+    tables.append([values[-1] if n == 1 else 0, table])
+  coded = [
+    (size, 1, table)
+    for (size, _), table, n in zip(planes, tables, used, strict=True)
+    if n
+  ]
+  found = iter(_rans(data[a + b : a + b + c], coded))
+  raw, out = data[a + b + c :], []
+  for (size, _), n in zip(planes, used, strict=True):
+    if n:
+      out.append(next(found))
+    else:
+      out.append(list(raw[:size]))
+      raw = raw[size:]
+  assert not raw
+  values = []
+  for unit, _, dtype in units:
+    width = np.dtype(unit).itemsize
+    own, out = out[:width], out[width:]
+    words = [
+      sum(x << 8 * j for j, x in enumerate(xs)) for xs in zip(*own, strict=True)
+    ]
+    if "float" in unit and width > 1:
+      words = [w >> 1 | (w & 1) << 8 * width - 1 for w in words]
+    octets = b"".join(w.to_bytes(width, "little") for w in words)
+    values.append(np.frombuffer(octets, dtype))
+  return values
+
+
+def _unsigned(data, count):
+  """Non-negative integers after a byte with the order of their code."""
+  if not count:
+    return []
+  zigzagged = _exp_golomb(data[1:], data[0], count)
+  return [2 * q if q >= 0 else -2 * q - 1 for q in zigzagged]
+
+
+def _bytes_of(data, parts):
+  """The values of each (count, dtype) of a chunk that is not split by bits."""
+  data = zlib.decompress(data[1:], -15) if data[0] else data[1:]
+  values = []
+  for count, dtype in parts:
+    width = np.dtype(dtype).itemsize
+    octets = np.frombuffer(data[: count * width], np.uint8)
+    data = data[count * width :]
+    values.append(octets.reshape(width, count).T.copy().view(dtype).ravel())
+  return values
+
+
+def _all_rows(symbols, columns, repeats):
+  """All rows of a matrix, of which the repeated ones are not stored."""
+  stored = [symbols[i : i + columns] for i in range(0, len(symbols), columns)]
+  rows = dict(
+    zip(
+      itertools.accumulate(repeats[0], initial=-1),
+      [None, *repeats[1]],
+      strict=True,
+    )
+  )
+  del rows[-1]
+  left, out = iter(stored), []
+  for i in range(len(stored) + len(rows)):
+    out.append(stored[rows[i]] if i in rows else next(left))
+  return np.concatenate(out)
+
+
 def _read(path):
-  """{name: (symbols or values, step)} of a file with a flat tree."""
+  """{name: (symbols or values, step)} of a file with a flat tree.
+
+  At most one chunk of quantized and one of exact tensors.
+  """
   file = Path(path).read_bytes()
   header = json.loads(file[8:256])
+  version = header["__metadata__"]["backslash_jax"]
   size = header["payload"]["shape"][0]
   checksum = header["__metadata__"]["index_crc32"]
   assert f"{zlib.crc32(file[256 + size :]):08x}" == checksum
   fields = json.loads(zlib.decompress(file[256 + size :]))
-  quantized = [i for i, s in enumerate(fields["step"]) if s is not None]
-  exact = [i for i, s in enumerate(fields["step"]) if s is None]
-  names, found, cut = list(fields["tree"]), {}, 256
+  required = {"tree", "dtype", "shape", "step", "coder", "model", "bits"}
+  required |= {"nu", "alpha", "bytes", "crc32"}
+  free = {"axes", "same", "repeats", "metadata"} if version == "2" else set()
+  assert required <= fields.keys() <= required | free
+  axes, same, repeats = (
+    {int(k): v for k, v in fields.get(name, {}).items()}
+    for name in ("axes", "same", "repeats")
+  )
+  steps, shapes, names = fields["step"], fields["shape"], list(fields["tree"])
+  matrices = []
+  for i, shape in enumerate(shapes):
+    split = axes.get(i, len(shape) - 1) if len(shape) > 1 else len(shape)
+    rows = math.prod(shape[:split]) - len(repeats.get(i, [[]])[0])
+    matrices.append((rows, math.prod(shape[split:])))
+  own = [i for i in range(len(names)) if i not in same]
+  quantized = [i for i in own if steps[i] is not None]
+  exact = [i for i in own if steps[i] is None]
+  found, cut = {}, 256
   groups = [g for g in (quantized, exact) if g]
   for group, length, crc in zip(
     groups, fields["bytes"], fields["crc32"], strict=True
@@ -261,12 +372,8 @@ def _read(path):
     data = file[cut : cut + length]
     assert zlib.crc32(data) == crc
     cut += length
-    shapes = [fields["shape"][i] for i in group]
     if group is quantized:
-      parts = [
-        (math.prod(s[:-1]), s[-1], fields["model"][i])
-        for s, i in zip(shapes, group, strict=True)
-      ]
+      parts = [(*matrices[i], fields["model"][i]) for i in group]
       (coder,) = {fields["coder"][i] for i in group}
       if coder == "rans":
         decoded = _rans(data, parts)
@@ -274,18 +381,17 @@ def _read(path):
         decoded = _apart(data, parts, _huffman)
       else:
         decoded = _apart(data, parts, _ranked)
-      for i, symbols in zip(group, decoded, strict=True):
-        found[names[i]] = (symbols, fields["step"][i])
     else:
-      data = zlib.decompress(data[1:], -15) if data[0] else data[1:]
-      for i, shape in zip(group, shapes, strict=True):
-        dtype = np.dtype(fields["dtype"][i])
-        count = math.prod(shape)
-        octets = np.frombuffer(data[: count * dtype.itemsize], np.uint8)
-        data = data[count * dtype.itemsize :]
-        octets = octets.reshape(dtype.itemsize, count).T.copy()
-        found[names[i]] = (octets.view(dtype).ravel(), None)
-  return found
+      parts = [(math.prod(matrices[i]), fields["dtype"][i]) for i in group]
+      assert data[0] < 2 or version == "2"
+      decoded = (
+        _planes(data[1:], parts) if data[0] == 2 else _bytes_of(data, parts)
+      )
+    for i, values in zip(group, decoded, strict=True):
+      if i in repeats:
+        values = _all_rows(values, matrices[i][1], repeats[i])
+      found[i] = (values, steps[i])
+  return {name: found[same.get(i, i)] for i, name in enumerate(names)}
 
 
 def _example():
@@ -302,6 +408,29 @@ def _example():
     "zeros": np.zeros((20, 20), np.float32),
     "bias": rng.normal(size=40).astype(np.float32),
     "count": np.int64(12345),
+  }
+
+
+def _example_2():
+  """What files have since version 2."""
+  rng = np.random.default_rng(8)
+  table = rng.normal(size=(60, 20)).astype(np.float32)
+  table[rng.permutation(60)[:25]] = table[7]
+  table[40:44] = table[50:54]
+  kernel = rng.normal(size=(24, 12, 5)) * np.exp(rng.normal(size=(24, 1, 1)))
+  bias = rng.normal(size=400).astype(np.float32)
+  return {
+    "table": table,
+    "tied": table,
+    "kernel": kernel,
+    "bias": bias,
+    "half": rng.normal(size=400).astype(np.float16),
+    "double": rng.normal(size=200),
+    "complex": rng.normal(size=400).astype(np.float32).view(np.complex64),
+    "ids": np.arange(1000),
+    "flags": rng.random(300) < 0.1,
+    "again": bias,
+    "ones": np.ones(50, np.float32),
   }
 
 
@@ -326,12 +455,37 @@ def test_the_second_decoder_agrees(tmp_path, coder):
     assert np.abs(loaded[name].astype(np.float64) - x).max() <= bound
 
 
-@pytest.mark.parametrize("version", [1])
-def test_old_files_always_load(version):
-  """Files that an earlier version of the library wrote, and their values."""
-  path = paths.GOLDEN / f"version{version}.safetensors"
+@pytest.mark.parametrize("coder", archive.CODERS)
+def test_the_second_decoder_agrees_on_what_version_2_adds(tmp_path, coder):
+  path = tmp_path / "file"
+  metadata = {"format": "pt", "note": "\u2713"}
+  report = archive.save(
+    path, _example_2(), step=2**-6, coder=coder, metadata=metadata
+  )
+  _check(path)
+  by_name = {t.name: t for t in report.tensors}
+  assert by_name["tied"].same == "table"
+  assert by_name["again"].same == "bias"
+  assert by_name["table"].repeated_rows == 27
+  assert report.metadata == metadata
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("version1", "version1_huffman", "version1_exp_golomb"),
+    *("version1_exp_golomb_ranked", "version2"),
+  ],
+)
+def test_old_files_always_load(name):
+  """Files that released versions wrote, and their values.
+
+  They are never written anew. A new version adds a file that `archive.save`
+  makes of an example above, and what `archive.load` makes of that.
+  """
+  path = paths.GOLDEN / f"{name}.safetensors"
   loaded = _check(path)
-  wanted = np.load(paths.GOLDEN / f"version{version}.npz")
+  wanted = np.load(paths.GOLDEN / f"{name}.npz")
   assert sorted(wanted) == sorted(loaded)
   for name in wanted:
     np.testing.assert_array_equal(loaded[name], wanted[name])

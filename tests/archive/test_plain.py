@@ -7,6 +7,7 @@ import pytest
 import safetensors
 from safetensors.numpy import load as load_safetensors
 
+from backslash_jax import archive
 from backslash_jax.archive import plain
 from backslash_jax.cli import main
 
@@ -85,8 +86,26 @@ def test_every_dtype_survives_the_command_line(tmp_path, dtype):
   assert (tmp_path / "c").read_bytes()[-64:] == data
 
 
-def test_lost_metadata_is_said(tmp_path, capsys):
-  header = {"w": _entry(0, 4), "__metadata__": {"format": "pt", "title": "t"}}
+@pytest.mark.parametrize("extra", [{}, {"title": "\u2713", "n": "1"}])
+def test_metadata_come_back(tmp_path, capsys, extra):
+  metadata = {"format": "pt"} | extra
+  header = {"w": _entry(0, 4), "__metadata__": metadata}
+  _file(tmp_path / "a", header, bytes(4))
+  paths = [str(tmp_path / name) for name in "abc"]
+  assert main.main(["compress", *paths[:2], "--step=1"]) == 0
+  assert main.main(["decompress", *paths[1:]]) == 0
+  assert plain.metadata(paths[2]) == metadata
+  assert archive.inspect(paths[1]).metadata == ({} if not extra else metadata)
+  assert "not kept" not in capsys.readouterr().out
+
+
+def test_too_many_metadata_are_left_out_and_refused(tmp_path, capsys):
+  large = {"text": "x" * archive.MAX_METADATA}
+  header = {"w": _entry(0, 4), "__metadata__": large}
   path = _file(tmp_path / "a", header, bytes(4))
   assert main.main(["compress", str(path), f"{path}b", "--step=1"]) == 0
-  assert "a: 'title'" in capsys.readouterr().out
+  assert "metadata not kept" in capsys.readouterr().out
+  assert archive.inspect(f"{path}b").metadata == {}
+  for bad in (large, {"a": 1}, {1: "a"}):
+    with pytest.raises(ValueError, match="strings by name"):
+      archive.save(tmp_path / "x", {}, step=None, metadata=bad)

@@ -101,3 +101,13 @@ def test_a_pattern_may_match_in_one_shard_only(tmp_path):
   assert main.main([*arguments, "--mask=a.*"]) == 0
   steps = [archive.inspect(f).tensors[0].step for f in sorted(out.iterdir())]
   assert steps == [2**-8, None]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_wide_float_is_quantized(tmp_path, dtype):
+  """float64 was taken for one of the narrow types, whose names begin alike."""
+  x = np.random.default_rng(0).normal(size=(40, 30)).astype(dtype)
+  path, coded = tmp_path / "model", tmp_path / "coded"
+  plain.write(path, {"w": (dtype, x.shape)}, [("w", x)])
+  assert main.main(["compress", str(path), str(coded), "--step=2^-6"]) == 0
+  assert archive.inspect(coded).tensors[0].step == 2**-6

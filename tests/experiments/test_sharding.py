@@ -177,19 +177,3 @@ def test_a_leaf_without_sharding_is_named():
   del shardings["head"]
   with pytest.raises(ValueError, match="None for head, wanted a NamedSharding"):
     tree_moments(_params(), shardings)
-
-
-def test_collectives_are_read_with_their_bytes():
-  text = """
-  %a = f32[2,2]{1,0} all-reduce(%x), metadata={op_name="jit(f)/psum"}
-  %b = (f32[], bf16[8]{0}) all-reduce-start(%x, %y), channel_id=1
-  %c = (f32[4]{0}, f32[32]{0}) all-gather-start(%z), dimensions={0}
-  %d = f32[32]{0} all-gather-done(%c)
-  %e = pred[3]{0} collective-permute(%z)
-  """
-  assert hlo.collectives(text) == [
-    ("all-reduce", 16, "jit(f)/psum"),
-    ("all-reduce", 20, ""),
-    ("all-gather", 128, ""),
-    ("collective-permute", 3, ""),
-  ]

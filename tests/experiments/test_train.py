@@ -163,8 +163,8 @@ def test_divergence_stops_the_run_and_keeps_a_good_checkpoint(
 ):
   make_update = learner.make_update
 
-  def make_breaking(config, forward, tx):
-    update_fn = make_update(config, forward, tx)
+  def make_breaking(*args, **kwargs):
+    update_fn = make_update(*args, **kwargs)
 
     def breaking(state, batch, update):
       weights = jnp.where(update == 10, jnp.inf, batch["weights"])

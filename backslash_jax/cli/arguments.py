@@ -1,0 +1,136 @@
+"""The options of the command line."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import backslash_jax
+from backslash_jax import archive
+
+_DESCRIPTION = """\
+Compresses the weights of a model: rounds them to multiples of a step, and
+stores the integers with an entropy coder fitted to their distribution.
+
+  backslash-jax compress model.safetensors model.coded --step 2^-8
+  backslash-jax inspect model.coded
+  backslash-jax decompress model.coded again.safetensors
+
+The input of compress is a safetensors file or a Hugging Face directory. In a
+directory and below, every *.safetensors file is coded, and the rest is copied.
+"""
+
+_COMPRESS = """\
+Weights are rounded to multiples of the step, so no weight moves by more than
+half a step plus the rounding of its dtype. 2^-8 suits most models; try coarser
+steps and evaluate the result.
+
+By default, matrices are quantized and everything else (norms, biases, integers)
+is stored exactly. --mask and --exclude change which tensors are quantized.
+With --mu 0.1, some weights are rounded toward zero instead, by less than one
+step, where that saves the most bits.
+
+Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
+(rms error / rms of the tensor) would exceed --max-error, and tensors whose code
+would be larger than the exact tensor. The output lists them.
+
+An output directory is written whole or not at all. In a directory, weights in
+other formats (pytorch_model*.bin, tf_model.h5,
+flax_model.msgpack) beside a safetensors file are not copied.
+"""
+
+_EXIT = (
+  "exit codes: 0 success, 1 bad file or invalid value, 2 wrong usage, "
+  "130 interrupted, 143 terminated"
+)
+
+
+def parser(
+  compress: Callable, decompress: Callable, inspect: Callable
+) -> argparse.ArgumentParser:
+  """The parser; `command` of what it parses is one of the three functions."""
+  made = argparse.ArgumentParser(
+    "backslash-jax",
+    description=_DESCRIPTION,
+    epilog=_EXIT,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  made.add_argument(
+    "--version",
+    action="version",
+    version=f"backslash-jax {backslash_jax.__version__}",
+  )
+  commands = made.add_subparsers(required=True, metavar="COMMAND")
+
+  def add(name, command, summary, **keywords):
+    sub = commands.add_parser(
+      name,
+      help=summary,
+      epilog=_EXIT,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      **keywords,
+    )
+    sub.set_defaults(command=command)
+    sub.add_argument("input", type=Path, help="file or directory")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    return sub
+
+  def writes(sub, what):
+    sub.add_argument("output", type=Path, help=what)
+    sub.add_argument(
+      "--force", action="store_true", help="replace existing output"
+    )
+
+  sub = add("compress", compress, "compress a model", description=_COMPRESS)
+  writes(sub, "coded file or directory")
+  sub.add_argument(
+    "--step",
+    required=True,
+    help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
+    "tensor's largest magnitude divided by 127",
+  )
+  sub.add_argument(
+    "--coder",
+    choices=archive.CODERS,
+    default="rans",
+    help="entropy coder; default: rans",
+  )
+  sub.add_argument(
+    "--mask",
+    action="append",
+    metavar="PATTERN",
+    help="quantize floating tensors with names that match this glob pattern, "
+    "such as '*.weight', instead of all matrices; repeatable",
+  )
+  sub.add_argument(
+    "--exclude",
+    action="append",
+    default=[],
+    metavar="PATTERN",
+    help="do not quantize tensors with names that match this glob pattern; "
+    "repeatable",
+  )
+  sub.add_argument(
+    "--mu",
+    type=float,
+    default=0.0,
+    help="extra squared error, in step^2, accepted per bit saved: 0 rounds to "
+    "nearest (default), 0.1 is a usual value",
+  )
+  sub.add_argument(
+    "--max-error",
+    type=float,
+    default=archive.MAX_ERROR,
+    metavar="RATIO",
+    help="largest relative error of a quantized tensor, default %(default)s; "
+    "inf for no limit",
+  )
+  sub.add_argument(
+    "--report", action="store_true", help="show the file size with each coder"
+  )
+  sub = add("decompress", decompress, "convert back to plain safetensors")
+  writes(sub, "safetensors file or directory")
+  sub = add("inspect", inspect, "show the coded size of each tensor")
+  sub.add_argument(
+    "--plot", action="store_true", help="plot each histogram with its fit"
+  )
+  return made

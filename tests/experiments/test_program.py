@@ -1,0 +1,99 @@
+"""A program ends with one line and the usual exit code, not a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments import interrupt, program, settings
+
+
+def _fails(main, **options):
+  with pytest.raises(SystemExit) as caught:
+    program.end(main, **options)
+  return caught.value.code
+
+
+def _raising(error):
+  def main():
+    raise error
+
+  return main
+
+
+def test_user_error_is_a_line(capsys):
+  assert _fails(_raising(settings.UserError("no such file", "details"))) == 1
+  assert capsys.readouterr().err == "error: no such file\n"
+
+
+def test_verbose_shows_where_an_error_came_from(capsys):
+  error = settings.UserError("no such file", "details of orbax")
+  assert _fails(_raising(error), is_verbose=lambda: True) == 1
+  shown = capsys.readouterr().err
+  assert "details of orbax" in shown
+  assert "Traceback" in shown
+  assert shown.endswith("error: no such file\n")
+
+
+def test_interrupt_is_a_line(capsys):
+  assert _fails(_raising(KeyboardInterrupt())) == 130
+  assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_other_errors_keep_their_traceback():
+  with pytest.raises(ZeroDivisionError):
+    program.end(lambda: 1 / 0)
+
+
+def test_closed_output_ends_the_program_quietly():
+  code = (
+    "from experiments import program;"
+    "program.end(lambda: [print(i) for i in range(20_000)])"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+  assert process.returncode == -signal.SIGPIPE  # 141 in a shell.
+
+
+def test_interrupt_while_importing_is_a_line():
+  command = [sys.executable, "-X", "importtime", "-m", "experiments.main"]
+  with subprocess.Popen(
+    command, stderr=subprocess.PIPE, text=True, start_new_session=True
+  ) as process:
+    lines = iter(process.stderr)
+    # Each line is of a module that has been imported.
+    assert any("jax._src.config" in line for line in lines)
+    process.send_signal(signal.SIGINT)
+    rest = [line for line in lines if not line.startswith("import time:")]
+  assert rest == ["error: interrupted\n"]
+  assert process.returncode == -signal.SIGINT  # 130 in a shell.
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_first_signal_is_noted(name):
+  number = getattr(signal, name)
+  before = signal.getsignal(number)
+  with interrupt.received() as numbers:
+    os.kill(os.getpid(), number)
+    assert numbers == [number]
+    assert signal.getsignal(number) is before  # A second one ends at once.
+  assert signal.getsignal(number) is before
+
+
+def test_ignored_signal_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with interrupt.received() as numbers:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert numbers == []
+  finally:
+    signal.signal(signal.SIGHUP, before)
