@@ -191,7 +191,13 @@ def _claim(directory, *, wait):
 def _build(config):
   """The model, what is trained and the base, see `learner.build_parts`."""
   try:
-    return learner.build_parts(config, data.load_task(config.data))
+    task = data.load_task(config.data)
+    if task.num_train < config.data.batch_size:
+      raise ValueError(
+        f"config.data.batch_size is {config.data.batch_size}, but {task.name}"
+        f" has {task.num_train} training examples: choose a smaller one"
+      )
+    return learner.build_parts(config, task)
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
 
