@@ -64,7 +64,8 @@ def load(
       default device.
 
   Returns:
-    A Bert, Gpt2, Llama or Gemma2 of `experiments.models`.
+    A Bert, Gpt2, Llama or Gemma2 of `experiments.models`. Its attribute
+    `new_parameters` has the paths of the parameters of a new head.
 
   Raises:
     WeightsError: no such directory or id, no network, gated; files missing,
@@ -88,7 +89,7 @@ def load(
   )
   graphdef, state = nnx.split(sizes.abstract(config))
   wanted: Any = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
-  arrays = convert.read(
+  arrays, new = convert.read(
     directory,
     TABLES[type(config)],
     config,
@@ -97,7 +98,9 @@ def load(
     put or (lambda _, array: jnp.asarray(array)),
   )
   nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(arrays, sep="/"))
-  return nnx.merge(graphdef, state)
+  model: Any = nnx.merge(graphdef, state)
+  model.new_parameters = new
+  return model
 
 
 def save(
