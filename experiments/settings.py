@@ -13,7 +13,7 @@ import ml_collections
 from flax import traverse_util
 
 from backslash_jax.coding import coders
-from experiments.models import units
+from experiments.models import attention, units
 
 
 class UserError(Exception):
@@ -70,6 +70,7 @@ _WANTED = {
   "model.heads": _COUNT,
   "model.mlp": _COUNT,
   "model.dtype": _one_of("float32", "bfloat16", "float16"),
+  "model.attention": _optional(_one_of(*attention.IMPLEMENTATIONS)),
   "model.dropout": _FRACTION,
   "model.remat": _BOOL,
   "model.scan": _BOOL,
@@ -259,7 +260,7 @@ def _conflicts(config):
     problems += [
       f"config.model.{f} is {model[f]!r}, but config.model.name is"
       f" {model.name!r}; name the architecture of the published model"
-      for f in ("size", "weights")
+      for f in ("size", "weights", "attention")
       if model[f] is not None
     ]
   elif model.size is not None and model.weights is not None:
