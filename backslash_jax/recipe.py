@@ -75,10 +75,13 @@ def recommended(
 
   Raises:
     ValueError: if an argument is out of range, or if `limit` is 0 without
-      `begin`, which would not compress the model.
+      `begin`, which would not compress the model. A traced `limit` is not
+      checked.
   """
   is_free = isinstance(limit, int | float) and limit == 0
-  if is_free and begin is None:
+  # As an array, from `optax.inject_hyperparams`, it is refused if not traced.
+  is_zero = not isinstance(limit, jax.core.Tracer) and limit == 0
+  if is_zero and begin is None:
     raise ValueError(
       "recommended: limit=0 leaves out the rate, and without begin no steps are"
       " fitted, so nothing would be compressed; give begin, or a limit above 0"

@@ -185,7 +185,13 @@ def _claim(directory, *, wait):
 def _build(config):
   """The model and its initial parameters, see `learner.build`."""
   try:
-    return learner.build(config, data.load_task(config.data))
+    task = data.load_task(config.data)
+    if task.num_train < config.data.batch_size:
+      raise ValueError(
+        f"config.data.batch_size is {config.data.batch_size}, but {task.name}"
+        f" has {task.num_train} training examples: choose a smaller one"
+      )
+    return learner.build(config, task)
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
 

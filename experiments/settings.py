@@ -78,8 +78,8 @@ _WANTED = {
   "model.width": _COUNT,
   "model.heads": _COUNT,
   "model.mlp": _COUNT,
-  "model.dtype": _one_of("float32", "bfloat16", "float16"),
-  "model.dropout": _FRACTION,
+  "model.dtype": _one_of("float32", "bfloat16"),
+  "model.dropout": ("0: the models have none", lambda v: v == 0),
   "model.remat": _BOOL,
   "model.scan": _BOOL,
   "optimizer.name": _one_of("adamw", "sgd"),
@@ -156,6 +156,10 @@ _NEEDS = {
   "rate.stop_update": ("rate.lmbda", "rate.balance", "rate.target"),
   "rate.keep_zeros": ("rate.stop_update",),
   "round_begin_update": ("round_step", "quantize_bits", "round_bits"),
+  "prune.begin_update": ("prune.sparsity",),
+  "distributed.coordinator": ("distributed.enable",),
+  "distributed.processes": ("distributed.enable",),
+  "distributed.process": ("distributed.enable",),
 }
 
 
@@ -217,11 +221,12 @@ def _schedule_problems(config):
       f"config.optimizer.warmup_updates is {warmup}, wanted less than"
       f" config.total_updates, {total}; None is a twentieth of that"
     )
-  if config.round_begin_update >= total:
-    problems.append(
-      f"config.round_begin_update is {config.round_begin_update}, wanted less"
-      f" than config.total_updates, {total}"
-    )
+  for field in ("round_begin_update", "rate.stop_update"):
+    if (_get(config, field) or 0) >= total:
+      problems.append(
+        f"config.{field} is {_get(config, field)}, wanted less than"
+        f" config.total_updates, {total}"
+      )
   for name in ("prune", "structure"):
     part = config.get(name)
     if not part:
@@ -267,9 +272,9 @@ def _conflicts(config):
   if model.name in ("encoder", "decoder"):
     problems += [
       f"config.model.{f} is {model[f]!r}, but config.model.name is"
-      f" {model.name!r}; name the architecture of the published model"
-      for f in ("size", "weights")
-      if model[f] is not None
+      f" {model.name!r}; it is for the published architectures"
+      for f in ("size", "weights", "remat", "scan")
+      if model[f]
     ]
   elif model.size is not None and model.weights is not None:
     problems.append(
@@ -298,6 +303,11 @@ def arms(
   """
   check(config)
   if not config.arms:
+    if config.baseline != "normal":
+      raise UserError(
+        f"config.baseline is {config.baseline!r}, wanted 'normal', the default,"
+        " without config.arms"
+      )
     return {"run": config}
   if config.baseline not in config.arms:
     raise UserError(

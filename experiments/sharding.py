@@ -112,7 +112,8 @@ def parameters(params: Any, mesh: Mesh) -> Any:
     for name, x in zip(tree.names(params), leaves, strict=True)
   ]
   if problems:
-    raise settings.UserError("\n".join(problems))
+    more = f", and so for {len(problems) - 1} more" if len(problems) > 1 else ""
+    raise settings.UserError(f"{problems[0]}{more}")
   return treedef.unflatten(shardings)
 
 
@@ -255,7 +256,7 @@ def _spec(name, shape, mesh, problems):
       entries[-i] = axis
     elif logical not in _GIVEN:
       problems.append(
-        f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the"
-        f" {logical} of {name}, {shape[-i]} of {shape}: choose a divisor"
+        f"config.mesh.{axis} is {mesh.shape[axis]}, wanted a divisor of the"
+        f" {logical} of {name}, {shape[-i]} of {shape}"
       )
   return PartitionSpec(*entries)

@@ -198,6 +198,9 @@ def test_the_recommended_recipe_is_a_target_for_the_l1_norm_of_the_matrices():
     bs.recommended(bits=0.0)
   with pytest.raises(ValueError, match="limit=0 leaves out the rate"):
     bs.recommended(bits=1.0, limit=0)
+  make = optax.inject_hyperparams(bs.recommended)
+  with pytest.raises(ValueError, match="limit=0 leaves out the rate"):
+    make(bits=1.0, limit=0.0).init(grads)
 
 
 def test_the_table_of_targets_marks_what_was_out_of_reach(

@@ -1,16 +1,8 @@
 """The coded model file: save, load, inspect. Reading needs NumPy alone."""
 
 from backslash_jax.archive.container import ArchiveError
-from backslash_jax.archive.file import (
-  CODERS,
-  MAX_ERROR,
-  Report,
-  TensorReport,
-  inspect,
-  load,
-  save,
-  stream,
-)
+from backslash_jax.archive.file import CODERS, MAX_ERROR, load, save, stream
+from backslash_jax.archive.report import Report, TensorReport, inspect
 from backslash_jax.archive.schema import MAX_METADATA
 
 __all__ = [

@@ -112,7 +112,7 @@ class Encoder:
       return False
     wanted = sampling.strata(rows, max(_SAMPLE // columns, 1))
     sample = self._rows(i, wanted)
-    size = 8 * len(exact.encode([sample])[0]) * rows * columns / sample.size
+    size = exact.code_length(sample) * rows * columns / sample.size
     return self._bits[i] > size
 
   def _viewed(self, i: int) -> Entry:

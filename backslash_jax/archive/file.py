@@ -1,4 +1,4 @@
-"""The coded model file: save, load, inspect.
+"""The coded model file: save, load, stream.
 
 Quantized tensors are coded with the model that fits them, the others kept bit
 for bit. The file's layout is specified in docs/format.md.
@@ -15,74 +15,17 @@ from typing import Any
 import numpy as np
 
 from backslash_jax import quantize, tree
-from backslash_jax.archive import container, index, nesting, schema
+from backslash_jax.archive import container, index, nesting, report, schema
 from backslash_jax.archive.decoder import Decoder
 from backslash_jax.archive.encoder import Encoder
 from backslash_jax.archive.index import Entry
+from backslash_jax.archive.report import Report
 from backslash_jax.coding import coders
 
 CODERS = coders.NAMES
 # The bound of `compress` on the relative error of a tensor. Above half the root
 # mean square of the tensor, the step was not meant for it.
 MAX_ERROR = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorReport:
-  """What one tensor weighs.
-
-  Attributes:
-    name: its path in the tree, keys joined by "/".
-    shape: as saved.
-    dtype: NumPy's name of it.
-    step: distance of the quantizer's levels; None if it is kept exactly.
-    nu: shape of the generalized Gaussian that fits its values, or None.
-    alpha: scale of the same, in the tensor's own units, or None.
-    coder: how its integers are coded, or "exact".
-    bits: the code length that its model gives it.
-    bytes: its part of the payload; where tensors share a chunk, by their bits.
-    relative_error: rms of the quantization error / rms of the tensor. Only
-      `save` knows it; None from `inspect`.
-    kept: why `save` stored it exactly although it has a step: "error" or
-      "size"; None otherwise, and from `inspect`.
-    same: the name of the equal tensor that is stored for both; None if it is
-      stored itself.
-    repeated_rows: rows of its matrix that are equal to an earlier one, and not
-      stored.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: str
-  step: float | None
-  nu: float | None
-  alpha: float | None
-  coder: str
-  bits: int
-  bytes: int
-  relative_error: float | None = None
-  kept: str | None = None
-  same: str | None = None
-  repeated_rows: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What a file weighs: `bytes` of it, `parameters` in it, and each tensor.
-
-  `metadata` is the free text by name that the file keeps.
-  """
-
-  path: str
-  bytes: int
-  parameters: int
-  tensors: tuple[TensorReport, ...]
-  metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def bits_per_parameter(self) -> float:
-    """All bits of the file, headers and checksums included, per parameter."""
-    return 8 * self.bytes / max(self.parameters, 1)
 
 
 def save(
@@ -162,14 +105,14 @@ def save(
       f"{path}: all values became zero, at the steps given, of {_some(erased)}",
       stacklevel=2,
     )
-  report = inspect(path)
+  found = report.inspect(path)
   tensors = [
     dataclasses.replace(
       t, relative_error=distortions[i].relative, kept=kept.get(i)
     )
-    for i, t in enumerate(report.tensors)
+    for i, t in enumerate(found.tensors)
   ]
-  return dataclasses.replace(report, tensors=tuple(tensors))
+  return dataclasses.replace(found, tensors=tuple(tensors))
 
 
 def _write(writer, arrays, entries, mu, progress):
@@ -226,7 +169,7 @@ def load(
     KeyError: if a name in `names` matches nothing.
   """
   with container.Reader(path) as reader:
-    structure, entries, chunks, _ = _read_index(reader)
+    structure, entries, chunks, _ = report.read_index(reader)
     wanted = {entry.name for entry in entries}
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
@@ -260,7 +203,7 @@ def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
   ArchiveError as from `load`.
   """
   with container.Reader(path) as reader:
-    _, entries, chunks, _ = _read_index(reader)
+    _, entries, chunks, _ = report.read_index(reader)
     decoder = Decoder(reader, entries, lambda e: (0, e.matrix[0]))
     for _, complete in decoder.run(chunks):
       # Nothing here keeps a tensor that is given away.
@@ -269,48 +212,6 @@ def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
 
 def _named(pair: tuple[Entry, np.ndarray]) -> tuple[str, np.ndarray]:
   return pair[0].name, pair[1]
-
-
-def inspect(path: str | os.PathLike) -> Report:
-  """What a file weighs, from its index alone; ArchiveError if that is bad."""
-  with container.Reader(path) as reader:
-    _, entries, chunks, metadata = _read_index(reader)
-    own = np.zeros(len(entries))
-    # A filler, the chunk that may follow, belongs to no tensor.
-    for parts, (_, size, _) in zip(index.plan(entries), chunks, strict=False):
-      bits = np.array([float(entries[part.tensor].bits) for part in parts])
-      share = (
-        bits / bits.sum() if bits.any() else np.full(bits.size, 1 / bits.size)
-      )
-      own[[part.tensor for part in parts]] += size * share
-    ends = np.round(np.cumsum(own))  # Whole bytes that sum to the payload.
-    tensors = tuple(
-      TensorReport(
-        name=entry.name,
-        shape=entry.shape,
-        dtype=entry.dtype.name,
-        step=entry.step,
-        nu=entry.reported_nu,
-        alpha=entry.reported_alpha,
-        coder=entry.coder,
-        bits=entry.bits,
-        bytes=int(size),
-        same=None if entry.same is None else entries[entry.same].name,
-        repeated_rows=entry.repeats.rows.size if entry.repeats else 0,
-      )
-      for entry, size in zip(entries, np.diff(ends, prepend=0.0), strict=True)
-    )
-    parameters = sum(math.prod(entry.shape) for entry in entries)
-    return Report(reader.path, reader.size, parameters, tensors, metadata)
-
-
-def _read_index(reader: container.Reader):
-  try:
-    return schema.from_json(
-      reader.index, reader.payload_size, reader.size, reader.version
-    )
-  except (ValueError, TypeError, LookupError, RecursionError) as error:
-    raise reader.error(f"the index is invalid: {error}") from None
 
 
 def _step_of(name: str, step: Any) -> float:

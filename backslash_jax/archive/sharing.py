@@ -18,6 +18,8 @@ from backslash_jax.coding import coders, exact
 _SMALLEST = 64  # Bytes of a tensor that may be worth a reference.
 _SAMPLE = 256  # Elements of a tensor that are compared first.
 _COLUMNS = 64  # Columns of a matrix that are compared first.
+_FEW = 1 << 16  # Elements of a matrix that tell its entropy,
+_LARGE = 255  # with all larger magnitudes taken together.
 
 
 def equal_tensors(
@@ -178,10 +180,37 @@ def _pays(entry: Entry, matrix: np.ndarray, repeats: Repeats, stored) -> bool:
   text = json.dumps(schema.repeats_to_json(repeats), separators=(",", ":"))
   price = 8 * len(zlib.compress(text.encode(), 9)) + 64
   rows, columns = matrix.shape
+  if _entropy(entry, matrix, repeats.rows) < price:
+    return False
   taken = sampling.strata(rows, max(index.CHUNK // 2 // columns, 1))
   fewer = np.intersect1d(taken, stored, assume_unique=True)
   saved = _bits(entry, matrix[taken]) - _bits(entry, matrix[fewer])
   return saved * rows > price * taken.size
+
+
+def _entropy(entry: Entry, matrix: np.ndarray, rows: np.ndarray) -> float:
+  """About the bits of some rows, from a sample.
+
+  Their entropy under the histogram of all rows, or under their own, with a
+  class for each row, if that is less. Exact elements have all their bits.
+  """
+  if entry.coder == index.EXACT:
+    return 8.0 * rows.size * matrix[0].nbytes
+
+  def symbols(own):
+    own = own[sampling.strata(own.size, max(_FEW // matrix.shape[1], 1))]
+    found = matrix[own]
+    if entry.step is not None:
+      found = quantizing.symbols(entry, found)
+    return np.minimum(np.abs(found.astype(np.int64)), _LARGE)
+
+  everything = symbols(np.arange(matrix.shape[0]))
+  counts = np.bincount(everything.ravel(), minlength=_LARGE + 1) + 0.5
+  own = np.bincount(symbols(rows).ravel(), minlength=_LARGE + 1)
+  scale = rows.size * matrix.shape[1] / own.sum()
+  together = own @ np.log2(counts.sum() / counts)
+  apart = own @ np.log2(own.sum() / np.maximum(own, 1)) + own[1:].sum()
+  return float(min(scale * together, scale * apart + 4 * rows.size))
 
 
 def _bits(entry: Entry, rows: np.ndarray) -> float:

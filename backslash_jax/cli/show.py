@@ -114,7 +114,7 @@ def report(console, weighed: archive.Report) -> None:
       _number(t.step),
       _number(t.nu),
       _number(t.alpha),
-      t.coder,
+      t.coder if t.same is None else "same",
       f"{t.bits / size:.3f}",
       f"{t.bytes:,}",
     )

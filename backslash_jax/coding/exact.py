@@ -33,7 +33,7 @@ def encode(arrays: list[np.ndarray]) -> tuple[bytes, list[float]]:
   """
   split = [_planes(array) for array in arrays]
   planes = [plane for own in split for plane in own]
-  tables = [_table(plane) for plane in planes]
+  tables = [_table(plane)[0] for plane in planes]
   packed, bits = _encode_planes(planes, tables)
   packed = _PLANES + packed
   size = sum(plane.size for plane in planes)
@@ -46,6 +46,11 @@ def encode(arrays: list[np.ndarray]) -> tuple[bytes, list[float]]:
       return other, [8 * len(other) / size * array.nbytes for array in arrays]
   ends = np.cumsum([len(own) for own in split])
   return packed, [float(own.sum()) for own in np.split(bits, ends[:-1])]
+
+
+def code_length(array: np.ndarray) -> float:
+  """About the bits of an array in a chunk, if no sequences repeat."""
+  return sum(_table(plane)[1] for plane in _planes(array))
 
 
 def decode(data: bytes, pieces: list[tuple[int, np.dtype]]) -> list[np.ndarray]:
@@ -124,21 +129,21 @@ def _numbers(planes: list[np.ndarray], unit: np.dtype, rotates: bool):
   return words.astype(unit, copy=False)
 
 
-def _table(plane: np.ndarray) -> Table | None:
-  """The table that codes a plane; None if it had better not be coded."""
+def _table(plane: np.ndarray) -> tuple[Table | None, float]:
+  """The table that codes a plane, if it had better be coded, and the bits."""
   if not plane.size:
-    return None
+    return None, 0.0
   counts = np.bincount(plane)
   low = int(counts.argmax() if counts.max() == plane.size else 0)
   if counts[low] == plane.size:
-    return Table(low, (models.TOTAL,))
+    return Table(low, (models.TOTAL,)), 0.0
   quantized = fit.quantize_counts(counts)
   used = quantized > 0
   bits = counts[used] @ np.log2(models.TOTAL / quantized[used])
   bits += 12 * np.count_nonzero(used)
   if bits > 8 * plane.size * (1 - _WORTH):
-    return None
-  return Table(0, tuple(quantized.tolist()))
+    return None, 8.0 * plane.size
+  return Table(0, tuple(quantized.tolist())), float(bits)
 
 
 def _encode_planes(

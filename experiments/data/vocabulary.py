@@ -124,6 +124,4 @@ def load(name: str) -> Vocabulary:
   try:
     return Pretrained(tokenizer.load(pathlib.Path(name).expanduser()))
   except ValueError as error:
-    raise ValueError(
-      f"data.tokenizer is {name!r}: {error}; or set data.tokenizer=bytes"
-    ) from error
+    raise ValueError(f"data.tokenizer is {name!r}: {error}") from error

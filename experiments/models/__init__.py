@@ -86,6 +86,11 @@ def _small(config: Any, task: Task, seed: int) -> nnx.Module:
     return from_config(decoder.ModelConfig(**fields), seed=seed)
   classes = len(task.class_names)
   chosen = encoder.ModelConfig(num_classes=classes, **fields)
+  if task.seq_len % chosen.stride:
+    raise ValueError(
+      f"data.seq_len is {task.seq_len}; model.name 'encoder' wants a multiple"
+      f" of {chosen.stride}"
+    )
   return from_config(chosen, seed=seed)
 
 

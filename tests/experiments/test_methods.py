@@ -282,11 +282,24 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
     ),
     ({"rate__placement": "beside"}, r"rate\.placement is 'beside'"),
     ({"prune__sparsity": 0.5}, r"prune\.end_update is 700, wanted at most"),
+    ({"prune__begin_update": 3}, r"begin_update is 3.*prune\.sparsity with"),
+    ({"rate__stop_update": 12}, r"stop_update is 12, wanted less than"),
+    ({"model__dtype": "float16"}, r"dtype is 'float16', wanted one of"),
+    ({"model__dropout": 0.1}, r"dropout is 0\.1, wanted 0: the models"),
+    ({"model__scan": True}, r"model\.scan is True, but.*'encoder'"),
+    ({"model__remat": True}, r"model\.remat is True, but.*'encoder'"),
+    ({"distributed__processes": 2}, r"processes is 2.*distributed\.enable"),
+    ({"distributed__coordinator": "a:1"}, r"'a:1'.*distributed\.enable"),
   ],
 )
 def test_fields_that_do_not_go_together_are_named(fields, message):
   with pytest.raises(settings.UserError, match=message):
     settings.check(_config(**fields))
+
+
+def test_baseline_without_arms_is_named():
+  with pytest.raises(settings.UserError, match="baseline is 'foo'"):
+    settings.arms(tiny.config(baseline="foo"))
 
 
 def test_every_field_that_is_not_a_name_or_path_is_checked():

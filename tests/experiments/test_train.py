@@ -207,6 +207,7 @@ def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
   [
     ("total_updates", 0),
     ("data.batch_size", 12),
+    ("data.batch_size", 8_000_000),
     ("data.eval_batch_size", 1001),
     ("data.name", "no_such_task"),
     ("data.seq_len", 7),

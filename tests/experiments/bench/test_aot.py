@@ -95,11 +95,13 @@ def test_a_mesh_that_does_not_fit_the_devices_is_explained(fields, reason):
 def test_a_mesh_that_does_not_divide_the_model_is_explained():
   mesh = sharding.make_mesh(tiny.config(mesh__tensor=8))
   shape = jax.ShapeDtypeStruct((16, 12), jnp.float32)
-  params = {"mlp": {"up": {"kernel": shape}}}
-  with pytest.raises(
-    settings.UserError, match=r"tensor is 8.*mlp of mlp/up/kernel, 12"
-  ):
+  params = {"mlp": {name: {"kernel": shape} for name in ("gate", "up")}}
+  with pytest.raises(settings.UserError) as caught:
     sharding.parameters(params, mesh)
+  assert str(caught.value) == (
+    "config.mesh.tensor is 8, wanted a divisor of the mlp of mlp/gate/kernel,"
+    " 12 of (16, 12), and so for 1 more"
+  )
 
 
 def test_a_vocabulary_that_the_mesh_does_not_divide_stays_whole():

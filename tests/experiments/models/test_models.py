@@ -1,5 +1,6 @@
 """The models: what logits depend on, and what the parameters are called."""
 
+import dataclasses
 import functools
 import types
 
@@ -183,6 +184,9 @@ def test_what_does_not_fit_is_named(name, task, changes, message):
 
 
 def test_length_that_does_not_divide_is_named():
+  odd = dataclasses.replace(CLASSES, seq_len=30)
+  with pytest.raises(ValueError, match=r"data\.seq_len is 30.* multiple of 8"):
+    models.build(make_config("encoder"), odd, seed=0)
   tokens = make_tokens()[:, :30]
   with pytest.raises(ValueError, match="30 tokens do not divide by the"):
     build()(tokens, tokens >= 0)
