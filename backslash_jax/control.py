@@ -149,7 +149,7 @@ def target_rate(
   the size of the model. The controller is a proportional-integral controller in
   velocity form. Whenever the bits are measured, the log of the ratio changes by
 
-    gain (speed + error / horizon),  error = log(measured / bits)
+      gain (speed + error / horizon),  error = log(measured / bits)
 
   per update since the last measurement, where speed is the change of the error
   per update. The ratio stays constant when the error decays to zero with the

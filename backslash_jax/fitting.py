@@ -10,10 +10,10 @@ to these steps:
 ...   bs.backslash(step=bs.fit_steps(1.5, begin=500)), optax.adamw(3e-3)
 ... )
 
-  def loss_fn(params, opt_state, batch):
-    return loss(bs.round_through(params, bs.steps(opt_state)), batch)
+    def loss_fn(params, opt_state, batch):
+      return loss(bs.round_through(params, bs.steps(opt_state)), batch)
 
-  bs.save(path, params, step=bs.steps(opt_state))
+    bs.save(path, params, step=bs.steps(opt_state))
 """
 
 import math

@@ -1,6 +1,6 @@
-r"""The generalized Gaussian distribution, as pure functions.
+"""The generalized Gaussian distribution, as pure functions.
 
-  f(x) = nu / (2 alpha Gamma(1/nu)) exp(-(|x| / alpha)^nu)
+    f(x) = nu / (2 alpha Gamma(1/nu)) exp(-(|x| / alpha)^nu)
 
 with mean 0, shape `nu` (1 is Laplace, 2 is Gaussian) and scale `alpha`. The
 arguments broadcast. All functions are differentiable in `x`, run under `jit`

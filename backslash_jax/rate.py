@@ -1,9 +1,9 @@
-r"""Rates: estimated code length of the parameters, and its gradient.
+"""Rates: estimated code length of the parameters, and its gradient.
 
 Each rate is the mean over the N parameters of a cost per element,
 
-  dggr   (|x| + eps)^nu                                  (dimensionless)
-  bits   -log2( step f(|x| + eps) ),  f of (nu, alpha)   (bits per parameter)
+    dggr  (|x| + eps)^nu                                 (dimensionless)
+    bits  -log2( step f(|x| + eps) ),  f of (nu, alpha)  (bits per parameter)
 
 with nu and alpha held constant in the gradient. Epsilon keeps the gradient
 finite at zero for nu < 1. To add a rate, construct a `Rate`.

@@ -50,7 +50,7 @@ def recommended(
 
   With `begin`, compute the loss of the rounded parameters:
 
-    loss(bs.round_through(params, bs.steps(opt_state)), batch)
+      loss(bs.round_through(params, bs.steps(opt_state)), batch)
 
   Save the model with `bs.save(path, params, step=bs.steps(opt_state))`.
 

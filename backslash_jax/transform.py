@@ -31,8 +31,8 @@ class BackslashState(NamedTuple):
   with Adam. If the optimizer contains several of these states, or a parameter
   has the name of a field, select one with `filtering`:
 
-    optax.tree.get(state, "bits", filtering=lambda path, value:
-      "embeddings" in jax.tree_util.keystr(path))
+      optax.tree.get(state, "bits", filtering=lambda path, value:
+        "embeddings" in jax.tree_util.keystr(path))
 
   Attributes:
     rate_count: updates so far, int32.
@@ -74,11 +74,11 @@ def backslash(
   implementation: str | None = None,
   sharding: moments.Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adds the gradient of lmbda * R(params) to the updates.
+  """Adds the gradient of lmbda * R(params) to the updates.
 
   The default rate is that of the paper, over all N selected parameters x_i:
 
-  .. math:: R = \frac{1}{N} \sum_i (|x_i| + \epsilon)^\nu
+      R = 1/N sum_i (|x_i| + epsilon)^nu
 
   The shape nu is estimated from the moments of the parameters in every update,
   and is held constant in the gradient.

@@ -52,6 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
   model.heads = 4
   model.mlp = 256  # Hidden size of the feed-forward layers.
   model.dtype = "float32"  # Of the activations; parameters are float32.
+  # Of a published architecture: "plain", "chunked", "splash" (TPU) or "cudnn"
+  # (GPU), see experiments/models/attention.py. None: by platform and length.
+  model.attention = config_dict.placeholder(str)
   model.dropout = 0.0
   model.remat = False  # Recompute activations in the backward pass.
   model.scan = False  # Stack the layers' parameters, and scan over them.

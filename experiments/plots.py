@@ -4,16 +4,15 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 import backslash_jax as bs
-from experiments import atomic, evaluate
+from experiments import atomic, evaluate, palette
 from experiments.frontier import bjontegaard
 
-matplotlib.use("Agg")
+palette.use()
 
-from matplotlib import pyplot
+from matplotlib import pyplot  # noqa: E402
 
 TITLES = {
   "histogram.png": "Parameters and their generalized Gaussian",
@@ -50,46 +49,57 @@ def write_frontier(
   baseline: str,
   task: str,
 ) -> None:
-  """Draws accuracy against bits per parameter, with bars over the seeds.
+  """Draws accuracy against bits per parameter: a panel per method.
+
+  Each has a line per seed, with markers at the measured files, and the baseline
+  in gray.
 
   Args:
     path: of the PNG file.
     curves: of method and seed.
-    baseline: the method that stands out.
+    baseline: the method in every panel.
     task: its name.
   """
-  figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
-  for i, (method, own) in enumerate(curves.items()):
-    # Where all seeds have a curve; where they share nothing, all points.
-    low = max(c.log_rate[0] for c in own.values())
-    high = min(c.log_rate[-1] for c in own.values())
-    if low > high:
-      bits = np.exp(np.concatenate([c.log_rate for c in own.values()]))
-      accuracy = np.concatenate([c.metric for c in own.values()])
-      axis.plot(bits, 100 * accuracy, "x", color=f"C{i % 10}", label=method)
-      continue
-    bits = np.exp(np.linspace(low, high, 12 if low < high else 1))
-    accuracy = np.array(
-      [[bjontegaard.metric_at(c, b) for b in bits] for c in own.values()], float
-    )
-    axis.errorbar(
-      bits,
-      100 * accuracy.mean(axis=0),
-      yerr=100 * accuracy.std(axis=0, ddof=1) if len(own) > 1 else None,
-      color=f"C{i % 10}",
-      linestyle=("-", "--", ":", "-.")[i // 10 % 4],
-      linewidth=2.5 if method == baseline else 1.2,
-      marker=".",
-      capsize=2,
-      label=method,
-    )
-  axis.set_xscale("log", base=2)
-  axis.xaxis.set_major_formatter("{x:g}")
-  axis.set_xlabel("bits of the file per parameter")
-  axis.set_ylabel("test accuracy, %")
-  axis.set_title(f"{task}: accuracy against the size of the file")
-  axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+  methods = [name for name in curves if name != baseline] or [baseline]
+  columns = min(len(methods), 5)
+  rows = -(-len(methods) // columns)
+  figure, axes = pyplot.subplots(
+    rows,
+    columns,
+    figsize=(0.6 + 2.2 * columns, 1.0 + 2.0 * rows),
+    sharex=True,
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
+  )
+  for axis in axes.flat[len(methods) :]:
+    axis.set_visible(False)
+  for axis, method in zip(axes.flat, methods, strict=False):
+    _curves(axis, curves.get(baseline, {}), color=palette.GRAY, markersize=3)
+    if method != baseline:
+      _curves(axis, curves[method], color=palette.COLORS[0], markersize=4)
+    axis.set_title(method, fontsize=10)
+    axis.grid(alpha=0.3)
+  axes[0, 0].set_xscale("log", base=2)
+  axes[0, 0].xaxis.set_major_formatter("{x:g}")
+  figure.supxlabel("bits of the file per parameter")
+  figure.supylabel("test accuracy, %")
+  figure.suptitle(f"{task}: each method, and {baseline} in gray")
   _save(figure, path)
+
+
+def _curves(axis, own, **style):
+  """A line per seed, with a marker at each measured file."""
+  for seed, curve in own.items():
+    i = seed % len(palette.MARKERS)
+    axis.plot(
+      np.exp(curve.log_rate),
+      100 * curve.metric,
+      linestyle="-",
+      linewidth=1,
+      marker=palette.MARKERS[i],
+      **style,
+    )
 
 
 def _histogram(runs):
@@ -127,15 +137,16 @@ def _rate(runs):
 
 def _accuracy_bits(report):
   figure, (axis,) = _subplots(1)
-  for name, e in report["evaluations"].items():
+  for k, (name, e) in enumerate(report["evaluations"].items()):
     bits = [8 * q["bytes"] / e["parameters"] for q in e["quantized"]]
     accuracy = [100 * q["test"]["accuracy"] for q in e["quantized"]]
-    (line,) = axis.plot(bits, accuracy, marker=".", label=name)
+    style = palette.style(k)
+    (line,) = axis.plot(bits, accuracy, markersize=4, label=name, **style)
     i = e["shipped"]
-    axis.plot(bits[i], accuracy[i], "o", color=line.get_color())
+    axis.plot(bits[i], accuracy[i], "o", markersize=9, color=line.get_color())
     exact = 100 * e["exact"]["test"]["accuracy"]
     axis.axhline(exact, color=line.get_color(), linestyle=":", linewidth=1)
-  axis.set_xlabel("bits of the file per parameter (circle: shipped)")
+  axis.set_xlabel("bits of the file per parameter (large circle: shipped)")
   axis.set_ylabel("test accuracy, % (dotted: float32)")
   axis.legend()
   return figure
@@ -143,10 +154,10 @@ def _accuracy_bits(report):
 
 def _accuracy_pruning(report):
   figure, (axis,) = _subplots(1)
-  for name, e in report["evaluations"].items():
+  for k, (name, e) in enumerate(report["evaluations"].items()):
     rates = [100 * p["rate"] for p in e["pruned"]]
     accuracy = [100 * p["test"]["accuracy"] for p in e["pruned"]]
-    axis.plot(rates, accuracy, marker=".", label=name)
+    axis.plot(rates, accuracy, markersize=4, label=name, **palette.style(k))
   axis.set_xlabel("matrix elements set to zero, %")
   axis.set_ylabel("test accuracy, %")
   axis.legend()

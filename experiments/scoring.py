@@ -11,20 +11,29 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import data, finetune, sharding
+from experiments.models import functional, losses
 
 
 def totals(forward, params, batch) -> dict[str, jax.Array]:
-  """Sums over the targets of a batch: cross entropy in nats, hits, weight."""
-  logits = forward(params, batch["tokens"], batch["mask"])
+  """Sums over the targets of a batch: cross entropy in nats, hits, weight.
+
+  Args:
+    forward: a `functional.Forward`, or any (params, tokens, mask) -> logits.
+    params: of it.
+    batch: see `data.Dataset`.
+  """
+  tokens, mask = batch["tokens"], batch["mask"]
   targets, weights = batch["targets"], batch["weights"]
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-  hits = jnp.argmax(logits, axis=-1) == targets
+  if isinstance(forward, functional.Forward):
+    entropies, hits = forward.losses(params, tokens, mask, targets)
+  else:
+    logits = forward(params, tokens, mask)
+    entropies, hits = losses.of_logits(logits, targets)
   return {
-    "loss": jnp.sum(losses * weights),
+    "loss": jnp.sum(entropies * weights),
     "accuracy": jnp.sum(hits * weights),
     "weight": jnp.sum(weights),
   }

@@ -13,7 +13,7 @@ import ml_collections
 from flax import traverse_util
 
 from backslash_jax.coding import coders
-from experiments.models import units
+from experiments.models import attention, units
 
 
 class UserError(Exception):
@@ -82,6 +82,7 @@ _WANTED = {
   "model.heads": _COUNT,
   "model.mlp": _COUNT,
   "model.dtype": _one_of("float32", "bfloat16"),
+  "model.attention": _optional(_one_of(*attention.IMPLEMENTATIONS)),
   "model.dropout": ("0: the models have none", lambda v: v == 0),
   "model.remat": _BOOL,
   "model.scan": _BOOL,
@@ -281,7 +282,7 @@ def _conflicts(config):
     problems += [
       f"config.model.{f} is {model[f]!r}, but config.model.name is"
       f" {model.name!r}; it is for the published architectures"
-      for f in ("size", "weights", "remat", "scan")
+      for f in ("size", "weights", "attention", "remat", "scan")
       if model[f]
     ]
   elif model.size is not None and model.weights is not None:

@@ -92,11 +92,11 @@ def sensitive_steps(
 
 
 def allocate(step, sensitivity, size):
-  r"""Steps of T tensors, proportional to step / sqrt(sensitivity).
+  """Steps of T tensors, proportional to step / sqrt(sensitivity).
 
   At a given rate, and to second order in the errors, the loss is least with
 
-  .. math:: step_t^2 \propto 1 / h_t
+      step_t^2 proportional to 1 / h_t
 
   where h_t is the mean of the loss's diagonal second derivatives in tensor t.
   Squared gradients approximate them.

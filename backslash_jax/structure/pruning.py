@@ -41,12 +41,12 @@ def gradual_pruning(
   groups: Sequence[grouping.Group] | None = None,
   mask: tree.Mask = tree.DEFAULT,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Removes a growing fraction of the smallest weights.
+  """Removes a growing fraction of the smallest weights.
 
   The removed fraction rises from 0 in update `begin` to `sparsity` in update
   `end`, fastest at the beginning:
 
-  .. math:: s_t = s (1 - (1 - (t - begin) / (end - begin))^3)
+      s_t = s (1 - (1 - (t - begin) / (end - begin))^3)
 
   >>> import backslash_jax as bs, optax
   >>> from backslash_jax import structure

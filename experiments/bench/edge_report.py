@@ -11,14 +11,12 @@ import json
 import pathlib
 import statistics
 
-import matplotlib
-
-from experiments import report
+from experiments import palette, report
 from experiments.bench import edge
 
-matplotlib.use("Agg")
+palette.use()
 
-from matplotlib import pyplot
+from matplotlib import pyplot  # noqa: E402
 
 KINDS = {"weights": "single weights", "units": "whole units"}
 
@@ -130,9 +128,9 @@ def draw_pruning(rows: list[dict], path: pathlib.Path) -> None:
         [100 * x for x in rates],
         [100 * statistics.fmean(v) for v in by_rate],
         yerr=[100 * statistics.stdev(v) if v[1:] else 0 for v in by_rate],
-        color=f"C{i}",
-        marker=".",
         capsize=2,
+        markersize=4,
+        **palette.style(i),
         label=arm,
       )
     axis.set_xlabel(f"{title} removed, %")

@@ -17,14 +17,14 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 from backslash_jax import ggd, rate
+from experiments import palette
 
-matplotlib.use("Agg")
+palette.use()
 
-from matplotlib import pyplot
+from matplotlib import pyplot  # noqa: E402
 
 _NU = 0.7
 _RMS = 2.0  # In steps.
@@ -87,8 +87,8 @@ def _draw_nu(axis, grid, seed, cells):
   if not histories:
     raise SystemExit(f"{grid} has no such cells/*-seed{seed}/metrics.jsonl")
   for i, (name, history) in enumerate(histories.items()):
-    style = ("-", "--", ":", "-.")[i // 10 % 4]
-    axis.plot(*history.T, style, color=f"C{i % 10}", label=name, linewidth=1)
+    style = palette.style(i) | {"marker": ""}
+    axis.plot(*history.T, label=name, linewidth=1, **style)
   axis.set_xlabel("update")
   axis.set_ylabel("nu")
   axis.set_title(f"shape during training, seed {seed}")

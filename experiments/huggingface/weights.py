@@ -40,6 +40,7 @@ def load(
   num_labels: int | None = None,
   dtype: DTypeLike = "float32",
   param_dtype: DTypeLike | None = None,
+  attention: str | None = None,
   remat: bool = False,
   scan: bool = False,
   seed: int = 0,
@@ -56,6 +57,7 @@ def load(
       logits; BERT, which has none, then gets two classes as in transformers.
     dtype: of the computation.
     param_dtype: of the parameters; None means `dtype`.
+    attention: implementation, see `attention.attend`; None chooses one.
     remat: whether blocks are computed again in the backward pass.
     scan: whether blocks are stacked and run as one loop.
     seed: of a new head.
@@ -84,6 +86,7 @@ def load(
     num_labels=num_labels,
     dtype=_floating(dtype),
     param_dtype=_floating(dtype if param_dtype is None else param_dtype),
+    attention=attention,
     remat=remat,
     scan=scan,
   )

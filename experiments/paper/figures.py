@@ -13,17 +13,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 import backslash_jax as bs
 from configs.paper import numbers, sweep
-from experiments import atomic
+from experiments import atomic, palette
 from experiments.paper import reproduce, tables
 
-matplotlib.use("Agg")
+palette.use()
 
-from matplotlib import pyplot
+from matplotlib import pyplot  # noqa: E402
 
 MODELS = "table4_bert", "table4_gpt2", "table4_llama3", "table4_gemma2"
 # The lines of Figures 7 and 8; the paper has no panel of the regularizers.
@@ -40,13 +39,17 @@ _SMOOTHED = 5  # Records that a loss is averaged over.
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A line: x and y [P], and the deviation of y over the seeds, or None."""
+  """A line: x and y [P], and the deviation of y over the seeds, or None.
+
+  The style "points" has a marker at each of them; "line" has none, "dots" only
+  these, and "paper" is dotted, with crosses.
+  """
 
   label: str
   x: np.ndarray
   y: np.ndarray
   deviation: np.ndarray | None = None
-  style: str = ".-"
+  style: str = "points"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +85,9 @@ def histograms(records: reproduce.Records, names: Iterable[str]) -> list[Panel]:
           "parameter",
           "density",
           [
-            Series("parameters", x, np.array(found["density"]), style="."),
-            Series(f"generalized Gaussian, nu {nu:.2f}", x, fit, style="-"),
-            Series("Gaussian", x, normal, style="--"),
+            Series("parameters", x, np.array(found["density"]), style="dots"),
+            Series(f"generalized Gaussian, nu {nu:.2f}", x, fit, style="line"),
+            Series("Gaussian", x, normal, style="line"),
           ],
           log="y",
         )
@@ -141,7 +144,7 @@ def against_lambda(
         for name, row in numbers.SWEEP.items()
       }
       x, y = np.array([*stated]), np.array([*stated.values()])
-      series.append(Series(f"{label}, paper", x, y, style="x:"))
+      series.append(Series(f"{label}, paper", x, y, style="paper"))
     panels.append(Panel(recipe, "lambda of the paper", y_label, series, "s"))
   return panels
 
@@ -262,7 +265,7 @@ def _of_sweep(records, of, y_label) -> list[Panel]:
       found = [of(record) for record in records.get(name, {}).values()]
       if found:
         y = np.mean([y for _, y in found], axis=0)
-        line = Series(f"lambda {value}", found[0][0], y, style="-")
+        line = Series(f"lambda {value}", found[0][0], y, style="line")
         series.append(line)
     if series:
       panels.append(Panel(recipe, "update", y_label, series))
@@ -279,23 +282,28 @@ def _over_seeds(label: str, values: Mapping[float, list[float]]) -> Series:
 
 
 def _draw(path: pathlib.Path, title: str, panels: Sequence[Panel]) -> None:
+  columns = min(len(panels), 2)  # More are too small in a page's width.
+  rows = -(-len(panels) // columns)
   figure, axes = pyplot.subplots(
-    1,
-    len(panels),
-    figsize=(5 * len(panels), 4),
+    rows,
+    columns,
+    figsize=(4.3 * columns, 3.4 * rows),
     squeeze=False,
     layout="constrained",
   )
-  for axis, panel in zip(axes[0], panels, strict=True):
-    for line in panel.series:
+  for axis in axes.flat[len(panels) :]:
+    axis.set_visible(False)
+  for axis, panel in zip(axes.flat, panels, strict=False):
+    for i, line in enumerate(panel.series):
       axis.errorbar(
         line.x,
         line.y,
         yerr=line.deviation,
-        fmt=line.style,
         capsize=2,
-        linewidth=1,
+        linewidth=1.2,
+        markersize=4,
         label=line.label,
+        **_style(line.style, i),
       )
     if panel.log == "y":
       axis.set_yscale("log")
@@ -308,6 +316,18 @@ def _draw(path: pathlib.Path, title: str, panels: Sequence[Panel]) -> None:
   figure.suptitle(title)
   figure.savefig(path, dpi=100, format="png")
   pyplot.close(figure)
+
+
+def _style(kind: str, index: int) -> dict[str, Any]:
+  style = palette.style(index)
+  match kind:
+    case "line":
+      return style | {"marker": ""}
+    case "dots":
+      return style | {"linestyle": "", "marker": ".", "color": palette.GRAY}
+    case "paper":
+      return style | {"linestyle": ":", "marker": "x", "color": palette.GRAY}
+  return style
 
 
 def _write_csv(path: pathlib.Path, panels: Sequence[Panel]) -> None:

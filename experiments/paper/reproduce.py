@@ -1,5 +1,6 @@
 """The program that the commands of tables and of figures share."""
 
+import fnmatch
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,6 +53,9 @@ def launch(
   flags.DEFINE_list(
     "seeds", ["0", "1", "2"], "Seeds; every cell is run with each."
   )
+  flags.DEFINE_list(
+    "cells", [], "Run only cells of these glob patterns: table4_gpt2/*."
+  )
   flags.DEFINE_bool("run", True, "Run the cells that are missing.")
   program.run(functools.partial(_main, kind, names, cells, write))
 
@@ -82,6 +86,24 @@ def _main(kind, names, cells, write, argv) -> None:
       plan.run(planned, shown)
     write(name, {n: plan.records(planned, n) for n in shown}, results)
     print(f"{kind} {name} is in {results}")
+
+
+def matching(cells: Collection[str], patterns: Sequence[str]) -> set[str]:
+  """The cells that a pattern matches; all of them without patterns.
+
+  Raises:
+    UserError: a pattern matches none.
+  """
+  found: set[str] = set() if patterns else set(cells)
+  for pattern in patterns:
+    some = fnmatch.filter(cells, pattern)
+    if not some:
+      raise settings.UserError(
+        f"--cells: no cell matches {pattern!r}; there are"
+        f" {', '.join(sorted(cells))}"
+      )
+    found.update(some)
+  return found
 
 
 def with_normal(names: Collection[str]) -> list[str]:
