@@ -71,6 +71,7 @@ def _delta(directory, **fields):
   return _config(
     directory,
     model__delta=True,
+    mesh__fsdp=2,
     rate__mask="all",
     round_bits=3.0,
     round_begin_update=4,
