@@ -15,7 +15,7 @@ from experiments import settings
 
 def run(
   main: Callable[[Sequence[str]], Any],
-  parse: Callable[[Sequence[str]], Sequence[str]] = app.parse_flags_with_usage,
+  parse: Callable[[list[str]], Sequence[str]] = app.parse_flags_with_usage,
 ) -> None:
   """Parses the flags and runs main on what remains; it ends as `end`.
 
