@@ -12,8 +12,9 @@ __version__ = "0.2.0"
 # The module of each public name. Names are imported on first use: a program
 # that only reads files needs neither JAX nor optax.
 _MODULES = {
-  "archive": ("ArchiveError", "Report", "inspect", "load", "save"),
+  "archive": ("ArchiveError", "Base", "Report", "inspect", "load", "save"),
   "control": ("gradient_balance", "target_rate"),
+  "difference": ("apply_delta", "delta"),
   "quantize": ("STEP",),
   "recipe": ("recommended",),
   "rounding": ("round_through",),
@@ -26,8 +27,16 @@ _PUBLIC_MODULES = ("ggd", "moments", "quantize", "structure")
 
 if TYPE_CHECKING:
   from backslash_jax import ggd, moments, quantize, structure
-  from backslash_jax.archive import ArchiveError, Report, inspect, load, save
+  from backslash_jax.archive import (
+    ArchiveError,
+    Base,
+    Report,
+    inspect,
+    load,
+    save,
+  )
   from backslash_jax.control import gradient_balance, target_rate
+  from backslash_jax.difference import apply_delta, delta
   from backslash_jax.fitting import fit_steps, steps
   from backslash_jax.quantize import STEP
   from backslash_jax.recipe import recommended
@@ -39,8 +48,11 @@ __all__ = [
   "STEP",
   "ArchiveError",
   "BackslashState",
+  "Base",
   "Report",
+  "apply_delta",
   "backslash",
+  "delta",
   "fit_steps",
   "ggd",
   "gradient_balance",

@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.tokenizer = "bytes"  # Or a directory or hub id with a tokenizer.
   data.strip = True  # newsgroups20: no headers, quotations and signatures.
   data.pack = True  # squad, wmt19: several training examples in a sequence.
+  data.language = False  # Predict the texts of a classification, not classes.
   data.max_train = config_dict.placeholder(int)  # Examples; None: all.
   data.max_eval = config_dict.placeholder(int)  # Of each other split.
 
@@ -42,11 +43,18 @@ def get_config() -> ml_collections.ConfigDict:
   # weights; both None: depth to mlp below.
   model.size = config_dict.placeholder(str)
   model.weights = config_dict.placeholder(str)
+  # Of a pretrained model, at most one: train the difference from the weights;
+  # train adapters of this rank, and no weights. 0: train the weights.
+  model.delta = False
+  model.lora = 0
   model.depth = 2
   model.width = 128
   model.heads = 4
   model.mlp = 256  # Hidden size of the feed-forward layers.
   model.dtype = "float32"  # Of the activations; parameters are float32.
+  # Of a published architecture: "plain", "chunked", "splash" (TPU) or "cudnn"
+  # (GPU), see experiments/models/attention.py. None: by platform and length.
+  model.attention = config_dict.placeholder(str)
   model.dropout = 0.0
   model.remat = False  # Recompute activations in the backward pass.
   model.scan = False  # Stack the layers' parameters, and scan over them.
@@ -107,6 +115,9 @@ def get_config() -> ml_collections.ConfigDict:
   # matrix. Sensitive matrices get finer steps, with the entries of `steps` as
   # means; see quantize.sensitive_steps. 0: one step for all matrices.
   evaluate.sensitivity_batches = 0
+  # The step of biases and scales, as a multiple of that of the matrices. None:
+  # they are stored exactly. With round_bits the file has the fitted steps.
+  evaluate.vectors = config_dict.placeholder(float)
   evaluate.mu = 0.0  # Of rate-distortion optimized rounding, see bs.save.
   evaluate.pruning_rates = tuple(k / 10 for k in range(10))
   # The coarsest file is shipped whose validation accuracy is at most so many

@@ -67,7 +67,9 @@ PROFILES: dict[str, dict[str, Any]] = {
     "widths": (4, 3, 2),
   },
 }
-SEEDS = {"small": (0, 1), "full": (0, 1, 2)}
+# The grid of fine-tunes as differences from the pretrained weights.
+PROFILES["delta"] = PROFILES["small"]
+SEEDS = {"small": (0, 1), "full": (0, 1, 2), "delta": (0, 1)}
 
 
 def add(
@@ -96,7 +98,8 @@ def add(
     small: the methods of the small grid.
     best: the method that one of the tables compares with all others.
     limit: of the methods with a target, see `bs.target_rate`.
-    **values: replace those of PROFILES.
+    **values: replace those of PROFILES; `differences` gives those of the
+      methods for fine-tunes, which are left out without it.
   """
   if profile not in PROFILES:
     raise ValueError(
@@ -126,7 +129,7 @@ def add(
     sensitive_steps=tuple(2 * step for step in config.evaluate.steps),
     **values,
   )
-  for name in small if profile == "small" else found:
+  for name in found if profile == "full" else small:
     points = found[name]["points"]
     grid.methods[name] = ml_collections.ConfigDict(
       {
@@ -154,6 +157,7 @@ def methods(
   widths: Sequence[int],
   sensitive_steps: Sequence[float],
   limit: float | None = None,
+  differences: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Every method there is, by name.
 
@@ -171,6 +175,7 @@ def methods(
     widths: bits of quantization-aware training.
     sensitive_steps: means of the steps of files with a step per matrix.
     limit: of the methods with a target, `rate.limit`.
+    differences: of the methods for fine-tunes, see `_differences`.
   """
   limited = {} if limit is None else {"rate.limit": limit}
   sensitive = {
@@ -246,7 +251,50 @@ def methods(
     found[name] = method(fields, balance)
     found[f"{name}_target"] = method(fields | limited, {"rate.target": targets})
     found[f"round_{name}"] = method(fields, balance | rounded)
+  if differences is not None:
+    found |= _differences(fitted, **differences)
   return found
+
+
+def _differences(
+  fitted: Mapping[str, Any],
+  *,
+  steps: Sequence[float],
+  balances: Sequence[float],
+  bits: Sequence[float],
+  ranks: Sequence[int],
+  rank_steps: Sequence[float],
+) -> dict[str, dict[str, Any]]:
+  """Methods that fine-tune a difference from pretrained weights, or adapters.
+
+  Args:
+    fitted: the fields of methods with fitted steps.
+    steps: of the files; those of biases and scales are a quarter of them.
+    balances: norms of the rate's gradient.
+    bits: to which steps are fitted.
+    ranks: of the adapters of LoRA.
+    rank_steps: means of the steps of their files, with a step per matrix.
+  """
+  coded = {"evaluate.vectors": 0.25}
+  delta = {"model.delta": True, "rate.mask": "all", "rate.step": 2.0**-8}
+  files = coded | {"evaluate.steps": tuple(steps)}
+  sensitive = {"evaluate.sensitivity_batches": 24}
+  balance, to_bits = {"rate.balance": balances}, {"round_bits": bits}
+  return {
+    "delta": method(delta | files, {}),
+    "delta_sensitive": method(delta | files | sensitive, {}),
+    "delta_l1": method(RATES["l1"] | delta | files, balance),
+    "delta_dggr": method(RATES["dggr"] | delta | files, balance),
+    "delta_fitted": method(fitted | delta, to_bits),
+    "delta_l1_fitted": method(RATES["l1"] | fitted | delta, balance | to_bits),
+    "delta_dggr_fitted": method(
+      RATES["dggr"] | fitted | delta, balance | to_bits
+    ),
+    "lora": method(
+      coded | sensitive | {"evaluate.steps": tuple(rank_steps)},
+      {"model.lora": ranks},
+    ),
+  }
 
 
 def method(

@@ -5,8 +5,9 @@ python -m experiments.frontier --config=configs/frontier_texts.py:sst2 \
 
 The argument is TASK or TASK/PROFILE; the tasks are sst2, newsgroups and imdb.
 The profile "small", the default, is for two CPU cores; "full" has every method
-and point and three seeds. configs/pretrained.py says where weights and data
-come from.
+and point and three seeds; "delta" compares fine-tunes that are stored as
+differences from the pretrained weights with LoRA. configs/pretrained.py says
+where weights and data come from.
 
 Hardware: two CPU cores with a process on each, see docs/frontier.md. Minutes on
 a core of a training with one file, a training with seven files, and seven files
@@ -38,5 +39,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       f" sst2/full: one of {', '.join(TASKS)}"
     )
   name, small, full = TASKS[task]
+  if profile == "delta":
+    return pretrained.differences(name, small)
   seq_len = full if profile == "full" else small
   return pretrained.grid(profile or "small", name, seq_len)

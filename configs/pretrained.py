@@ -57,6 +57,45 @@ def fine_tuning(
   return config
 
 
+def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
+  """The frontier of fine-tunes as differences from the pretrained weights.
+
+  Args:
+    task: as `data.name`.
+    seq_len: tokens per example.
+  """
+  config = fine_tuning(task, seq_len, small=True)
+  config.optimizer.learning_rate = 1e-4
+  config.optimizer.warmup_updates = 200
+  frontier.add(
+    config,
+    "delta",
+    steps=(),
+    lambdas=(),
+    learning_rates={"lora": 1e-3},
+    candidates=(5e-4, 1e-3, 2e-3),
+    best="delta_l1_fitted",
+    small=(
+      "delta",
+      "delta_sensitive",
+      "lora",
+      "delta_fitted",
+      "delta_l1_fitted",
+      "delta_dggr",
+    ),
+    differences={
+      "steps": tuple(2.0 ** (-k / 2) for k in (14, 15, 16)),
+      "balances": (0.3,),
+      "bits": (0.03, 0.06, 0.12),
+      "ranks": (4, 8, 16),
+      "rank_steps": tuple(2.0**-k for k in (4, 5, 6, 7)),
+    },
+  )
+  config.grid.baseline = "delta"
+  config.grid.bits = (0.03, 0.06, 0.12, 0.25)
+  return config
+
+
 def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
   """The frontier of a task.
 

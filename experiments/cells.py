@@ -52,6 +52,8 @@ class Cell:
 
 
 AnyCell = TypeVar("AnyCell", bound=Cell)
+# The compiled functions and the base of cells, by their model and data.
+Scores = dict[str, tuple[scoring.Score, learner.Params]]
 
 
 def of_arms(
@@ -108,7 +110,7 @@ def _taken(cells):
     cells = busy
 
 
-def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
+def finish(cell: Cell, scores: Scores) -> dict[str, Any]:
   """Returns the evaluation of a cell, and trains it first where necessary.
 
   A finished training keeps its exact parameters in place of its checkpoints,
@@ -116,8 +118,7 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
 
   Args:
     cell: what to train and evaluate.
-    scores: the compiled functions of earlier cells, by the model and data that
-      they serve. Those of this cell are added.
+    scores: those of earlier cells. Those of this cell are added.
 
   Returns:
     See `evaluate.evaluate`.
@@ -133,11 +134,14 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
   if is_trained:
     resume.check_same(config, cell.training)
   if not is_trained or kind not in scores:
-    forward, params = _build(config)
-    scores.setdefault(kind, scoring.make_score(config, forward, mesh))
+    forward, params, base = _build(config)
+    if kind not in scores:
+      base = jax.device_get(base)
+      scores[kind] = scoring.make_score(config, forward, mesh, base), base
+    score, base = scores[kind]
     if not is_trained:
       params, steps = train.train(
-        config, cell.training, cell.name, forward, params, scores[kind], mesh
+        config, cell.training, cell.name, forward, params, score, mesh, base
       )
       _keep(trained, {"params": distributed.gather(params), "steps": steps})
   if distributed.is_main():
@@ -145,8 +149,10 @@ def finish(cell: Cell, scores: dict[str, scoring.Score]) -> dict[str, Any]:
     resume.save_config(config, cell.directory)
   # The evaluation is of what the file holds.
   params, steps = load(cell)
+  score, base = scores[kind]
+  resume.check_base(config, base, cell.training)
   return evaluate.evaluate(
-    config, cell.directory, cell.name, params, scores[kind], steps
+    config, cell.directory, cell.name, params, score, steps, base
   )
 
 
@@ -183,7 +189,7 @@ def _claim(directory, *, wait):
 
 
 def _build(config):
-  """The model and its initial parameters, see `learner.build`."""
+  """The model, what is trained and the base, see `learner.build_parts`."""
   try:
     task = data.load_task(config.data)
     if task.num_train < config.data.batch_size:
@@ -191,7 +197,7 @@ def _build(config):
         f"config.data.batch_size is {config.data.batch_size}, but {task.name}"
         f" has {task.num_train} training examples: choose a smaller one"
       )
-    return learner.build(config, task)
+    return learner.build_parts(config, task)
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
 

@@ -18,9 +18,16 @@ import numpy as np
 from flax import traverse_util
 
 import backslash_jax as bs
-from backslash_jax import quantize, structure
+from backslash_jax import quantize, structure, tree
 from backslash_jax.coding import exp_golomb, huffman
-from experiments import atomic, distributed, scoring, settings
+from experiments import (
+  atomic,
+  digest,
+  distributed,
+  finetune,
+  scoring,
+  settings,
+)
 
 SHIPPED = "shipped.safetensors"
 # The fields of config.evaluate that list quantizers, and the key that names
@@ -35,6 +42,7 @@ def evaluate(
   params: Any,
   score: scoring.Score,
   fitted: Mapping[str, Any] | None = None,
+  base: Any = None,
 ) -> dict[str, Any]:
   """Evaluates params, or returns what evaluation.json holds about them.
 
@@ -42,12 +50,13 @@ def evaluate(
     config: its `evaluate` field says what is measured.
     directory: gets evaluation.json and the coded file that is shipped.
     name: of the training, for the line that is printed.
-    params: the trained parameters.
+    params: the trained parameters, see `finetune.split`.
     score: from `scoring.make_score`.
     fitted: the steps that training chose, by name, for config.evaluate.scales.
+    base: the weights that were not trained; a file has none of them.
 
   Returns:
-    "parameters", "matrix_parameters": counts.
+    "parameters", "matrix_parameters": counts, of the whole model.
     "exact": scores of the unquantized model per split.
     "quantized": from fine to coarse, for each quantizer of config.evaluate its
       "step", "levels" or "scale", the scores, bytes and bits of its file (see
@@ -58,10 +67,10 @@ def evaluate(
   Raises:
     UserError: a file cannot be written.
   """
-  params = jax.device_get(params)
+  params, base = jax.device_get(params), base or {}
   path = directory / "evaluation.json"
   fitted = {name: float(step) for name, step in (fitted or {}).items()}
-  key = _fingerprint(config, params, fitted)
+  key = _fingerprint(config, params, fitted, base)
   if path.exists() and (directory / SHIPPED).exists():
     try:
       cached = json.loads(path.read_text())
@@ -73,15 +82,22 @@ def evaluate(
   rates = config.evaluate.pruning_rates
   if distributed.is_main():
     print(f"{name}: evaluating {len(quantizers)} files, {len(rates)} prunings")
+
+  def whole(trained):
+    return jax.device_get(finetune.merge(config.model, base, trained))
+
+  # Of a difference the file needs the base, of adapters it is the adapters.
+  of = bs.Base(base) if config.model.delta else None
+  model = whole(params)
   result: dict[str, Any] = {
-    "parameters": sum(x.size for x in jax.tree.leaves(params)),
-    "matrix_parameters": sum(x.size for x in matrices(params)),
-    "exact": {s: score(params, s) for s in ("validation", "test")},
+    "parameters": sum(x.size for x in jax.tree.leaves(model)),
+    "matrix_parameters": sum(x.size for x in matrices(model)),
+    "exact": {s: score(model, s) for s in ("validation", "test")},
   }
   files = [directory / f"file_{i}.safetensors" for i in range(len(quantizers))]
   try:
     result["quantized"] = [
-      label | _quantized(config, file, params, score, steps)
+      label | _quantized(config, file, params, score, steps, whole, of)
       for file, (label, steps) in zip(files, quantizers, strict=True)
     ]
     result["shipped"] = _choose(config, result)
@@ -94,7 +110,7 @@ def evaluate(
       f"cannot write {error.filename or directory}: {error.strerror or error}"
     ) from error
   result["pruned"] = [
-    {"rate": rate, "test": score(_pruned(params, rate), "test")}
+    {"rate": rate, "test": score(whole(_pruned(params, rate)), "test")}
     for rate in rates
   ]
   if distributed.is_main():
@@ -160,33 +176,57 @@ def _quantizers(config, params, score, fitted):
     steps = [{n: scale * s for n, s in fitted.items()} for scale in values]
   elif fields.sensitivity_batches:
     squares = score.squares(params, fields.sensitivity_batches)
-    steps = [quantize.sensitive_steps(params, s, squares) for s in values]
+    mask = bs.matrices if fields.vectors is None else None
+    steps = [
+      quantize.sensitive_steps(params, s, squares, mask=mask) for s in values
+    ]
+  elif fields.vectors is not None:
+    steps = [_steps_of_all(params, step, fields.vectors) for step in values]
   else:
     steps = values
   return [({_UNITS[unit]: v}, s) for v, s in zip(values, steps, strict=True)]
 
 
-def _quantized(config, file, params, score, steps):
-  """Codes params with steps, reads the file back and measures it."""
+def _steps_of_all(params, step, vectors):
+  """The step of every floating leaf; that of vectors is `vectors` * step."""
+  matrices = tree.selected(params)
+  return {
+    name: step if name in matrices else vectors * step
+    for name in tree.selected(params, None)
+  }
+
+
+def _quantized(config, file, params, score, steps, whole, base=None):
+  """Codes params with steps, reads the file back and measures it.
+
+  With a base the file is of the whole model, as the difference from that.
+  """
+  if base is not None:
+    params = whole(params)
   if distributed.is_main():
     with warnings.catch_warnings():
       # The coarse steps of a sweep are meant to show where a model breaks.
-      warnings.filterwarnings("ignore", ".* values became zero")
+      warnings.filterwarnings("ignore", ".* became zero")
       bs.save(
         file,
         params,
         step=steps,
+        base=base,
         coder=config.evaluate.coder,
         mu=config.evaluate.mu,
       )
   distributed.barrier(f"coded {file.name}")
   size = file.stat().st_size
-  params = bs.load(file)
+  params = bs.load(file, base=base)
+  if base is None:
+    model = whole(params)
+  else:
+    model, params = params, bs.delta(params, base.tensors)
   return {
     "bytes": size,
     "bits": code_lengths(params, steps),
-    "validation": score(params, "validation"),
-    "test": score(params, "test"),
+    "validation": score(model, "validation"),
+    "test": score(model, "test"),
   }
 
 
@@ -209,18 +249,20 @@ def _entropy(symbols):
   return float(-np.sum(p * np.log2(p)))
 
 
-def _fingerprint(config, params, fitted):
+def _fingerprint(config, params, fitted, base):
   """A hash of everything that an evaluation depends on."""
-  digest = hashlib.sha256()
+  found = hashlib.sha256()
   fields = config.evaluate, config.model, config.data.name
   if fitted:
     fields += (fitted,)
-  digest.update(
+  if base:
+    fields += (digest.of(base),)
+  found.update(
     json.dumps(
       [f.to_dict() if hasattr(f, "to_dict") else f for f in fields],
       sort_keys=True,
     ).encode()
   )
   for x in jax.tree.leaves(params):
-    digest.update(np.ascontiguousarray(x).tobytes())
-  return digest.hexdigest()
+    found.update(np.ascontiguousarray(x).tobytes())
+  return found.hexdigest()

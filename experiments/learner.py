@@ -11,7 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import backslash_jax as bs
-from experiments import finite, models, optimizer, scoring, sharding
+from experiments import (
+  finetune,
+  finite,
+  models,
+  optimizer,
+  scoring,
+  sharding,
+)
 from experiments.models import functional
 
 Params = dict[str, Any]
@@ -25,6 +32,19 @@ def build(
 ) -> tuple[Forward, Params]:
   """The model as (params, tokens, mask) -> logits, and its initial params."""
   return functional.split(models.build(config.model, task, seed=config.seed))
+
+
+def build_parts(
+  config: ml_collections.ConfigDict, task: Any
+) -> tuple[Forward, Params, Params]:
+  """As `build`, with what is trained in place of all params, and the base.
+
+  See `finetune.split`.
+  """
+  model = models.build(config.model, task, seed=config.seed)
+  forward, params = functional.split(model)
+  new = getattr(model, "new_parameters", ())
+  return forward, *finetune.split(config, params, new)
 
 
 def build_abstract(
@@ -44,26 +64,28 @@ def make_update(
   mesh: Mesh | None = None,
   measure_rate: bool = True,
 ) -> Callable[..., tuple[State, dict[str, jax.Array], dict[str, jax.Array]]]:
-  """The function (state, batch, update) -> (state, values, flags).
+  """The function (state, batch, update, base={}) -> (state, values, flags).
 
-  `update` is the number of the update, from 1; `values` are the metrics,
-  float32 scalars; `flags` are of `finite.flags`, for parameters, gradients
-  and updates. Without `measure_rate` the metrics of the rate are left out.
+  `update` is the number of the update, from 1; `base` is that of
+  `finetune.split`; `values` are the metrics, float32 scalars; `flags` are of
+  `finite.flags`, for parameters, gradients and updates. Without `measure_rate`
+  the metrics of the rate are left out.
   The state is on `mesh`, as `sharding` says; None is one device.
   """
   schedule = optimizer.schedule(config)
 
-  def loss_fn(params, opt_state, batch, update):
+  def loss_fn(params, opt_state, batch, update, base):
     params = _seen_by_loss(config, params, opt_state, update)
+    params = finetune.merge(config.model, base, params)
     totals = scoring.totals(forward, params, batch)
     weight = totals["weight"]
     return totals["loss"] / weight, totals["accuracy"] / weight
 
-  def update_fn(state, batch, update):
+  def update_fn(state, batch, update, base=None):
     params = state["params"]
     with sharding.use(mesh):
       (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        params, state["opt_state"], batch, update
+        params, state["opt_state"], batch, update, {} if base is None else base
       )
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     values = {

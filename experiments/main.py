@@ -15,7 +15,6 @@ from experiments import (
   program,
   report,
   resume,
-  scoring,
   settings,
 )
 
@@ -41,7 +40,7 @@ def train_and_evaluate(
   distributed.initialize(config)
   planned = cells.of_arms(config, workdir)
   resume.prepare_directory(workdir)
-  scores: dict[str, scoring.Score] = {}
+  scores: cells.Scores = {}
   with cells.take(list(planned.values())) as taken:
     evaluations = {c.directory: cells.finish(c, scores) for c in taken}
   result = {}

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags, logging
@@ -14,8 +14,8 @@ from experiments import settings
 
 
 def run(
-  main: Callable[[Sequence[str]], Any],
-  parse: Callable[[list[str]], Sequence[str]] = app.parse_flags_with_usage,
+  main: Callable[[list[str]], Any],
+  parse: Callable[[list[str]], list[str]] = app.parse_flags_with_usage,
 ) -> None:
   """Parses the flags and runs main on what remains; it ends as `end`.
 

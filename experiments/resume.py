@@ -3,11 +3,12 @@
 import json
 import pathlib
 import tempfile
+from typing import Any
 
 import ml_collections
 from flax import traverse_util
 
-from experiments import atomic, settings
+from experiments import atomic, digest, settings
 
 # Fields that may change when a run is resumed: they do not affect the trained
 # parameters.
@@ -79,6 +80,34 @@ def check_same(
       + "\n".join(different)
       + "\nSet these fields back to resume it, name another --workdir, or"
       f" delete {directory} to start over"
+    )
+
+
+def save_base(base: Any, directory: pathlib.Path) -> None:
+  """Writes the digests of a base, if there is one, to directory/base.json."""
+  if base:
+    text = json.dumps(digest.of(base), indent=2)
+    atomic.write_text(directory / "base.json", text + "\n")
+
+
+def check_base(
+  config: ml_collections.ConfigDict, base: Any, directory: pathlib.Path
+) -> None:
+  """Raises UserError if the run in directory was trained on another base."""
+  if not base:
+    return
+  path = directory / "base.json"
+  try:
+    before = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise settings.UserError(f"cannot read {path}: {error}") from error
+  now = digest.of(base)
+  if different := [name for name in now if now[name] != before.get(name)]:
+    raise settings.UserError(
+      f"{directory} holds a fine-tune of other weights than those in"
+      f" config.model.weights, {config.model.weights}: {different[0]} differs,"
+      f" one of {len(different)}. Put its own back, or delete {directory} to"
+      " start over"
     )
 
 

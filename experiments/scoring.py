@@ -11,20 +11,29 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data, sharding
+from experiments import data, finetune, sharding
+from experiments.models import functional, losses
 
 
 def totals(forward, params, batch) -> dict[str, jax.Array]:
-  """Sums over the targets of a batch: cross entropy in nats, hits, weight."""
-  logits = forward(params, batch["tokens"], batch["mask"])
+  """Sums over the targets of a batch: cross entropy in nats, hits, weight.
+
+  Args:
+    forward: a `functional.Forward`, or any (params, tokens, mask) -> logits.
+    params: of it.
+    batch: see `data.Dataset`.
+  """
+  tokens, mask = batch["tokens"], batch["mask"]
   targets, weights = batch["targets"], batch["weights"]
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-  hits = jnp.argmax(logits, axis=-1) == targets
+  if isinstance(forward, functional.Forward):
+    entropies, hits = forward.losses(params, tokens, mask, targets)
+  else:
+    logits = forward(params, tokens, mask)
+    entropies, hits = losses.of_logits(logits, targets)
   return {
-    "loss": jnp.sum(losses * weights),
+    "loss": jnp.sum(entropies * weights),
     "accuracy": jnp.sum(hits * weights),
     "weight": jnp.sum(weights),
   }
@@ -38,8 +47,9 @@ class Score:
 
   Attributes:
     function: (params, split) -> scores.
-    squares: (params, count) -> every leaf's mean squared gradient, float32
-      scalars: of the loss of each of the first `count` training batches.
+    squares: (trained, count) -> every leaf's mean squared gradient, float32
+      scalars: of the loss of each of the first `count` training batches. Of
+      what is trained, see `finetune.split`; the params are the whole model.
   """
 
   function: Callable[[Any, str], dict[str, float]]
@@ -49,8 +59,12 @@ class Score:
     return self.function(params, split)
 
 
-def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
-  """The `Score` of the models of a config on its data."""
+def make_score(
+  config: ml_collections.ConfigDict, forward, mesh: Mesh, base: Any = None
+) -> Score:
+  """The `Score` of the models of a config, with this base, on its data."""
+  base = base or {}
+  base = jax.device_put(base, sharding.parameters(base, mesh))
   replicated = NamedSharding(mesh, PartitionSpec())
   split_over_devices = NamedSharding(mesh, sharding.BATCH)
 
@@ -59,14 +73,15 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
     with sharding.use(mesh):
       return totals(forward, params, batch)
 
-  def mean_loss(params, batch):
+  def mean_loss(trained, batch, base):
+    params = finetune.merge(config.model, base, trained)
     sums = totals(forward, params, batch)
     return sums["loss"] / sums["weight"]
 
   @functools.partial(jax.jit, out_shardings=replicated)
-  def mean_squares(params, batch):
+  def mean_squares(trained, batch, base):
     with sharding.use(mesh):
-      gradients = jax.grad(mean_loss)(params, batch)
+      gradients = jax.grad(mean_loss)(trained, batch, base)
     return jax.tree.map(lambda g: jnp.mean(jnp.square(g)), gradients)
 
   def score(params, split):
@@ -78,14 +93,14 @@ def make_score(config: ml_collections.ConfigDict, forward, mesh: Mesh) -> Score:
       total.update({k: float(v) for k, v in sums.items()})
     return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
 
-  def squares(params, count):
-    params = jax.device_put(params, sharding.parameters(params, mesh))
+  def squares(trained, count):
+    trained = jax.device_put(trained, sharding.parameters(trained, mesh))
     batches = data.train_dataset(
       config.data, seed=0, batch_size=config.data.batch_size
     )
     found = [
       jax.device_get(
-        mean_squares(params, jax.device_put(batch, split_over_devices))
+        mean_squares(trained, jax.device_put(batch, split_over_devices), base)
       )
       for batch in itertools.islice(batches, count)
     ]

@@ -13,7 +13,7 @@ import ml_collections
 from flax import traverse_util
 
 from backslash_jax.coding import coders
-from experiments.models import units
+from experiments.models import attention, units
 
 
 class UserError(Exception):
@@ -72,13 +72,17 @@ _WANTED = {
   "data.seq_len": _COUNT,
   "data.strip": _BOOL,
   "data.pack": _BOOL,
+  "data.language": _BOOL,
   "data.max_train": _optional(_COUNT),
   "data.max_eval": _optional(_COUNT),
+  "model.delta": _BOOL,
+  "model.lora": _NATURAL,
   "model.depth": _COUNT,
   "model.width": _COUNT,
   "model.heads": _COUNT,
   "model.mlp": _COUNT,
   "model.dtype": _one_of("float32", "bfloat16"),
+  "model.attention": _optional(_one_of(*attention.IMPLEMENTATIONS)),
   "model.dropout": ("0: the models have none", lambda v: v == 0),
   "model.remat": _BOOL,
   "model.scan": _BOOL,
@@ -119,6 +123,7 @@ _WANTED = {
   "evaluate.scales": _list_of(_POSITIVE, "positive numbers"),
   "evaluate.pruning_rates": _list_of(_FRACTION, "numbers in [0, 1)"),
   "evaluate.sensitivity_batches": _NATURAL,
+  "evaluate.vectors": _optional(_POSITIVE),
   "evaluate.mu": _NOT_NEGATIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,
   "evaluate.coder": _one_of(*coders.NAMES),
@@ -149,9 +154,13 @@ _EXCLUSIVE = (
   ("rate.lmbda", "rate.balance", "rate.target"),
   ("round_step", "quantize_bits", "round_bits"),
   ("evaluate.levels", "evaluate.sensitivity_batches", "round_bits"),
+  ("evaluate.levels", "evaluate.vectors", "round_bits"),
+  ("model.delta", "model.lora"),
 )
 # A field that is set does nothing unless one of these is set too.
 _NEEDS = {
+  "model.delta": ("model.weights",),
+  "model.lora": ("model.weights",),
   "rate.limit": ("rate.target",),
   "rate.stop_update": ("rate.lmbda", "rate.balance", "rate.target"),
   "rate.keep_zeros": ("rate.stop_update",),
@@ -273,7 +282,7 @@ def _conflicts(config):
     problems += [
       f"config.model.{f} is {model[f]!r}, but config.model.name is"
       f" {model.name!r}; it is for the published architectures"
-      for f in ("size", "weights", "remat", "scan")
+      for f in ("size", "weights", "attention", "remat", "scan")
       if model[f]
     ]
   elif model.size is not None and model.weights is not None:
@@ -281,13 +290,11 @@ def _conflicts(config):
       f"config.model.size is {model.size!r} and config.model.weights is"
       f" {model.weights!r}, wanted one of them at most: the weights have a size"
     )
-  if config.round_bits is not None:
-    problems += [
-      f"config.rate.{f} is {config.rate[f]!r}, wanted {wanted!r} with"
-      " config.round_bits"
-      for f, wanted in (("placement", "coupled"), ("mask", "matrices"))
-      if config.rate[f] != wanted
-    ]
+  if config.round_bits is not None and config.rate.placement != "coupled":
+    problems.append(
+      f"config.rate.placement is {config.rate.placement!r}, wanted 'coupled'"
+      " with config.round_bits"
+    )
   return problems
 
 

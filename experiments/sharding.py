@@ -8,10 +8,12 @@ gathered where the layer is computed, and their gradients reduced and scattered.
 "tensor" splits the computation within a layer.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -145,6 +147,11 @@ class Placement:
 
   mesh: Mesh
 
+  @property
+  def platform(self) -> str:
+    """Of the devices: "cpu", "gpu" or "tpu"."""
+    return self.mesh.devices.flat[0].platform
+
   def constrain(self, x: jax.Array, names: partition.Names) -> jax.Array:
     """x, split as the names of its dimensions say.
 
@@ -175,22 +182,65 @@ class Placement:
     return _gather(x.astype(dtype), split, gathered)
 
   def per_device(self, function, inputs, output):
-    """The function, computed by each device on its part of the arrays."""
+    """The function, computed by each device on its part of the arrays.
 
-    def mapped(*arrays):
-      specs = tuple(
+    `inputs` has the names of every array in the arguments, in their order; the
+    result has the shape of the first of them.
+    """
+
+    def mapped(*arguments):
+      arrays, structure = jax.tree.flatten(arguments)
+      specs = [
         self._activation(names, x.shape)
         for names, x in zip(inputs, arrays, strict=True)
-      )
+      ]
       return jax.shard_map(
         function,
         mesh=self.mesh,
-        in_specs=specs,
-        out_specs=PartitionSpec(*map(ACTIVATION_RULES.get, output)),
+        in_specs=structure.unflatten(specs),
+        out_specs=self._activation(output, arguments[0].shape),
         check_vma=False,
-      )(*arrays)
+      )(*arguments)
 
     return mapped
+
+  def over_batch(self, function, name, dtype):
+    """The function, computed by each device on its part of the batch.
+
+    Its first argument is a parameter of this name: each device gets all of it
+    in `dtype`, but for what tensor splits, and its gradient is summed once.
+    The others, and the results, are arrays [B, ...].
+    """
+
+    def mapped(x, *arrays):
+      spec = _spec(name, x.shape, self.mesh, [])
+      own = [axis if axis == RULES["width"] else None for axis in spec]
+      batch = self._activation(("batch",), arrays[0].shape[:1])
+
+      def gathered(x, *arrays):
+        x = x.astype(dtype)
+        for i, axis in enumerate(own):
+          if axis:
+            x = jax.lax.all_gather(x, axis, axis=i, tiled=True)
+        # Only the axes within a layer are left to the compiler.
+        with partition.use(None):
+          return function(x, *arrays)
+
+      return jax.shard_map(
+        gathered,
+        mesh=self.mesh,
+        in_specs=(PartitionSpec(*own), *([batch] * len(arrays))),
+        out_specs=batch,
+        axis_names=set(BATCH[0]),
+        check_vma=False,
+      )(x, *arrays)
+
+    return mapped
+
+  def parts(self, name: str, size: int) -> int:
+    """Into how many parts a dimension of an activation is split."""
+    (axis,) = self._activation((name,), (size,))
+    return _size(self.mesh, axis) if axis else 1
 
   def _activation(self, names, shape):
     """PartitionSpec of an activation."""
@@ -208,10 +258,23 @@ class Placement:
     return PartitionSpec(*entries)
 
 
-def use(mesh: Mesh | None):
-  """A context: models that are traced inside are computed on the mesh."""
-  many = mesh is not None and mesh.size > 1
-  return partition.use(Placement(mesh) if many else None)
+@contextlib.contextmanager
+def use(mesh: Mesh | None) -> Iterator[None]:
+  """Models that are traced inside are computed on the mesh.
+
+  Raises:
+    UserError: they cannot be.
+  """
+  placement = None
+  if mesh is not None:
+    placement = Placement(mesh)
+    if mesh.size == 1 and placement.platform == jax.default_backend():
+      placement = None
+  try:
+    with partition.use(placement):
+      yield
+  except NotImplementedError as error:
+    raise settings.UserError(str(error)) from error
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

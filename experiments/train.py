@@ -14,6 +14,7 @@ from experiments import (
   checkpoint,
   data,
   distributed,
+  finetune,
   finite,
   interrupt,
   learner,
@@ -34,6 +35,7 @@ def train(
   params: learner.Params,
   score: scoring.Score,
   mesh: Mesh,
+  base: learner.Params | None = None,
 ) -> tuple[learner.Params, learner.Steps]:
   """Trains to config.total_updates.
 
@@ -45,6 +47,7 @@ def train(
     params: the initial values.
     score: from `scoring.make_score`.
     mesh: from `sharding.make_mesh`.
+    base: the weights that are not trained, see `finetune.split`.
 
   Returns:
     The trained parameters, and the quantization steps that training chose, by
@@ -57,18 +60,22 @@ def train(
   total = config.total_updates
   names = tree.names(params)
   state, update_fn = _compile(config, forward, params, mesh)
+  base = base or {}
+  placed = jax.device_put(base, sharding.parameters(base, mesh))
+  merge = jax.jit(functools.partial(finetune.merge, config.model))
   batches, shard = _batches(config, mesh)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
     checkpoints = enter(
       checkpoint.Checkpoints(directory / "checkpoints", config.keep_checkpoints)
     )
-    start = _start(config, directory, checkpoints)
+    start = _start(config, directory, checkpoints, base)
     if start:
       state = checkpoints.restore(start, state, batches)
     writer = progress = metrics.Nowhere()
     if distributed.is_main():
       resume.save_config(config, directory)
+      resume.save_base(base, directory)
       writer = enter(metrics.Writer(directory, start))
       progress = enter(metrics.Progress(name, start, total, config.log_every))
     signals = enter(interrupt.received())
@@ -86,7 +93,7 @@ def train(
     pending = None
     for update in range(start + 1, total + 1):
       batch = jax.tree.map(shard, next(batches))
-      state, values, flags = update_fn(state, batch, update)
+      state, values, flags = update_fn(state, batch, update, placed)
       # While this update runs, look at the one before it.
       if pending:
         record(*pending)
@@ -99,7 +106,7 @@ def train(
         record(*pending)
         pending = None
       if evaluates:
-        scores = score(state["params"], "validation")
+        scores = score(merge(placed, state["params"]), "validation")
         writer.write(update, "validation", scores)
       if saves:
         # The records come first: a checkpoint never lacks its own.
@@ -155,11 +162,12 @@ def _batches(config, mesh):
   return iter(dataset), shard
 
 
-def _start(config, directory, checkpoints):
+def _start(config, directory, checkpoints, base):
   """The update to resume after; 0 starts from the beginning."""
   update = checkpoints.latest_update
   if update is not None:
     resume.check_same(config, directory)
+    resume.check_base(config, base, directory)
     return update
   records = metrics.read(directory / "metrics.jsonl")
   # A run may be killed while it writes its first checkpoint. Once it has begun

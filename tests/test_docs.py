@@ -116,6 +116,11 @@ BEFORE = {
     "loss": lambda params, batch: jnp.sum((params["w"] @ batch) ** 2),
     "batch": jnp.ones((8, 3)),
   },
+  "fine-tunes.md": {
+    "base": {"w": jnp.linspace(-1.0, 1.0, 4096).reshape(64, 64)},
+    "loss_fn": lambda params, batch: jnp.mean((params["w"] @ batch - 1.0) ** 2),
+    "batches": 420 * [jnp.ones((64, 3))],
+  },
   "compress.md": {},
   "getting-started.md": {},
   "language-models.md": {},

@@ -1,5 +1,6 @@
 """The coded model file: save, load, inspect. Reading needs NumPy alone."""
 
+from backslash_jax.archive.bases import Base
 from backslash_jax.archive.container import ArchiveError
 from backslash_jax.archive.file import CODERS, MAX_ERROR, load, save, stream
 from backslash_jax.archive.report import Report, TensorReport, inspect
@@ -10,6 +11,7 @@ __all__ = [
   "MAX_ERROR",
   "MAX_METADATA",
   "ArchiveError",
+  "Base",
   "Report",
   "TensorReport",
   "inspect",

@@ -25,7 +25,8 @@ class Decoder:
     reader: of the file.
     entries: its tensors.
     rows: from an entry to the (start, stop) rows of its matrix that are wanted,
-      None for no rows. All other rows of its array are undefined.
+      None for no rows. All other rows of its array are undefined. Of an entry
+      with a base, the array is the difference, see `differences.add`.
   """
 
   def __init__(
@@ -78,7 +79,10 @@ class Decoder:
       for i in users
       if not self._entries[i].size
     ]
-    yield [], ((entry, np.empty(entry.shape, entry.dtype)) for entry in empty)
+    yield (
+      [],
+      ((entry, np.empty(entry.shape, entry.stored_dtype)) for entry in empty),
+    )
     for batch in self._batches(tasks):
       for parts in parallel.in_order(self._decode, self._allocating(batch)):
         complete = []
@@ -136,7 +140,7 @@ class Decoder:
         if part.tensor not in self._arrays:
           entry = self._entries[part.tensor]
           try:
-            self._arrays[part.tensor] = np.empty(entry.size, entry.dtype)
+            self._arrays[part.tensor] = np.empty(entry.size, entry.stored_dtype)
           except MemoryError:
             raise self._reader.error(
               f"tensor {entry.name!r} of shape {entry.shape} does not fit into "
@@ -185,12 +189,12 @@ class Decoder:
       return
     model: Any = entry.model
     if entry.coder == "rans" and models.is_constant(model):
-      out[:] = quantize.dequantize(values[:1], entry.step, entry.dtype)
+      out[:] = quantize.dequantize(values[:1], entry.step, array.dtype)
       return
     for start in range(0, values.size, quantizing.BLOCK):
       block = values[start : start + quantizing.BLOCK]
       out[start : start + block.size] = quantize.dequantize(
-        block, entry.step, entry.dtype
+        block, entry.step, array.dtype
       )
 
 

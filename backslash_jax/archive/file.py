@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from backslash_jax import quantize, tree
-from backslash_jax.archive import container, index, nesting, report, schema
+from backslash_jax import tree
+from backslash_jax.archive import (
+  bases,
+  container,
+  differences,
+  index,
+  nesting,
+  report,
+  schema,
+)
 from backslash_jax.archive.decoder import Decoder
 from backslash_jax.archive.encoder import Encoder
 from backslash_jax.archive.index import Entry
@@ -34,6 +42,7 @@ def save(
   *,
   step: float | Mapping[str, float] | None,
   mask: tree.Mask = tree.matrices,
+  base: Any = None,
   coder: str = "rans",
   mu: float = 0.0,
   max_error: float = math.inf,
@@ -50,7 +59,14 @@ def save(
     step: quantization step: a number, or steps by name, as `bs.steps` gives
       them. None stores everything exactly.
     mask: the tensors that are quantized, see `bs.matrices`; with steps by name
-      the default means those that are named. The rest is stored exactly.
+      the default means those that are named. The rest is stored exactly. With
+      a base and one step, the default also quantizes the differences of all
+      other floating tensors, such as biases, with a quarter of the step.
+    base: what `params` were fine-tuned from: a tree, a safetensors file, plain
+      or coded, a directory of them as of Hugging Face, or a `bs.Base`. Tensors
+      are matched by name, and the differences from them are quantized and
+      coded. The file loads with the same base only. What the base has not, or
+      in another shape, is coded as it is.
     coder: one of CODERS.
     mu: extra squared error, in step^2, accepted per bit saved: 0 rounds to
       nearest, see quantize.rate_distortion.
@@ -64,11 +80,13 @@ def save(
     What the file weighs, with the relative error of each tensor.
 
   Raises:
-    ValueError: if a tensor cannot be quantized; it says which and why.
+    ValueError: if a tensor cannot be quantized, or nothing is in the base; it
+      says which and why.
     TypeError: if `params` holds what is not an array of numbers.
 
   Warns:
-    UserWarning: if all values of a tensor that is not zero became zero.
+    UserWarning: if all values of a tensor that is not zero became zero, or the
+      whole difference did, or if the base has a tensor in another shape.
   """
   if not max_error >= 0:
     raise ValueError(f"max_error is {max_error}: it must not be negative")
@@ -77,38 +95,54 @@ def save(
   metadata = schema.check_metadata(metadata)
   structure, leaves = nesting.describe(params)
   dtypes = {name: _dtype(name, leaf) for name, leaf in leaves}
-  steps = {} if step is None else quantize.steps_by_name(params, step, mask)
+  known, taken = None, {}
+  if base is not None:
+    known = bases.of(base)
+    taken = differences.taken_from(known, dict(leaves))
+  steps = {}
+  if step is not None:
+    steps = differences.steps(params, step, mask, taken)
   entries = []
   for name, leaf in leaves:
     own = _step_of(name, steps[name]) if name in steps else None
     kind = index.EXACT if own is None else coder
-    entries.append(Entry(name, dtypes[name], leaf.shape, own, kind))
-  arrays = [leaf for _, leaf in leaves]
+    entry = Entry(name, dtypes[name], leaf.shape, own, kind)
+    if known and name in taken:
+      entry = entry._replace(base=known.digest(taken[name]))
+    entries.append(entry)
+
+  def arrays():
+    return [
+      differences.Difference(entry, leaf, known.tensors[taken[name]])
+      if known and name in taken
+      else leaf
+      for entry, (name, leaf) in zip(entries, leaves, strict=True)
+    ]
+
   with container.Writer(path) as writer:
-    encoder, chunks = _write(writer, arrays, entries, mu, progress)
-    if kept := _kept(encoder, entries, max_error):
+    encoder, chunks = _write(writer, arrays(), entries, mu, progress)
+    errors = [
+      differences.relative_error(encoder.distortion(i), entry, leaf)
+      for i, (entry, (_, leaf)) in enumerate(zip(entries, leaves, strict=True))
+    ]
+    if kept := _kept(encoder, entries, errors, max_error):
       # Which chunk holds what depends on it, so all chunks are written again.
       for i in kept:
         entries[i] = entries[i]._replace(step=None, coder=index.EXACT)
       writer.restart()
-      encoder, chunks = _write(writer, arrays, entries, mu, None)
+      encoder, chunks = _write(writer, arrays(), entries, mu, None)
     entries = encoder.entries()
     if filler := schema.filler(entries, writer.payload_size):
       chunks.append(writer.chunk(bytes(filler)))
     writer.finish(schema.to_json(structure, entries, chunks, metadata))
-  distortions = [encoder.distortion(i) for i in range(len(entries))]
-  erased = [
-    e.name for e, d in zip(entries, distortions, strict=True) if d.erased
-  ]
-  if erased:
-    warnings.warn(
-      f"{path}: all values became zero, at the steps given, of {_some(erased)}",
-      stacklevel=2,
-    )
+  for text in _warnings(encoder, entries, known):
+    warnings.warn(f"{path}: {text}", stacklevel=2)
   found = report.inspect(path)
   tensors = [
     dataclasses.replace(
-      t, relative_error=distortions[i].relative, kept=kept.get(i)
+      t,
+      relative_error=0.0 if entries[i].step is None else errors[i],
+      kept=kept.get(i),
     )
     for i, t in enumerate(found.tensors)
   ]
@@ -125,13 +159,34 @@ def _write(writer, arrays, entries, mu, progress):
   return encoder, chunks
 
 
-def _kept(encoder, entries: list[Entry], max_error: float) -> dict[int, str]:
+def _warnings(encoder, entries: list[Entry], base) -> Iterator[str]:
+  """What is odd about a file that was written."""
+  found = [(e, encoder.distortion(i)) for i, e in enumerate(entries)]
+  if erased := [e.name for e, d in found if d.erased and e.base is None]:
+    yield f"all values became zero, at the steps given, of {_some(erased)}"
+  changes = [d for e, d in found if e.base is not None]
+  if any(d.erased for d in changes) and not any(d.nonzero for d in changes):
+    yield "the whole difference became zero: take a finer step"
+  if base is None:
+    return
+  if other := [
+    e.name for e in entries if e.base is None and e.name in base.tensors
+  ]:
+    yield (
+      f"coded as they are, since {base.name} has another shape or kind of them:"
+      f" {_some(other)}"
+    )
+
+
+def _kept(
+  encoder, entries: list[Entry], errors: list[float], max_error: float
+) -> dict[int, str]:
   """The quantized tensors that had better be stored exactly, and why."""
   kept = {}
   for i, entry in enumerate(entries):
     if entry.step is None:
       continue
-    if encoder.distortion(i).relative > max_error:
+    if errors[i] > max_error:
       kept[i] = "error"
     elif encoder.is_larger(i):
       kept[i] = "size"
@@ -147,6 +202,7 @@ def load(
   path: str | os.PathLike,
   *,
   names: Iterable[str] | None = None,
+  base: Any = None,
   sharding=None,
   progress: Callable[[int], object] | None = None,
 ):
@@ -156,6 +212,8 @@ def load(
     path: the file.
     names: patterns of tensor names, as of a shell; a flat dict of those that
       match is returned, and only their chunks are read.
+    base: the base of a file that holds differences, as for `save`. Its tensors
+      may be JAX arrays; then so are the differences' sums, placed alike.
     sharding: a jax.sharding.Sharding, or a callable from a tensor's name and
       shape to one: the tensors are then JAX arrays, placed accordingly, and
       only the chunks of this process's shards are decoded.
@@ -165,12 +223,14 @@ def load(
     The tree that was saved, with the same dtypes and the quantized values.
 
   Raises:
-    ArchiveError: if the file is not exactly what `save` wrote.
+    ArchiveError: if the file is not exactly what `save` wrote, or `base` is
+      not the one that it was saved with; it names a tensor that differs.
     KeyError: if a name in `names` matches nothing.
   """
   with container.Reader(path) as reader:
     structure, entries, chunks, _ = report.read_index(reader)
     wanted = {entry.name for entry in entries}
+    sums = differences.Sums(reader, entries, base)
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
     found: dict[str, Any] = {}
@@ -184,9 +244,10 @@ def load(
 
     for parts, complete in Decoder(reader, entries, rows).run(chunks):
       for entry, array in complete:
-        found[entry.name] = array
+        array = sums.of(entry, array)
         if sharding is not None:
-          found[entry.name] = _placed(array, _sharding_of(entry, sharding))
+          array = _placed(array, _sharding_of(entry, sharding))
+        found[entry.name] = array
       if progress and parts:
         progress(index.parameters(entries, parts))
     if names is not None:
@@ -194,20 +255,24 @@ def load(
     return nesting.rebuild(structure, found.__getitem__)
 
 
-def stream(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+def stream(
+  path: str | os.PathLike, *, base: Any = None, stored: bool = False
+) -> Iterator[tuple[str, np.ndarray]]:
   """(name, tensor) pairs of a file, each as soon as it is decoded.
 
   For a file that is larger than memory: tensors that together are larger than
   the largest are not in memory at once, except for those that the caller keeps
   and for one copy of a tensor that the file stores once and has twice.
-  ArchiveError as from `load`.
+  `base` and ArchiveError as of `load`. With `stored` the differences are given
+  as they are stored, without a base.
   """
   with container.Reader(path) as reader:
     _, entries, chunks, _ = report.read_index(reader)
+    sums = None if stored else differences.Sums(reader, entries, base)
     decoder = Decoder(reader, entries, lambda e: (0, e.matrix[0]))
     for _, complete in decoder.run(chunks):
       # Nothing here keeps a tensor that is given away.
-      yield from map(_named, complete)
+      yield from map(sums.named if sums else _named, complete)
 
 
 def _named(pair: tuple[Entry, np.ndarray]) -> tuple[str, np.ndarray]:

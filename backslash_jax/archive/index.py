@@ -59,6 +59,8 @@ class Entry(NamedTuple):
     same: the number of an earlier tensor that this one is equal to. It is in no
       chunk. None for all others.
     repeats: the rows of the matrix that are not stored; None if all are.
+    base: the digest of the tensor of the base that this one is stored as the
+      difference from, see `bases`; None if it is stored as it is.
   """
 
   name: str
@@ -73,6 +75,7 @@ class Entry(NamedTuple):
   axes: int | None = None
   same: int | None = None
   repeats: Repeats | None = None
+  base: str | None = None
 
   @property
   def size(self) -> int:
@@ -81,6 +84,13 @@ class Entry(NamedTuple):
   @property
   def nbytes(self) -> int:
     return self.size * self.dtype.itemsize
+
+  @property
+  def stored_dtype(self) -> np.dtype:
+    """The dtype of the values that the chunks hold."""
+    if self.base is None or self.step is None:
+      return self.dtype
+    return np.dtype("<f8" if self.dtype.itemsize > 4 else "<f4")
 
   @property
   def matrix(self) -> tuple[int, int]:

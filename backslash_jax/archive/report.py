@@ -32,6 +32,9 @@ class TensorReport:
       stored itself.
     repeated_rows: rows of its matrix that are equal to an earlier one, and not
       stored.
+    base: the digest of the tensor of the base that it is stored as the
+      difference from; None if it is stored as it is. Step, nu, alpha and bits
+      are then of the difference, the relative error is that of the tensor.
   """
 
   name: str
@@ -47,6 +50,7 @@ class TensorReport:
   kept: str | None = None
   same: str | None = None
   repeated_rows: int = 0
+  base: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Report:
   parameters: int
   tensors: tuple[TensorReport, ...]
   metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def is_difference(self) -> bool:
+    """Whether the file needs its base."""
+    return any(t.base for t in self.tensors)
 
   @property
   def bits_per_parameter(self) -> float:
@@ -94,6 +103,7 @@ def inspect(path: str | os.PathLike) -> Report:
         bytes=int(size),
         same=None if entry.same is None else entries[entry.same].name,
         repeated_rows=entry.repeats.rows.size if entry.repeats else 0,
+        base=entry.base,
       )
       for entry, size in zip(entries, np.diff(ends, prepend=0.0), strict=True)
     )

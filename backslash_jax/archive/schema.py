@@ -7,6 +7,7 @@ add one, give it a name and a check in `_SOME`, and an attribute to Entry.
 """
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 
@@ -27,6 +28,7 @@ from backslash_jax.coding import coders
 FREE = 1 << 26  # A file may claim so many decoded bytes,
 RATIO = 1 << 12  # and so many more for each of its own bytes.
 MAX_METADATA = 1 << 18  # Characters.
+_DIGEST = re.compile("[0-9a-f]{16}")
 _MAX_BYTES = 1 << 63  # Of a tensor, its axes of length 0 counted as 1.
 
 
@@ -63,6 +65,7 @@ def to_json(
     "repeats": {
       i: repeats_to_json(e.repeats) for i, e in enumerate(entries) if e.repeats
     },
+    "base": {i: e.base for i, e in enumerate(entries) if e.base is not None},
     "metadata": dict(metadata),
   }
   return fields | {name: items for name, items in some.items() if items}
@@ -222,6 +225,10 @@ def _is_repeats(value: object) -> bool:
   )
 
 
+def _is_digest(value: object) -> bool:
+  return isinstance(value, str) and bool(_DIGEST.fullmatch(value))
+
+
 # The fields of each tensor, of each chunk and of some tensors.
 _EACH: dict[str, Callable[[object], bool]] = {
   "dtype": lambda x: isinstance(x, str),
@@ -241,6 +248,7 @@ _SOME: dict[str, Callable[[object], bool]] = {
   "axes": lambda x: _is_integer(x, MAX_DIMENSIONS),
   "same": lambda x: _is_integer(x, 1 << 53),
   "repeats": _is_repeats,
+  "base": _is_digest,
 }
 
 
@@ -288,7 +296,7 @@ def _entry(
     raise ValueError(f"tensor {name!r}: {axes} axes of {len(shape)} are rows")
   entry = Entry(
     name, dtype, tuple(shape), step, coder, model, bits, nu, alpha, axes
-  )
+  )._replace(base=some["base"])
   if copied:
     _check_same(entry, before, some)
     return entry._replace(same=some["same"])
@@ -301,6 +309,7 @@ def _check_same(entry: Entry, before: list[Entry], some: dict) -> None:
   """ValueError unless the entry can be equal to the earlier one it names."""
   place = some["same"]
   fields = ("dtype", "shape", "step", "coder", "reported_nu", "reported_alpha")
+  fields += ("stored_dtype",)
   if (
     place >= len(before)
     or before[place].same is not None

@@ -44,7 +44,7 @@ def equal_tensors(
       if _is_constant(entry, flat, mu):
         continue
     others = alike.setdefault(
-      (entry.dtype, entry.shape, entry.step, content), []
+      (entry.dtype, entry.stored_dtype, entry.shape, entry.step, content), []
     )
     for j in others:
       if _are_equal(entry, flat, _flat(leaves[j]), mu):

@@ -15,6 +15,11 @@ stores the integers with an entropy coder fitted to their distribution.
   backslash-jax inspect model.coded
   backslash-jax decompress model.coded again.safetensors
 
+A fine-tune is stored as the difference from its base, a tenth as large:
+
+  backslash-jax compress tuned/ delta.safetensors --base base/ --step 2^-7
+  backslash-jax decompress delta.safetensors again/ --base base/
+
 The input of compress is a safetensors file or a Hugging Face directory. In a
 directory and below, every *.safetensors file is coded, and the rest is copied.
 """
@@ -32,6 +37,12 @@ step, where that saves the most bits.
 Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
 (rms error / rms of the tensor) would exceed --max-error, and tensors whose code
 would be larger than the exact tensor. The output lists them.
+
+With --base, the tensors of the base are subtracted first, matched by name, and
+the differences are quantized, those of biases and norms with a quarter of the
+step. A directory can then be coded to one file: give an output that ends in
+.safetensors. The file keeps the configuration, and what is the same in the base
+(the tokenizer) is taken from there.
 
 An output directory is written whole or not at all. In a directory, weights in
 other formats (pytorch_model*.bin, tf_model.h5,
@@ -74,6 +85,9 @@ def parser(
     sub.add_argument("--json", action="store_true", help="print JSON")
     return sub
 
+  def of_base(sub, what):
+    sub.add_argument("--base", type=Path, metavar="MODEL", help=what)
+
   def writes(sub, what):
     sub.add_argument("output", type=Path, help=what)
     sub.add_argument(
@@ -82,6 +96,7 @@ def parser(
 
   sub = add("compress", compress, "compress a model", description=_COMPRESS)
   writes(sub, "coded file or directory")
+  of_base(sub, "file or directory that the model was fine-tuned from")
   sub.add_argument(
     "--step",
     required=True,
@@ -129,6 +144,7 @@ def parser(
   )
   sub = add("decompress", decompress, "convert back to plain safetensors")
   writes(sub, "safetensors file or directory")
+  of_base(sub, "base of a difference: file or directory, plain or coded")
   sub = add("inspect", inspect, "show the coded size of each tensor")
   sub.add_argument(
     "--plot", action="store_true", help="plot each histogram with its fit"

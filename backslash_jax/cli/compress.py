@@ -5,31 +5,51 @@ import statistics
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from backslash_jax import archive, tree
-from backslash_jax.archive import plain
-from backslash_jax.cli import files, show, staging, steps
+from backslash_jax.archive import bases, differences, plain
+from backslash_jax.cli import beside, files, show, staging, steps
+
+BASE = "backslash_jax.base"  # The key of the base's name in the metadata.
 
 
 def run(options, console) -> dict:
   """Codes a file or a directory; returns what it reports, as JSON."""
-  steps.parse(options.step)
-  plan = files.plan(
-    options.input, options.output, force=options.force, redundant=False
-  )
+  base = None
+  if steps.parse(options.step) is None and options.base:
+    raise ValueError(
+      f"--step {options.step}: with --base, give a number such as 2^-8"
+    )
+  files.check_base(options.base, options.output)
+  if (
+    options.base
+    and options.input.is_dir()
+    and (files.is_model_file(options.output))
+  ):
+    plan = files.plan_file(options.input, options.output, force=options.force)
+  else:
+    plan = files.plan(
+      options.input, options.output, force=options.force, redundant=False
+    )
   models = [_uncoded(source) for source, _ in plan.models]
   chosen = _chosen(models, options)
+  if options.base:
+    base = archive.Base(options.base)
   reports, costs = [], dict.fromkeys(archive.CODERS, 0)
   with files.writing(plan) as staged:
     for (source, target), params, names in zip(
       staged.models, models, chosen, strict=True
     ):
-      keywords = dict(
+      keywords: dict[str, Any] = dict(
         step=steps.of_tensors(options.step, {n: params[n] for n in names}),
         mu=options.mu,
         max_error=options.max_error,
         metadata=_metadata(source, console),
       )
+      if base is not None:
+        keywords |= _of_difference(source, params, names, base, options)
+        keywords["metadata"] = keywords["metadata"] | _of_base(source, options)
       target.parent.mkdir(parents=True, exist_ok=True)
       total = sum(x.size for x in params.values())
       with (
@@ -59,6 +79,31 @@ def run(options, console) -> dict:
   return result
 
 
+def _of_difference(source, params, names, base, options) -> dict:
+  """The arguments of `archive.save` for a difference."""
+  step = steps.parse(options.step)
+  taken = differences.taken_from(base, params)
+  found = dict.fromkeys(names, step)
+  if options.mask is None:
+    (excluded,) = _matching("--exclude", options.exclude, [params])
+    found = {
+      name: own
+      for name, own in differences.steps(
+        params, step, tree.matrices, taken
+      ).items()
+      if name not in excluded and not _is_narrow(params[name].dtype.name)
+    }
+  return {"base": base, "step": found}
+
+
+def _of_base(source: Path, options) -> dict[str, str]:
+  """What a difference keeps of its base, and of the files beside the model."""
+  kept = {BASE: options.base.resolve().name}
+  if source.is_dir():
+    kept |= beside.pack(source, files.beside(source), options.base)
+  return kept
+
+
 def copy(plan: files.Plan, console) -> None:
   """Copies what is not coded, and says what is left out."""
   for source, target in plan.copies:
@@ -69,6 +114,8 @@ def copy(plan: files.Plan, console) -> None:
 
 def _metadata(source: Path, console) -> dict[str, str]:
   """The metadata of a file, but what decompress writes anyway."""
+  if source.is_dir():
+    source = bases.files(source)[0]
   found = plain.metadata(source)
   if sum(map(len, [*found, *found.values()])) > archive.MAX_METADATA:
     show.line(
@@ -92,7 +139,15 @@ def _cost(folder: Path, params: dict, coder: str, keywords: dict) -> int:
 
 
 def _uncoded(source: Path) -> dict:
-  """The tensors of a file that can be coded."""
+  """The tensors of a file, or of all files of a model, that can be coded."""
+  if source.is_dir():
+    found: dict = {}
+    for file in bases.files(source):
+      for name, x in _uncoded(file).items():
+        if name in found:
+          raise ValueError(f"{file}: tensor {name!r} is in two files")
+        found[name] = x
+    return found
   if plain.is_coded(source):
     raise ValueError(f"{source}: already a coded file")
   params = plain.read(source)
@@ -109,7 +164,9 @@ def _summary(sources: list[Path], reports: list[archive.Report]) -> dict:
   errors = [(t.relative_error or 0.0, t.name) for t in tensors if t.step]
   worst, name = max(errors, default=(None, None))
   return {
-    "input_bytes": sum(source.stat().st_size for source in sources),
+    "input_bytes": sum(
+      file.stat().st_size for source in sources for file in bases.files(source)
+    ),
     "output_bytes": after,
     "parameters": parameters,
     "bits_per_parameter": 8 * after / max(parameters, 1),

@@ -96,6 +96,48 @@ def plan(
   return done
 
 
+def check_base(base: Path | None, target: Path) -> None:
+  """Raises ValueError if an output would become a part of the base."""
+  if base and target.resolve().is_relative_to(base.resolve()):
+    raise ValueError(
+      f"{target}: the output is in the base, {base}: give another path"
+    )
+
+
+def is_model_file(path: Path) -> bool:
+  """Whether an output is one file although the input is a directory."""
+  return path.suffix == ".safetensors" and not path.is_dir()
+
+
+def plan_file(source: Path, target: Path, *, force: bool) -> Plan:
+  """The plan that codes a directory to one file; errors as of `plan`."""
+  _check_file(target, force)
+  if target.resolve().is_relative_to(source.resolve()):
+    raise ValueError(
+      f"{target}: the output is in the input directory: give another path"
+    )
+  return Plan([(source, target)], [], [])
+
+
+def beside(source: Path) -> list[Path]:
+  """The files of a directory beside its weights, relative to it."""
+  found = [file for file in _walk(source) if file.suffix == ".safetensors"]
+  others = [
+    file
+    for file in _walk(source)
+    if file.suffix != ".safetensors"
+    and not file.name.endswith(".safetensors.index.json")
+  ]
+  left_out = set(_redundant(others, found))
+  return [file.relative_to(source) for file in others if file not in left_out]
+
+
+def plan_directory(source: Path, target: Path, *, force: bool) -> Plan:
+  """The plan that makes a directory of one coded file; errors as of `plan`."""
+  _check_new(target, force)
+  return Plan([(source, target / "model.safetensors")], [], [], target)
+
+
 @contextlib.contextmanager
 def writing(plan: Plan) -> Generator[Plan]:
   """The plan with outputs to write to; they are in their places at the end.
@@ -212,6 +254,12 @@ def _check_directory(source: Path, target: Path, force: bool) -> None:
     raise ValueError(
       f"{target}: the output is in the input directory: give another path"
     )
+  _check_new(target, force)
+
+
+def _check_new(target: Path, force: bool) -> None:
+  if target.exists() and not target.is_dir():
+    raise ValueError(f"{target}: not a directory")
   if target.is_dir() and any(target.iterdir()) and not force:
     raise ValueError(
       f"{target}: the directory is not empty; --force writes into it"

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 
 from backslash_jax import archive
 from backslash_jax.archive import plain
-from backslash_jax.cli import arguments, compress, files, show
+from backslash_jax.cli import arguments, beside, compress, files, show
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -82,7 +82,19 @@ def _discard_output() -> None:
 
 
 def _decompress(options, console) -> dict:
-  plan = files.plan(options.input, options.output, force=options.force)
+  files.check_base(options.base, options.output)
+  base = None if options.base is None else archive.Base(options.base)
+  if (
+    options.base
+    and not options.input.is_dir()
+    and beside.KEY in archive.inspect(options.input).metadata
+    and not files.is_model_file(options.output)
+  ):
+    plan = files.plan_directory(
+      options.input, options.output, force=options.force
+    )
+  else:
+    plan = files.plan(options.input, options.output, force=options.force)
   reports = [archive.inspect(source) for source, _ in plan.models]
   total = 0
   with files.writing(plan) as staged:
@@ -92,9 +104,14 @@ def _decompress(options, console) -> dict:
       with show.Bar(
         console, f"decompress {source.name}", report.parameters
       ) as advance:
-        tensors = _advancing(archive.stream(source), advance)
-        plain.write(target, shapes, tensors, report.metadata)
+        tensors = _advancing(archive.stream(source, base=base), advance)
+        metadata = dict(report.metadata)
+        metadata.pop(compress.BASE, None)
+        packed = metadata.pop(beside.KEY, "{}")
+        plain.write(target, shapes, tensors, metadata)
       total += target.stat().st_size
+      if staged.folder and options.base:
+        beside.unpack(source, packed, options.base, target.parent)
     compress.copy(staged, console)
   show.line(console, f"{total:,} bytes of safetensors in {options.output}")
   return {
@@ -108,16 +125,11 @@ def _inspect(options, console) -> dict:
   for report in reports:
     if not options.json:
       show.report(console, report)
+      if report.is_difference:
+        show.difference(console, report, report.metadata.get(compress.BASE))
       if options.plot:
         show.plot(console, report)
   return {"files": [_as_json(report) for report in reports]}
-
-
-def _copy(plan: files.Plan, console) -> None:
-  for source, target in plan.copies:
-    files.copy(source, target)
-  for file in plan.skipped:
-    show.line(console, f"not copied, as its weights are coded: {file}")
 
 
 def _advancing(tensors, advance):

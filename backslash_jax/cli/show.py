@@ -127,6 +127,16 @@ def report(console, weighed: archive.Report) -> None:
   )
 
 
+def difference(console, weighed: archive.Report, name: str | None) -> None:
+  """What a file is a difference from, by the name that it keeps."""
+  own = sum(t.base is not None for t in weighed.tensors)
+  line(
+    console,
+    f"the difference from {name or 'another model'}: {own} of"
+    f" {len(weighed.tensors)} tensors; the others are stored as they are",
+  )
+
+
 def _number(value: float | None) -> str:
   return "" if value is None else f"{value:.4g}"
 
@@ -136,7 +146,7 @@ def plot(console, weighed: archive.Report) -> None:
   fits = {t.name: t for t in weighed.tensors if t.nu is not None}
   # Not all terminals have the block and the diamond.
   full, point = ("#", "o") if console.options.ascii_only else ("█", "◆")
-  for name, values in archive.stream(weighed.path):
+  for name, values in archive.stream(weighed.path, stored=True):
     if name not in fits:
       continue
     t = fits[name]

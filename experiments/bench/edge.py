@@ -49,7 +49,7 @@ def arms(
 
 def train(trainings: list[cells.Cell]) -> None:
   """Trains and codes whatever is not there yet."""
-  scores: dict[str, scoring.Score] = {}
+  scores: cells.Scores = {}
   with cells.take(trainings) as taken:
     for cell in taken:
       cells.finish(cell, scores)

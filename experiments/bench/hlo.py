@@ -178,7 +178,11 @@ class Program:
     return list(found.values())
 
   def flops(self) -> float:
-    """Floating point operations of all matrix products."""
+    """Floating point operations of all matrix products.
+
+    Those in the kernels of attention count too, as of a causal mask: half of
+    the scores.
+    """
     return float(sum(times * _products(i, c) for i, c, times, _ in self.walk()))
 
   def moved(self) -> float:
@@ -333,8 +337,17 @@ def _devices(rest):
   return math.prod(int(part or sizes[axis]) for axis, part in axes)
 
 
+# Of JAX's kernel of attention: parts of its name, and products of matrices.
+_KERNELS = {"_fwd_": 2, "_dq_": 3, "_dkv_": 4}
+
+
 def _products(i, computation):
   """Floating point operations of a matrix product; 0 for anything else."""
+  if i.opcode == "custom-call" and i.name.startswith("splash_"):
+    # Of [B, H, T, D] with [B, K, S, D], after two arrays about the mask.
+    q, k = (computation[o].arrays[0].dims for o in i.operands[2:4])
+    count = sum(n for part, n in _KERNELS.items() if part in i.name)
+    return count * math.prod(q) * k[2]
   if i.opcode == "dot":
     left = computation[i.operands[0]].arrays[0].dims
     match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)

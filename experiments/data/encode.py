@@ -66,6 +66,37 @@ def classification(
   }
 
 
+def language(
+  texts: Sequence[str], words: vocabulary.Vocabulary, length: int
+) -> Arrays:
+  """Tokens, mask, targets and weights of the begins of texts.
+
+  Every token but the first is predicted. Texts of fewer tokens than `length`
+  are left out.
+
+  Raises:
+    ValueError: no text is as long.
+  """
+  begin = list(words.begin)
+  rows = [
+    [*begin, *piece.ids[: length - len(begin)]] for piece in words.pieces(texts)
+  ]
+  rows = [row for row in rows if len(row) == length]
+  if not rows:
+    raise ValueError(
+      f"data.seq_len is {length}, but no text has so many tokens: lower it"
+    )
+  tokens = np.array(rows, np.int32)
+  weights = np.ones(tokens.shape, np.float32)
+  weights[:, -1] = 0
+  return {
+    "tokens": tokens,
+    "mask": np.ones(tokens.shape, bool),
+    "targets": np.roll(tokens, -1, axis=1),
+    "weights": weights,
+  }
+
+
 def generation(
   prompts: Sequence[Prompt],
   words: vocabulary.Vocabulary,

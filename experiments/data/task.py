@@ -32,6 +32,7 @@ class Options:
   tokenizer: str = "bytes"
   strip: bool = True
   pack: bool = True
+  language: bool = False
   max_train: int | None = None
   max_eval: int | None = None
 

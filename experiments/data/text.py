@@ -61,6 +61,13 @@ def load(options: task_lib.Options, data_dir: pathlib.Path) -> task_lib.Dataset:
     "data": str(builder.VERSION),
     "version": _VERSION,
   }
+  classes = () if options.language else builder.CLASSES
+  if options.language:
+    if not builder.CLASSES:
+      raise ValueError(
+        f"data.language is True, but {options.name} has no classes to leave out"
+      )
+    fields["language"] = True
   key = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
   path = directory / "tokens" / f"{options.name}-{key[:16]}.npz"
   splits = _kept(path)
@@ -71,11 +78,11 @@ def load(options: task_lib.Options, data_dir: pathlib.Path) -> task_lib.Dataset:
     _keep(path, splits)
   task = task_lib.Task(
     name=options.name,
-    kind="classification" if builder.CLASSES else "lm",
+    kind="classification" if classes else "lm",
     vocab_size=words.size,
     seq_len=options.seq_len,
-    num_classes=len(builder.CLASSES) or None,
-    class_names=builder.CLASSES,
+    num_classes=len(classes) or None,
+    class_names=classes,
     num_train=len(splits["train"]["tokens"]),
   )
   return task_lib.Dataset(task, splits)
@@ -120,6 +127,8 @@ def _arrays(
   if CORPORA[options.name].CLASSES:
     strip = options.strip and options.name == "newsgroups20"
     texts = [newsgroups.strip(r["text"]) if strip else r["text"] for r in found]
+    if options.language:
+      return encode.language(texts, words, options.seq_len)
     labels = [r["label"] for r in found]
     return encode.classification(texts, labels, words, options.seq_len)
   prompts = [_PROMPTS[options.name](record) for record in found]

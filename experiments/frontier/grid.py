@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments import cells, evaluate, resume, scoring, settings
+from experiments import cells, evaluate, resume, settings
 from experiments.frontier import report, rows
 
 
@@ -67,7 +67,7 @@ def run(
   resume.prepare_directory(workdir)
   found: dict[pathlib.Path, list[dict[str, Any]]] = {}
   table: list[dict[str, Any]] = []
-  scores: dict[str, scoring.Score] = {}
+  scores: cells.Scores = {}
   with cells.take(planned) as taken:
     for number, cell in enumerate(taken, start=1):
       print(f"cell {number} of {len(planned)}", flush=True)

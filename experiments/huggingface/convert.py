@@ -61,7 +61,7 @@ def read(
   wanted: Mapping[str, jax.ShapeDtypeStruct],
   seed: int,
   put: Callable[[str, np.ndarray], jax.Array],
-) -> dict[str, jax.Array]:
+) -> tuple[dict[str, jax.Array], tuple[str, ...]]:
   """The parameters of a model, by path, from the checkpoint in a directory.
 
   Args:
@@ -71,6 +71,9 @@ def read(
     wanted: shapes and dtypes of its parameters, by path.
     seed: of a head that the checkpoint does not have.
     put: makes the array on the devices, given a path and a value.
+
+  Returns:
+    The parameters, and the paths of those that the checkpoint does not have.
 
   Raises:
     WeightsError: files missing or damaged; or tensors that are not those of
@@ -119,10 +122,10 @@ def read(
     )
   for path in list(stacks):
     arrays[path] = put(path, stacks.pop(path))
-  for tensor in heads:
-    (path,) = missing[tensor].parameters
+  new = tuple(path for tensor in heads for path in missing[tensor].parameters)
+  for path in new:
     arrays[path] = put(path, _initial(path, wanted[path], seed))
-  return arrays
+  return arrays, new
 
 
 def _missing_heads(

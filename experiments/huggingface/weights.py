@@ -40,6 +40,7 @@ def load(
   num_labels: int | None = None,
   dtype: DTypeLike = "float32",
   param_dtype: DTypeLike | None = None,
+  attention: str | None = None,
   remat: bool = False,
   scan: bool = False,
   seed: int = 0,
@@ -56,6 +57,7 @@ def load(
       logits; BERT, which has none, then gets two classes as in transformers.
     dtype: of the computation.
     param_dtype: of the parameters; None means `dtype`.
+    attention: implementation, see `attention.attend`; None chooses one.
     remat: whether blocks are computed again in the backward pass.
     scan: whether blocks are stacked and run as one loop.
     seed: of a new head.
@@ -64,7 +66,8 @@ def load(
       default device.
 
   Returns:
-    A Bert, Gpt2, Llama or Gemma2 of `experiments.models`.
+    A Bert, Gpt2, Llama or Gemma2 of `experiments.models`. Its attribute
+    `new_parameters` has the paths of the parameters of a new head.
 
   Raises:
     WeightsError: no such directory or id, no network, gated; files missing,
@@ -83,12 +86,13 @@ def load(
     num_labels=num_labels,
     dtype=_floating(dtype),
     param_dtype=_floating(dtype if param_dtype is None else param_dtype),
+    attention=attention,
     remat=remat,
     scan=scan,
   )
   graphdef, state = nnx.split(sizes.abstract(config))
   wanted: Any = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
-  arrays = convert.read(
+  arrays, new = convert.read(
     directory,
     TABLES[type(config)],
     config,
@@ -97,7 +101,9 @@ def load(
     put or (lambda _, array: jnp.asarray(array)),
   )
   nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(arrays, sep="/"))
-  return nnx.merge(graphdef, state)
+  model: Any = nnx.merge(graphdef, state)
+  model.new_parameters = new
+  return model
 
 
 def save(

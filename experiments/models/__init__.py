@@ -106,6 +106,7 @@ def _published(config: Any, task: Task, seed: int) -> nnx.Module:
     num_labels=task.num_classes,
     dtype=config.dtype,
     param_dtype="float32",
+    attention=config.attention,
     remat=config.remat,
     scan=config.scan,
     seed=seed,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import blocks, layers
+from experiments.models import attention, blocks, layers
 from experiments.models import config as model_config
 
 
@@ -59,7 +59,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     norm = functools.partial(blocks.layer_norm, config, rngs)
-    self.attention = blocks.attention(
+    self.attention = blocks.self_attention(
       config,
       rngs,
       positions=None,
@@ -73,10 +73,8 @@ class Block(nnx.Module):
     )
     self.mlp_norm = norm()
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
-    x_BxTxW = self.attention_norm(
-      x_BxTxW + self.attention(x_BxTxW, mask_BxHxTxS)
-    )
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+    x_BxTxW = self.attention_norm(x_BxTxW + self.attention(x_BxTxW, mask))
     return self.mlp_norm(x_BxTxW + self.mlp(x_BxTxW))
 
 
@@ -102,7 +100,7 @@ class Bert(nnx.Module):
     x_BxLxW = layers.lookup(self.word, tokens_BxL)
     x_BxLxW += self.position(jnp.arange(length))[None]
     x_BxLxW += self.type(jnp.zeros((1, 1), jnp.int32))
-    mask = layers.attention_mask(mask_BxL, causal=False)
+    mask = attention.Mask(mask_BxL)
     return self.encoder(self.norm(x_BxLxW), mask)
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:

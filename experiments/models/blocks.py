@@ -4,12 +4,13 @@ Shapes as in layers.py.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import layers, partition
+from experiments.models import attention, layers, losses
 from experiments.models.config import ModelConfig
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -63,7 +64,7 @@ def rms_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
   )
 
 
-def attention(
+def self_attention(
   config: ModelConfig, rngs: nnx.Rngs, **options
 ) -> layers.Attention:
   """Self-attention of the model's width and heads, see `layers.Attention`."""
@@ -75,6 +76,7 @@ def attention(
     head_dim=config.head_dim,
     param_dtype=config.param_dtype,
     kernel_init=_NORMAL,
+    implementation=config.attention,
     **options,
   )
 
@@ -143,6 +145,7 @@ class Blocks(nnx.Module):
     self.dtype = config.dtype
     # Which mask each block sees.
     self.kinds = tuple(pattern[i % len(pattern)] for i in range(config.depth))
+    self.period = len(pattern)
     if self.scan:
       self.layers = nnx.vmap(lambda rngs: block(config, rngs))(
         rngs.split(config.depth)
@@ -152,7 +155,7 @@ class Blocks(nnx.Module):
     for i in range(config.depth):
       setattr(self, f"layer_{i}", block(config.layer(i), rngs))
 
-  def __call__(self, x_BxTxW: jax.Array, *masks: jax.Array) -> jax.Array:
+  def __call__(self, x_BxTxW: jax.Array, *masks: attention.Mask) -> jax.Array:
     if self.scan:
       return self._scan(x_BxTxW, masks)
     for i, kind in enumerate(self.kinds):
@@ -161,22 +164,42 @@ class Blocks(nnx.Module):
       x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, masks[kind])
     return x_BxTxW
 
-  def _scan(self, x_BxTxW: jax.Array, masks: Sequence[jax.Array]) -> jax.Array:
-    """Runs the stacked blocks as the steps of one loop."""
+  def _scan(
+    self, x_BxTxW: jax.Array, masks: Sequence[attention.Mask]
+  ) -> jax.Array:
+    """Runs the stacked blocks in a loop, in each round one for each mask."""
     graphdef, params = nnx.split(self.layers)
     # Within a scan, common subexpressions cannot undo the remat.
     apply = layers.block_function(
       graphdef, self.dtype, remat=self.remat, prevent_cse=False
     )
 
-    def step(x_BxTxW, layer):
-      params, kind = layer
-      mask = masks[0] if len(masks) == 1 else jax.lax.select_n(kind, *masks)
-      return apply(params, x_BxTxW, mask), None
+    def step(x_BxTxW, params):
+      for i, mask in enumerate(round_masks):
+        own = jax.tree.map(lambda p, i=i: p[i], params)
+        x_BxTxW = apply(own, x_BxTxW, mask)
+      return x_BxTxW, None
 
-    kinds = jnp.asarray(self.kinds, jnp.int32)
-    stacked = nnx.to_pure_dict(params)
-    return jax.lax.scan(step, x_BxTxW, (stacked, kinds))[0]
+    params = nnx.to_pure_dict(params)
+    done, depth = 0, len(self.kinds)
+    # Whole rounds of the pattern, then what is left of it.
+    for size in (self.period, depth % self.period):
+      rounds = (depth - done) // size if size else 0
+      round_masks = [masks[kind] for kind in self.kinds[:size]]
+      if rounds:
+        end = done + rounds * size
+        x_BxTxW, _ = jax.lax.scan(
+          step, x_BxTxW, _in_rounds(params, done, end, size)
+        )
+        done = end
+    return x_BxTxW
+
+
+def _in_rounds(params: Any, begin: int, end: int, size: int) -> Any:
+  """Of stacked parameters [depth, ...] some, [rounds, size, ...]."""
+  return jax.tree.map(
+    lambda p: p[begin:end].reshape(-1, size, *p.shape[1:]), params
+  )
 
 
 def last_token(x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
@@ -189,12 +212,18 @@ def last_token(x_BxLxW: jax.Array, mask_BxL: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x_BxLxW, last_B[:, None, None], axis=1)[:, 0]
 
 
-def unembed(x_BxLxW: jax.Array, embedding: nnx.Embed) -> jax.Array:
-  """Scores every token by its embedding: logits, float32 [B, L, V]."""
-  logits_BxLxV = jnp.einsum(
-    "BLW,VW->BLV",
-    x_BxLxW,
-    layers.table(embedding),
-    preferred_element_type=jnp.float32,
+def tied_head(
+  embedding: nnx.Embed, softcap: float | None = None
+) -> losses.Head:
+  """Scores every token by its embedding."""
+
+  def logits(table_VxW, x_BxLxW):
+    logits_BxLxV = jnp.einsum(
+      "BLW,VW->BLV", x_BxLxW, table_VxW, preferred_element_type=jnp.float32
+    )
+    return attention.softcap(logits_BxLxV, softcap)
+
+  weight = embedding.embedding[...]
+  return losses.Head(
+    "word/embedding", weight, embedding.dtype, len(weight), logits
   )
-  return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")

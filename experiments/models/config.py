@@ -60,6 +60,7 @@ class ModelConfig:
   eos_token_id: int | tuple[int, ...] | None = None
   dtype: str = "float32"  # Of the computation; logits are float32.
   param_dtype: str = "float32"
+  attention: str | None = None  # See attention.IMPLEMENTATIONS; None chooses.
   remat: bool = False  # Blocks are computed again in the backward pass.
   scan: bool = False  # One compiled block; parameters stacked [depth, ...].
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models import attention, layers, losses
 from experiments.models import config as model_config
-from experiments.models import layers, partition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,21 @@ class Decoder(nnx.Module):
     )
     self.decoder = layers.Stack(config, rngs)
 
+  def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+    """What the last norm gives, [B, L, W] in the dtype of the computation."""
+    mask = attention.Mask(mask_BxL, causal=True)
+    return self.decoder(layers.lookup(self.embed, tokens_BxL), mask)
+
+  def head(self) -> losses.Head:
+    """What scores the next tokens."""
+    return losses.Head(
+      "embed/embedding",
+      self.embed.embedding[...],
+      self.config.dtype,
+      self.config.vocab_size,
+      lambda table_VxW, x_BxLxW: (x_BxLxW @ table_VxW.T).astype(jnp.float32),
+    )
+
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Logits, float32 [B, L, V]; those at t see the tokens up to t.
 
@@ -43,9 +58,4 @@ class Decoder(nnx.Module):
       mask_BxL: bool, True at real tokens; the others change no logits but
         their own.
     """
-    attention_mask = layers.attention_mask(mask_BxL, causal=True)
-    x_BxLxW = layers.lookup(self.embed, tokens_BxL)
-    x_BxLxW = self.decoder(x_BxLxW, attention_mask)
-    logits_BxLxV = jnp.dot(x_BxLxW, layers.table(self.embed).T)
-    logits_BxLxV = logits_BxLxV.astype(jnp.float32)
-    return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")
+    return self.head()(self.hidden(tokens_BxL, mask_BxL))

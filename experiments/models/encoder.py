@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models import attention, layers
 from experiments.models import config as model_config
-from experiments.models import layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Encoder(nnx.Module):
     mask_BxTxS = mask_BxL.reshape(shape_BxTxS)
     x_BxTxW = _max(self.stem(x_BxLxE).reshape(*shape_BxTxS, -1), mask_BxTxS)
     mask_BxT = mask_BxTxS.any(axis=2)
-    attention_mask = layers.attention_mask(mask_BxT, causal=False)
+    attention_mask = attention.Mask(mask_BxT)
     x_BxTxW = self.encoder(jax.nn.gelu(x_BxTxW), attention_mask)
     return self.head(_max(x_BxTxW, mask_BxT)).astype(jnp.float32)
 

@@ -1,20 +1,55 @@
 """The models here as functions of their parameters, given a config."""
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx, traverse_util
+from jax.typing import DTypeLike
 
 from experiments import models
 from experiments.models import config as model_config
-from experiments.models import layers, partition
+from experiments.models import layers, losses, partition
 
 Config = model_config.ModelConfig | model_config.SmallConfig
 Leaves = dict[str, np.ndarray]
-# (params, tokens int32 [B, L], mask bool [B, L]) -> float32 logits.
-Forward = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forward:
+  """A model as a function (params, tokens, mask) -> float32 logits.
+
+  Attributes:
+    structure: of the model.
+    rest: what it has besides parameters.
+    dtype: of the computation.
+  """
+
+  structure: nnx.GraphDef
+  rest: Any
+  dtype: DTypeLike
+
+  def __call__(
+    self, params: Any, tokens_BxL: jax.Array, mask_BxL: jax.Array
+  ) -> jax.Array:
+    return self._model(params)(tokens_BxL, mask_BxL)
+
+  def losses(
+    self,
+    params: Any,
+    tokens_BxL: jax.Array,
+    mask_BxL: jax.Array,
+    targets: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    """See `losses.losses`."""
+    return losses.losses(self._model(params), tokens_BxL, mask_BxL, targets)
+
+  def _model(self, params):
+    # Blocks gather their own.
+    skip = layers.GATHERED_IN_USE
+    params = partition.gather(params, self.dtype, skip=skip)
+    return nnx.merge(self.structure, params, self.rest)
 
 
 def forward(config: Config) -> Forward:
@@ -24,15 +59,9 @@ def forward(config: Config) -> Forward:
 
 def split(model: nnx.Module) -> tuple[Forward, Any]:
   """A module as a function of its parameters, and these."""
-  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-  dtype: Any = model.config.dtype
-
-  def apply(params, tokens_BxL, mask_BxL):
-    skip = layers.GATHERED_IN_USE
-    params = partition.gather(params, dtype, skip=skip)
-    return nnx.merge(graphdef, params, rest)(tokens_BxL, mask_BxL)
-
-  return apply, nnx.to_pure_dict(params)
+  structure, params, rest = nnx.split(model, nnx.Param, ...)
+  forward = Forward(structure, rest, model.config.dtype)
+  return forward, nnx.to_pure_dict(params)
 
 
 def flatten(params: Any) -> Leaves:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import blocks, layers, rotary
+from experiments.models import attention, blocks, layers, losses, rotary
 from experiments.models import config as model_config
 
 
@@ -73,7 +73,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.attention_norm = ZeroCentredNorm(config)
-    self.attention = blocks.attention(
+    self.attention = blocks.self_attention(
       config,
       rngs,
       kv_heads=config.kv_heads,
@@ -87,8 +87,8 @@ class Block(nnx.Module):
     self.mlp = blocks.GatedMlp(config, rngs, activation=gelu)
     self.mlp_out_norm = ZeroCentredNorm(config)
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
-    y_BxTxW = self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+    y_BxTxW = self.attention(self.attention_norm(x_BxTxW), mask)
     x_BxTxW += self.attention_out_norm(y_BxTxW)
     y_BxTxW = self.mlp(self.mlp_norm(x_BxTxW))
     return x_BxTxW + self.mlp_out_norm(y_BxTxW)
@@ -114,9 +114,13 @@ class Gemma2(nnx.Module):
     x_BxLxW = layers.lookup(self.word, tokens_BxL)
     # The published weights belong to a factor rounded to the dtype.
     x_BxLxW *= jnp.asarray(math.sqrt(config.width), x_BxLxW.dtype)
-    local = layers.attention_mask(mask_BxL, causal=True, window=config.window)
-    full = layers.attention_mask(mask_BxL, causal=True)
+    local = attention.Mask(mask_BxL, causal=True, window=config.window)
+    full = attention.Mask(mask_BxL, causal=True)
     return self.norm(self.decoder(x_BxLxW, local, full))
+
+  def head(self) -> losses.Head:
+    """What scores the next tokens."""
+    return blocks.tied_head(self.word, self.config.logit_softcap)
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Logits, float32: [B, L, V] of the next tokens, or [B, C] of the classes.
@@ -132,5 +136,4 @@ class Gemma2(nnx.Module):
     if self.config.num_labels is not None:
       x_BxW = blocks.last_token(x_BxLxW, mask_BxL)
       return self.score(x_BxW).astype(jnp.float32)
-    logits_BxLxV = blocks.unembed(x_BxLxW, self.word)
-    return layers.softcap(logits_BxLxV, self.config.logit_softcap)
+    return self.head()(x_BxLxW)

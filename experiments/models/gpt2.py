@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import blocks, layers
+from experiments.models import attention, blocks, layers, losses
 from experiments.models import config as model_config
 
 
@@ -43,7 +43,7 @@ class Block(nnx.Module):
     # The sum over all blocks keeps its scale: 2 * depth layers add to it.
     out_init = nnx.initializers.normal(0.02 / math.sqrt(2 * config.depth))
     self.attention_norm = norm()
-    self.attention = blocks.attention(
+    self.attention = blocks.self_attention(
       config,
       rngs,
       positions=None,
@@ -57,8 +57,8 @@ class Block(nnx.Module):
       out_init=out_init,
     )
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
-    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask)
     return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW))
 
 
@@ -84,8 +84,12 @@ class Gpt2(nnx.Module):
       layers.lookup(self.word, tokens_BxL)
       + self.position(jnp.arange(length))[None]
     )
-    mask = layers.attention_mask(mask_BxL, causal=True)
+    mask = attention.Mask(mask_BxL, causal=True)
     return self.norm(self.decoder(x_BxLxW, mask))
+
+  def head(self) -> losses.Head:
+    """What scores the next tokens."""
+    return blocks.tied_head(self.word)
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Logits, float32: [B, L, V] of the next tokens, or [B, C] of the classes.
@@ -99,6 +103,6 @@ class Gpt2(nnx.Module):
     """
     x_BxLxW = self.hidden(tokens_BxL, mask_BxL)
     if self.config.num_labels is None:
-      return blocks.unembed(x_BxLxW, self.word)
+      return self.head()(x_BxLxW)
     x_BxW = blocks.last_token(x_BxLxW, mask_BxL)
     return self.score(x_BxW).astype(jnp.float32)

@@ -11,7 +11,6 @@ matrix, and a matrix is what gets a rate.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,39 +19,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from experiments.models import attention, partition, rotary
 from experiments.models import config as model_config
-from experiments.models import partition, rotary
 
 _LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
 _ROTARY = rotary.Rotary()
 # Parameters that are gathered where they are used, by what their paths have in
-# them: a block's, and the embedding of tokens, which may be used twice.
-GATHERED_IN_USE = r"(^|/)(layer(s|_\d+)/|(embed|word)/embedding$)"
-
-
-def attention_mask(
-  mask_BxS: jax.Array, *, causal: bool, window: int | None = None
-) -> jax.Array:
-  """Who may see whom, bool [B, 1, T, S] (or [B, 1, 1, S] where all T may).
-
-  Args:
-    mask_BxS: bool, True at real tokens; padding is never seen.
-    causal: whether a position sees only itself and what came before.
-    window: of a causal mask: how many positions are seen, itself included.
-  """
-  visible_Bx1x1xS = mask_BxS[:, None, None, :]
-  if not causal:
-    return visible_Bx1x1xS
-  size = mask_BxS.shape[1]
-  earlier_TxS = jnp.tril(jnp.ones((size, size), bool))
-  if window is not None:
-    earlier_TxS &= ~jnp.tril(earlier_TxS, -window)
-  return visible_Bx1x1xS & earlier_TxS[None, None]
-
-
-def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-  """Keeps values within (-cap, cap), smoothly; None leaves them."""
-  return x if cap is None else cap * jnp.tanh(x / cap)
+# them: a block's, the embedding of tokens, which may be used twice, and a head.
+GATHERED_IN_USE = r"(^|/)(layer(s|_\d+)/|(embed|word)/embedding$|lm_head/)"
 
 
 class Attention(nnx.Module):
@@ -65,6 +39,7 @@ class Attention(nnx.Module):
     positions: None leaves them to the embedding.
     query_scale: scores are divided by its square root; None means head_dim.
     softcap: bound of the scores.
+    implementation: see `attention.attend`.
     out_init: of the layer after the heads; None means `kernel_init`.
   """
 
@@ -80,6 +55,7 @@ class Attention(nnx.Module):
     positions: rotary.Rotary | None = _ROTARY,
     query_scale: float | None = None,
     softcap: float | None = None,
+    implementation: str | None = None,
     use_bias: bool = False,
     param_dtype: DTypeLike = jnp.float32,
     kernel_init: nnx.Initializer = _LECUN,
@@ -105,6 +81,7 @@ class Attention(nnx.Module):
     self.positions = positions
     self.query_scale = query_scale or self.head_dim
     self.softcap = softcap
+    self.implementation = implementation
     linear = functools.partial(
       nnx.Linear,
       use_bias=use_bias,
@@ -118,7 +95,7 @@ class Attention(nnx.Module):
     self.value = linear(width, kv_features, kernel_init=kernel_init)
     self.out = linear(features, width, kernel_init=out_init or kernel_init)
 
-  def __call__(self, x_BxTxW: jax.Array, mask_Bx1xTxS: jax.Array) -> jax.Array:
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
     batch, size, _ = x_BxTxW.shape
     heads_BxTxHxD = (batch, size, -1, self.head_dim)
     q_BxTxHxD = self.query(x_BxTxW).reshape(heads_BxTxHxD)
@@ -130,24 +107,16 @@ class Attention(nnx.Module):
     q_BxTxHxD = partition.constrain(q_BxTxHxD, "batch", None, "heads", None)
     k_BxSxKxD = partition.constrain(k_BxSxKxD, "batch", None, "kv_heads", None)
     v_BxSxKxD = partition.constrain(v_BxSxKxD, "batch", None, "kv_heads", None)
-    q_BxTxKxGxD = q_BxTxHxD.reshape(
-      batch, size, self.kv_heads, -1, self.head_dim
-    )
-    scores_BxKxGxTxS = jnp.einsum(
-      "BTKGD,BSKD->BKGTS",
-      q_BxTxKxGxD,
+    y_BxTxHxD = attention.attend(
+      q_BxTxHxD,
       k_BxSxKxD,
-      preferred_element_type=jnp.float32,
+      v_BxSxKxD,
+      mask,
+      query_scale=self.query_scale,
+      cap=self.softcap,
+      implementation=self.implementation,
     )
-    scores_BxKxGxTxS /= math.sqrt(self.query_scale)
-    scores_BxKxGxTxS = softcap(scores_BxKxGxTxS, self.softcap)
-    # A finite number, so that a row with nothing to see stays finite.
-    scores_BxKxGxTxS = jnp.where(
-      mask_Bx1xTxS[:, :, None], scores_BxKxGxTxS, -1e30
-    )
-    weights_BxKxGxTxS = jax.nn.softmax(scores_BxKxGxTxS).astype(v_BxSxKxD.dtype)
-    y_BxTxKxGxD = jnp.einsum("BKGTS,BSKD->BTKGD", weights_BxKxGxTxS, v_BxSxKxD)
-    return self.out(y_BxTxKxGxD.reshape(batch, size, -1))
+    return self.out(y_BxTxHxD.reshape(batch, size, -1))
 
 
 def table(embed: nnx.Embed) -> jax.Array:
@@ -214,9 +183,9 @@ class Block(nnx.Module):
       self.mlp_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
       self.mlp = Mlp(width, size.mlp, dtype, rngs)
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
     if self.size.heads:
-      x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+      x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask)
     if self.size.mlp:
       x_BxTxW += self.mlp(self.mlp_norm(x_BxTxW))
     return x_BxTxW
@@ -228,7 +197,7 @@ def block_function(
   *,
   remat: bool = False,
   prevent_cse: bool = True,
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+) -> Callable[[Any, jax.Array, attention.Mask], jax.Array]:
   """A block as (parameters, x [B, T, W], mask) -> [B, T, W].
 
   On a mesh the batch stays split, and the parameters are gathered here: in the
@@ -264,9 +233,9 @@ class Stack(nnx.Module):
       setattr(self, f"layer_{i}", Block(config, config.layer(i), rngs))
     self.norm = nnx.RMSNorm(config.width, dtype=config.dtype, rngs=rngs)
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
     for i in range(self.depth):
       graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
       apply = block_function(graphdef, self.dtype)
-      x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, mask_BxHxTxS)
+      x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, mask)
     return self.norm(x_BxTxW)

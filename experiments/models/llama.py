@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import blocks, layers, partition, rotary
+from experiments.models import attention, blocks, layers, losses, rotary
 from experiments.models import config as model_config
 
 
@@ -76,7 +76,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.attention_norm = blocks.rms_norm(config, rngs)
-    self.attention = blocks.attention(
+    self.attention = blocks.self_attention(
       config,
       rngs,
       kv_heads=config.kv_heads,
@@ -85,8 +85,8 @@ class Block(nnx.Module):
     self.mlp_norm = blocks.rms_norm(config, rngs)
     self.mlp = blocks.GatedMlp(config, rngs, activation=jax.nn.silu)
 
-  def __call__(self, x_BxTxW: jax.Array, mask_BxHxTxS: jax.Array) -> jax.Array:
-    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask_BxHxTxS)
+  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask)
     return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW))
 
 
@@ -110,8 +110,20 @@ class Llama(nnx.Module):
   def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
     self.config.check_length(tokens_BxL.shape[1])
-    mask = layers.attention_mask(mask_BxL, causal=True)
+    mask = attention.Mask(mask_BxL, causal=True)
     return self.norm(self.decoder(layers.lookup(self.word, tokens_BxL), mask))
+
+  def head(self) -> losses.Head:
+    """What scores the next tokens."""
+    if self.config.tied:
+      return blocks.tied_head(self.word)
+    return losses.Head(
+      "lm_head/kernel",
+      self.lm_head.kernel[...],
+      self.config.dtype,
+      self.config.vocab_size,
+      lambda kernel_WxV, x_BxLxW: (x_BxLxW @ kernel_WxV).astype(jnp.float32),
+    )
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Logits, float32: [B, L, V] of the next tokens, or [B, C] of the classes.
@@ -127,7 +139,4 @@ class Llama(nnx.Module):
     if self.config.num_labels is not None:
       x_BxW = blocks.last_token(x_BxLxW, mask_BxL)
       return self.score(x_BxW).astype(jnp.float32)
-    if self.config.tied:
-      return blocks.unembed(x_BxLxW, self.word)
-    logits_BxLxV = self.lm_head(x_BxLxW).astype(jnp.float32)
-    return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")
+    return self.head()(x_BxLxW)

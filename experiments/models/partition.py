@@ -22,6 +22,10 @@ Names = tuple[str | None, ...]  # Of an array's dimensions; None: kept whole.
 class Placement(Protocol):
   """What the logical names mean."""
 
+  @property
+  def platform(self) -> str:
+    """Of the devices: "cpu", "gpu" or "tpu"."""
+
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
     """x, split as the names of its dimensions say."""
 
@@ -31,7 +35,23 @@ class Placement(Protocol):
   def per_device(
     self, function: Callable, inputs: tuple[Names, ...], output: Names
   ) -> Callable:
-    """The function, computed by each device on its part of the arrays."""
+    """The function, computed by each device on its part of the arrays.
+
+    `inputs` has the names of every array in the arguments, in their order.
+    """
+
+  def over_batch(
+    self, function: Callable, name: str, dtype: DTypeLike
+  ) -> Callable:
+    """The function, computed by each device on its part of the batch.
+
+    Its first argument is a parameter of this name: each device gets all of it
+    in `dtype`, and its gradient is summed once. The others, and the results,
+    are arrays [B, ...].
+    """
+
+  def parts(self, name: str, size: int) -> int:
+    """Into how many parts a dimension of an activation is split."""
 
 
 _CURRENT: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
@@ -52,6 +72,12 @@ def use(placement: Placement | None) -> Iterator[None]:
 def is_placed() -> bool:
   """Whether there is a placement."""
   return _CURRENT.get() is not None
+
+
+def platform() -> str:
+  """See `Placement.platform`."""
+  placement = _CURRENT.get()
+  return jax.default_backend() if placement is None else placement.platform
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -88,3 +114,17 @@ def per_device(
   if placement is None:
     return function
   return placement.per_device(function, inputs, output)
+
+
+def over_batch(function: Callable, name: str, dtype: DTypeLike) -> Callable:
+  """See `Placement.over_batch`."""
+  placement = _CURRENT.get()
+  if placement is None:
+    return lambda x, *arrays: function(x.astype(dtype), *arrays)
+  return placement.over_batch(function, name, dtype)
+
+
+def parts(name: str, size: int) -> int:
+  """See `Placement.parts`."""
+  placement = _CURRENT.get()
+  return 1 if placement is None else placement.parts(name, size)

@@ -45,7 +45,8 @@ def model_config(config: Any, task: Task) -> ModelConfig:
 
   Args:
     config: `config.model` of an experiment: `name`, and `size` or, where that
-      is None, depth, width, heads and mlp; `dtype`, `remat`, `scan`.
+      is None, depth, width, heads and mlp; `dtype`, `attention`, `remat`,
+      `scan`.
     task: gives the vocabulary, the classes and the least number of positions.
 
   Raises:
@@ -75,6 +76,7 @@ def model_config(config: Any, task: Task) -> ModelConfig:
     chosen,
     num_labels=task.num_classes,
     dtype=config.dtype,
+    attention=config.attention,
     remat=config.remat,
     scan=config.scan,
   )

@@ -1,5 +1,6 @@
 """A damaged file is refused or gives exactly what was saved; nothing else."""
 
+import itertools
 import json
 import os
 import signal
@@ -475,6 +476,10 @@ def test_what_is_written_may_claim_what_it_has(tmp_path, monkeypatch):
       lambda fields, x=x: fields | {"metadata": x}
       for x in ({}, [], None, {"a": 1}, {"a": None}, {"a": ["b"]}, "a")
     ),
+    *(
+      lambda fields, x=x: fields | {"base": {"1": x}}
+      for x in (None, "", "0" * 15, "0" * 17, "0" * 15 + "g", 0, "A" * 16)
+    ),
     lambda fields: fields | {"metadata": {"a": "b" * (1 << 18)}},
     lambda fields: fields | {"same": {}},
     lambda fields: fields | {"same": []},
@@ -487,6 +492,23 @@ def test_forged_fields_of_some_tensors_are_refused(tmp_path, change):
   for read in (archive.load, archive.inspect):
     with pytest.raises(archive.ArchiveError, match="index is invalid"):
       read(path)
+
+
+def test_a_forged_difference_from_another_tensor_is_refused(tmp_path):
+  path, params = tmp_path / "file", _params()
+  base = archive.Base(params)
+  archive.save(path, params, step=2**-5, base=params)
+  saved = path.read_bytes()
+  names = list(params)
+  for name, other in itertools.permutations(names, 2):
+    path.write_bytes(saved)
+
+    def change(fields, name=name, other=other):
+      fields["base"][str(names.index(name))] = base.digest(other)
+
+    _forge(path, change)
+    with pytest.raises(archive.ArchiveError, match=f"{name!r} cannot be"):
+      archive.load(path, base=base)
 
 
 def test_a_tensor_equal_to_another_must_be_like_it(tmp_path):

@@ -1,6 +1,7 @@
 """A second decoder, written from docs/format.md, reads the same files."""
 
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -336,7 +337,7 @@ def _all_rows(symbols, columns, repeats):
 
 
 def _read(path):
-  """{name: (symbols or values, step)} of a file with a flat tree.
+  """{name: (symbols or values, step, digest)} of a file with a flat tree.
 
   At most one chunk of quantized and one of exact tensors.
   """
@@ -349,7 +350,8 @@ def _read(path):
   fields = json.loads(zlib.decompress(file[256 + size :]))
   required = {"tree", "dtype", "shape", "step", "coder", "model", "bits"}
   required |= {"nu", "alpha", "bytes", "crc32"}
-  free = {"axes", "same", "repeats", "metadata"} if version == "2" else set()
+  free = {"axes", "same", "repeats", "base", "metadata"}
+  free = free if version == "2" else set()
   assert required <= fields.keys() <= required | free
   axes, same, repeats = (
     {int(k): v for k, v in fields.get(name, {}).items()}
@@ -391,7 +393,31 @@ def _read(path):
       if i in repeats:
         values = _all_rows(values, matrices[i][1], repeats[i])
       found[i] = (values, steps[i])
-  return {name: found[same.get(i, i)] for i, name in enumerate(names)}
+  digests = {int(k): v for k, v in fields.get("base", {}).items()}
+  return {
+    name: (*found[same.get(i, i)], digests.get(i))
+    for i, name in enumerate(names)
+  }
+
+
+def _digest(x):
+  text = f"{x.dtype.name} {list(x.shape)}\n".encode()
+  return hashlib.blake2b(text + x.tobytes(), digest_size=8).hexdigest()
+
+
+def _of_base(found, step, own, wanted):
+  """A tensor like `wanted` from its symbols or bits, and its base."""
+  if step is None:
+    bits = np.frombuffer(own.astype(wanted.dtype).tobytes(), np.uint8)
+    stored = np.frombuffer(found.astype(wanted.dtype).tobytes(), np.uint8)
+    return (bits ^ stored).view(wanted.dtype).reshape(wanted.shape)
+  wide = np.float64 if wanted.dtype.itemsize > 4 else np.float32
+  out = own.astype(wanted.dtype).ravel()
+  for i, q in enumerate(found.ravel()):
+    if q:
+      value = wide(np.float64(q) * step)
+      out[i] = (wide(own.astype(wide).ravel()[i]) + value).astype(out.dtype)
+  return out.reshape(wanted.shape)
 
 
 def _example():
@@ -434,12 +460,42 @@ def _example_2():
   }
 
 
-def _check(path):
-  loaded = archive.load(path)
-  for name, (values, step) in _read(path).items():
+def _example_of_difference():
+  """A base and a fine-tune of it."""
+  rng = np.random.default_rng(9)
+  base = {
+    "table": rng.normal(size=(60, 20)).astype(np.float32),
+    "half": rng.normal(size=(30, 20)).astype(np.float16),
+    "double": rng.normal(size=(10, 20)),
+    "bias": rng.normal(size=40).astype(np.float32),
+    "ids": np.arange(100),
+    "resized": np.ones((4, 5), np.float32),
+    "complex": rng.normal(size=40).astype(np.float32).view(np.complex64),
+  }
+  tuned = {
+    name: (x + 0.05 * rng.normal(size=x.shape)).astype(x.dtype)
+    for name, x in base.items()
+    if x.dtype.kind == "f"
+  }
+  tuned["table"][5:50] = base["table"][5:50]
+  tuned |= {
+    "ids": np.where(base["ids"] == 7, 8, base["ids"]),
+    "complex": base["complex"],
+    "resized": rng.normal(size=(4, 6)).astype(np.float32),
+    "head": rng.normal(size=(20, 3)).astype(np.float32),
+  }
+  return base, tuned
+
+
+def _check(path, base=None):
+  loaded = archive.load(path, base=base)
+  digests = {_digest(x): x for x in (base or {}).values()}
+  for name, (values, step, digest) in _read(path).items():
     wanted = loaded[name]
     found = np.array(values).reshape(wanted.shape)
-    if step is not None:
+    if digest is not None:
+      found = _of_base(found, step, digests[digest], wanted)
+    elif step is not None:
       found = (found.astype(np.float64) * step).astype(np.float32)
     np.testing.assert_array_equal(found.astype(wanted.dtype), wanted)
   return loaded
@@ -470,11 +526,25 @@ def test_the_second_decoder_agrees_on_what_version_2_adds(tmp_path, coder):
   assert report.metadata == metadata
 
 
+@pytest.mark.parametrize("coder", archive.CODERS)
+def test_the_second_decoder_agrees_on_differences(tmp_path, coder):
+  path = tmp_path / "file"
+  base, tuned = _example_of_difference()
+  with pytest.warns(UserWarning, match="coded as they are, .* 'resized'"):
+    report = archive.save(path, tuned, step=2**-6, base=base, coder=coder)
+  loaded = _check(path, base)
+  for name, x in tuned.items():
+    assert loaded[name].dtype == x.dtype
+    wide = loaded[name].astype(np.complex128), x.astype(np.complex128)
+    assert np.abs(wide[0] - wide[1]).max() < 2**-7 + 2**-9
+  assert {t.name for t in report.tensors if not t.base} == {"head", "resized"}
+
+
 @pytest.mark.parametrize(
   "name",
   [
     *("version1", "version1_huffman", "version1_exp_golomb"),
-    *("version1_exp_golomb_ranked", "version2"),
+    *("version1_exp_golomb_ranked", "version2", "version2_difference"),
   ],
 )
 def test_old_files_always_load(name):
@@ -484,7 +554,8 @@ def test_old_files_always_load(name):
   makes of an example above, and what `archive.load` makes of that.
   """
   path = paths.GOLDEN / f"{name}.safetensors"
-  loaded = _check(path)
+  base = paths.GOLDEN / f"{name}_base.npz"
+  loaded = _check(path, dict(np.load(base)) if base.exists() else None)
   wanted = np.load(paths.GOLDEN / f"{name}.npz")
   assert sorted(wanted) == sorted(loaded)
   for name in wanted:

@@ -159,7 +159,9 @@ def _quantized(config, directory, score):
   params = jax.device_get(PARAMS)
   ((label, steps),) = evaluate._quantizers(config, params, score, {})
   file = directory / "file"
-  return label | evaluate._quantized(config, file, params, score, steps)
+  return label | evaluate._quantized(
+    config, file, params, score, steps, lambda trained: trained
+  )
 
 
 def test_until_it_starts_the_loss_sees_the_exact_parameters():

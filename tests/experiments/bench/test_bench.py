@@ -13,6 +13,7 @@ import backslash_jax as bs
 from experiments import include
 from experiments.bench import (
   eager,
+  fine_tunes,
   growth,
   moments,
   optimizer,
@@ -108,3 +109,20 @@ def test_the_eager_update_inverts_the_moments_of_known_shapes():
 def test_the_document_holds_what_was_measured():
   text = scaling.DOCS.read_text()
   assert include.filled(text, scaling.tables(timing.RESULTS)) == text
+
+
+def test_fine_tunes_share_one_base(tmp_path, monkeypatch):
+  monkeypatch.setattr(fine_tunes, "ROWS", 10)
+  rng = np.random.default_rng(0)
+  params = {
+    "embed": rng.normal(size=(200, 64)).astype(np.float32),
+    "kernel": rng.normal(size=(64, 32)).astype(np.float32),
+  }
+  path = tmp_path / "base.safetensors"
+  bs.save(path, params, step=None)
+  before = sum(x.nbytes for x in jax.live_arrays())
+  found = fine_tunes.measure(path, 3, tmp_path)
+  assert found["base_bytes"] == sum(x.nbytes for x in params.values())
+  assert found["fine_tunes_bytes"] < 0.1 * found["base_bytes"]
+  # The base and one fine-tune, however many there are.
+  assert found["device_bytes"] - before <= 2 * found["base_bytes"]

@@ -44,6 +44,9 @@ ENTRY %main (x: f32[2,2], y: bf16[16,4]) -> f32[2,2] {
   %c = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), channel_id=2, dimensions={0}
   %c2 = f32[32]{0} all-gather-done(%c)
   %e = pred[3]{0} collective-permute(%x), channel_id=3
+  %q = bf16[2,8,512,64]{3,2,1,0} broadcast(%x)
+  %k = bf16[2,4,512,64]{3,2,1,0} broadcast(%x)
+  %splash_mha_dq.1 = bf16[2,8,512,64]{3,2,1,0} custom-call(%x, %x, %q, %k, %k), custom_call_target="tpu_custom_call"
   ROOT %a = f32[2,2]{1,0} all-reduce(%x), channel_id=4, metadata={op_name="jit(f)/psum"}
 }
 """  # noqa: E501
@@ -58,6 +61,12 @@ def test_collectives_are_read_with_their_bytes():
     ("collective-permute", 3, "", 0, 1),
     ("all-reduce", 16, "jit(f)/psum", 0, 1),
   ]
+
+
+def test_kernels_of_attention_count_as_causal():
+  # Three products of half of the scores, and the one in the loop.
+  kernel = 3 * 2 * 2 * 8 * 512 * 512 * 64 / 2
+  assert hlo.Program(TEXT).flops() == kernel + 6 * 2 * 8 * 8 * 4
 
 
 def test_bytes_sent_are_those_of_a_ring():

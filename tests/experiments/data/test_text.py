@@ -146,3 +146,20 @@ def test_tasks_that_do_not_fit_a_model_are_refused(make_config):
   found = json.loads((fixture / "config.json").read_text())["vocab_size"]
   with pytest.raises(ValueError, match=f"257 tokens, but .* only {found}"):
     models.build(config, wide, seed=0)
+
+
+def test_the_begins_of_texts_are_predicted(make_config):
+  config = make_config("imdb", language=True, seq_len=16)
+  task = data.load_task(config)
+  assert (task.kind, task.num_classes) == ("lm", None)
+  (batch, *_) = data.eval_batches(config, "test", 4)
+  real = batch["weights"].any(axis=1)
+  assert batch["mask"][real].all()
+  np.testing.assert_array_equal(
+    batch["targets"][real, :-1], batch["tokens"][real, 1:]
+  )
+  np.testing.assert_array_equal(batch["weights"][real].sum(1), 15)
+  with pytest.raises(ValueError, match="no text has so many tokens"):
+    data.load_task(make_config("imdb", language=True, seq_len=4096))
+  with pytest.raises(ValueError, match="squad has no classes to leave out"):
+    data.load_task(make_config("squad", language=True))

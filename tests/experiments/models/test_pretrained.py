@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 
 from experiments import data, models, sharding
 from experiments.huggingface import weights
-from experiments.models import bert, gemma2, gpt2, layers, llama, rotary, sizes
+from experiments.models import bert, gemma2, gpt2, llama, rotary, sizes
 from tests import paths
 
 CHECKPOINTS = sorted(p.name for p in paths.FIXTURES.iterdir() if p.is_dir())
@@ -180,20 +180,6 @@ def test_every_matrix_has_dimensions_that_a_mesh_can_split(checkpoint, scan):
     assert "width" in names, path
 
 
-def test_window_sees_that_many_positions():
-  mask = jnp.ones((1, 6), bool).at[0, 2].set(False)
-  seen = layers.attention_mask(mask, causal=True, window=3)[0, 0]
-  wanted = [
-    [1, 0, 0, 0, 0, 0],
-    [1, 1, 0, 0, 0, 0],
-    [1, 1, 0, 0, 0, 0],
-    [0, 1, 0, 1, 0, 0],
-    [0, 0, 0, 1, 1, 0],
-    [0, 0, 0, 1, 1, 1],
-  ]
-  np.testing.assert_array_equal(seen, np.array(wanted, bool))
-
-
 def test_gemma2_sees_beyond_the_window_in_every_second_block():
   model = load("gemma2")
   assert model.decoder.kinds == (0, 1, 0)
@@ -235,7 +221,9 @@ def make_config(name, **changes):
   fields = dict(
     depth=2, width=16, heads=2, mlp=24, dtype="float32", dropout=0.0
   )
-  fields |= dict(size=None, weights=None, remat=False, scan=False)
+  fields |= dict(
+    size=None, weights=None, attention=None, remat=False, scan=False
+  )
   return types.SimpleNamespace(name=name, **{**fields, **changes})
 
 

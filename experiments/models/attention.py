@@ -1,0 +1,260 @@
+"""Attention: one function, several implementations of it.
+
+`plain` is the reference; it holds the scores of all heads, float32
+[B, H, T, S]. `chunked` holds those of some queries at a time. `splash` is the
+Pallas kernel of JAX for TPUs, `cudnn` that of cuDNN for GPUs: both hold none.
+All have the same result to rounding, and one test. Shapes as in layers.py.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel,
+  splash_attention_mask,
+)
+
+from experiments.models import partition
+
+# Scores of more positions than this are not held at once.
+_LONG = 1024
+_CHUNK = 512  # Queries whose scores `chunked` holds.
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["real"],
+  meta_fields=["causal", "window"],
+)
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """Who may see whom.
+
+  Attributes:
+    real: bool [B, S], True at real tokens; padding is never seen.
+    causal: whether a position sees only itself and what came before.
+    window: of a causal mask: how many positions are seen, itself included;
+      None: all.
+  """
+
+  real: jax.Array
+  causal: bool = False
+  window: int | None = None
+
+  def dense(self, first: jax.Array | int = 0, size: int | None = None):
+    """bool [B, 1, T, S], or [B, 1, 1, S] where all T may see the same.
+
+    Args:
+      first: position of the first query.
+      size: T; None means as many as keys.
+    """
+    visible_Bx1x1xS = self.real[:, None, None, :]
+    if not self.causal:
+      return visible_Bx1x1xS
+    keys_S = jnp.arange(self.real.shape[1])
+    queries_T = keys_S if size is None else first + jnp.arange(size)
+    before_TxS = queries_T[:, None] - keys_S[None, :]
+    seen_TxS = before_TxS >= 0
+    if self.window is not None:
+      seen_TxS &= before_TxS < self.window
+    return visible_Bx1x1xS & seen_TxS[None, None]
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+  """Keeps values within (-cap, cap), smoothly; None leaves them."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+  q_BxTxHxD: jax.Array,
+  k_BxSxKxD: jax.Array,
+  v_BxSxKxD: jax.Array,
+  mask: Mask,
+  *,
+  query_scale: float,
+  cap: float | None = None,
+  implementation: str | None = None,
+) -> jax.Array:
+  """Attention, [B, T, H, D] in the dtype of the values.
+
+  Args:
+    q_BxTxHxD: queries.
+    k_BxSxKxD: keys; H is a multiple of K.
+    v_BxSxKxD: values.
+    mask: who sees whom. A query that sees no key gets finite numbers.
+    query_scale: scores are divided by its square root.
+    cap: bound of the scores, see `softcap`.
+    implementation: one of IMPLEMENTATIONS; None chooses by platform and shape.
+
+  Raises:
+    NotImplementedError: the implementation cannot do this, and why.
+  """
+  size, platform = q_BxTxHxD.shape[1], partition.platform()
+  options = {"query_scale": query_scale, "cap": cap}
+  if implementation is None:
+    implementation = "plain"
+    if size > _LONG:
+      why = unsupported("splash", q_BxTxHxD, cap, platform)
+      implementation = "chunked" if why else "splash"
+  elif why := unsupported(implementation, q_BxTxHxD, cap, platform):
+    raise NotImplementedError(
+      f"model.attention is {implementation!r}, {why}; None chooses one"
+    )
+  function = functools.partial(IMPLEMENTATIONS[implementation], **options)
+  if implementation in PLATFORMS:
+    # The compiler cannot split a kernel.
+    keys = ("batch", None, "kv_heads", None)
+    queries = ("batch", None, "heads", None)
+    inputs = (queries, keys, keys, ("batch", None))
+    function = partition.per_device(function, inputs, queries)
+  return function(q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, mask)
+
+
+def unsupported(
+  implementation: str, q: jax.Array, cap: float | None, platform: str
+) -> str | None:
+  """Why an implementation cannot be used; None if it can."""
+  needed = PLATFORMS.get(implementation, platform)
+  if platform != needed:
+    return (
+      f"which needs a {needed.upper()}, but this runs on {platform.upper()}"
+    )
+  length, features = q.shape[1], q.shape[3]
+  if implementation == "splash" and length % 128:
+    return f"which needs a length that 128 divides, not {length}"
+  if implementation == "cudnn":
+    if cap is not None:
+      return "which cannot bound the scores (a softcap)"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+      return f"which needs model.dtype='bfloat16', not {q.dtype}"
+    if features % 8 or features > 128:
+      return f"which needs heads of 8, 16, ... 128 features, not {features}"
+  return None
+
+
+def plain(q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, mask, *, query_scale, cap):
+  """The scores of all heads at once."""
+  return _of_queries(
+    q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, mask.dense(), query_scale, cap
+  )
+
+
+def chunked(q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, mask, *, query_scale, cap):
+  """The scores of one chunk of queries after the other, backward again."""
+  batch, size, heads, features = q_BxTxHxD.shape
+  chunks = -(-size // _CHUNK)
+  padding = (0, 0), (0, chunks * _CHUNK - size), (0, 0), (0, 0)
+  q_BxNxCxHxD = jnp.pad(q_BxTxHxD, padding).reshape(
+    batch, chunks, _CHUNK, heads, features
+  )
+
+  @jax.checkpoint
+  def chunk(first, q_BxCxHxD):
+    dense = mask.dense(first, _CHUNK)
+    y = _of_queries(q_BxCxHxD, k_BxSxKxD, v_BxSxKxD, dense, query_scale, cap)
+    return partition.constrain(y, "batch", None, "heads", None)
+
+  y_NxBxCxHxD = jax.lax.map(
+    lambda x: chunk(*x),
+    (_CHUNK * jnp.arange(chunks), q_BxNxCxHxD.swapaxes(0, 1)),
+  )
+  y_BxTxHxD = y_NxBxCxHxD.swapaxes(0, 1).reshape(batch, -1, heads, features)
+  return y_BxTxHxD[:, :size]
+
+
+def _of_queries(
+  q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, seen_Bx1xTxS, query_scale, cap
+):
+  """The attention of some queries."""
+  batch, size, heads, features = q_BxTxHxD.shape
+  q_BxTxKxGxD = q_BxTxHxD.reshape(batch, size, k_BxSxKxD.shape[2], -1, features)
+  scores_BxKxGxTxS = jnp.einsum(
+    "BTKGD,BSKD->BKGTS",
+    q_BxTxKxGxD,
+    k_BxSxKxD,
+    preferred_element_type=jnp.float32,
+  )
+  scores_BxKxGxTxS /= math.sqrt(query_scale)
+  scores_BxKxGxTxS = softcap(scores_BxKxGxTxS, cap)
+  # A finite number, so that a row with nothing to see stays finite.
+  scores_BxKxGxTxS = jnp.where(
+    seen_Bx1xTxS[:, :, None], scores_BxKxGxTxS, -1e30
+  )
+  weights_BxKxGxTxS = jax.nn.softmax(scores_BxKxGxTxS).astype(v_BxSxKxD.dtype)
+  y_BxTxKxGxD = jnp.einsum("BKGTS,BSKD->BTKGD", weights_BxKxGxTxS, v_BxSxKxD)
+  return y_BxTxKxGxD.reshape(batch, size, heads, features)
+
+
+def splash(
+  q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, mask, *, query_scale, cap, interpret=False
+):
+  """JAX's kernel for TPUs, which skips what no query of a block may see."""
+  size, heads = q_BxTxHxD.shape[1:3]
+  shape = (size, size)
+  if not mask.causal:
+    seen = splash_attention_mask.FullMask(shape)
+  elif mask.window is None:
+    seen = splash_attention_mask.CausalMask(shape)
+  else:
+    seen = splash_attention_mask.LocalMask(shape, (mask.window - 1, 0), 0)
+  block = math.gcd(size, _CHUNK)
+  names = ("block_q", "block_kv", "block_kv_compute")
+  names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+  names += ("block_q_dq", "block_kv_dq")
+  kernel = splash_attention_kernel.make_splash_mha(
+    splash_attention_mask.MultiHeadMask([seen] * heads),
+    block_sizes=splash_attention_kernel.BlockSizes(
+      **dict.fromkeys(names, block)
+    ),
+    attn_logits_soft_cap=cap,
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+  real = mask.real.astype(jnp.int32)
+  # Every query sees real keys, 1, and no others.
+  segments = splash_attention_kernel.SegmentIds(jnp.ones_like(real), real)
+  scale = jnp.asarray(1 / math.sqrt(query_scale), q_BxTxHxD.dtype)
+  y_BxHxTxD = jax.vmap(kernel)(
+    (q_BxTxHxD * scale).swapaxes(1, 2),
+    k_BxSxKxD.swapaxes(1, 2),
+    v_BxSxKxD.swapaxes(1, 2),
+    segment_ids=segments,
+  )
+  return y_BxHxTxD.swapaxes(1, 2).astype(v_BxSxKxD.dtype)
+
+
+def cudnn(
+  q_BxTxHxD,
+  k_BxSxKxD,
+  v_BxSxKxD,
+  mask,
+  *,
+  query_scale,
+  cap,
+  implementation="cudnn",
+):
+  """cuDNN's kernel for GPUs, as JAX calls it."""
+  del cap
+  return jax.nn.dot_product_attention(
+    q_BxTxHxD,
+    k_BxSxKxD,
+    v_BxSxKxD,
+    mask=mask.real[:, None, None, :],
+    scale=1 / math.sqrt(query_scale),
+    is_causal=mask.causal,
+    local_window_size=mask.window and (mask.window - 1, 0),
+    implementation=implementation,
+  )
+
+
+IMPLEMENTATIONS = {
+  "plain": plain,
+  "chunked": chunked,
+  "splash": splash,
+  "cudnn": cudnn,
+}
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}  # Of those that are kernels.
