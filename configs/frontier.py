@@ -282,7 +282,6 @@ def _differences(
   balance, to_bits = {"rate.balance": balances}, {"round_bits": bits}
   return {
     "delta": method(delta | files, {}),
-    "delta_sensitive": method(delta | files | sensitive, {}),
     "delta_l1": method(RATES["l1"] | delta | files, balance),
     "delta_dggr": method(RATES["dggr"] | delta | files, balance),
     "delta_fitted": method(fitted | delta, to_bits),

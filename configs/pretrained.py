@@ -77,18 +77,17 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
     best="delta_l1_fitted",
     small=(
       "delta",
-      "delta_sensitive",
       "lora",
       "delta_fitted",
       "delta_l1_fitted",
       "delta_dggr",
     ),
     differences={
-      "steps": tuple(2.0 ** (-k / 2) for k in (14, 15, 16)),
+      "steps": tuple(2.0 ** (-k / 2) for k in range(11, 17)),
       "balances": (0.3,),
-      "bits": (0.03, 0.06, 0.12),
+      "bits": (0.03, 0.06, 0.1),
       "ranks": (4, 8, 16),
-      "rank_steps": tuple(2.0**-k for k in (4, 5, 6, 7)),
+      "rank_steps": tuple(2.0**-k for k in (2, 3, 4, 6)),
     },
   )
   config.grid.baseline = "delta"

@@ -87,6 +87,12 @@ def deploy(
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise settings.UserError(f"{out} is not empty: name another --out")
   trained = read(workdir)
+  for field in ("delta", "lora"):
+    if trained.config.model.get(field):
+      raise settings.UserError(
+        f"{workdir} was trained with config.model.{field}, so its file is not a"
+        " whole model: only those are exported"
+      )
   try:
     params = bs.load(trained.file)
   except bs.ArchiveError as error:

@@ -2,12 +2,14 @@
 
 python -m experiments.frontier.kept runs/frontier_sst2_delta
 
-reads the finished cells of a grid of fine-tunes and writes kept.md beside them.
-For classes: the smallest file of a method whose validation accuracy is within
-half a point, and within one point, of that of the unquantized model of the
-baseline, and its test accuracy. For a language model: the bits per parameter at
-which a file keeps a part of what training gained on the base, between the files
-on a logarithmic scale of bits.
+reads the finished cells of a grid of fine-tunes and writes two tables beside
+them: files.md, with every file, and kept.md.
+
+For classes, kept.md has the smallest file of a method whose validation accuracy
+is within half a point, and within one point, of that of the unquantized model
+of the baseline, and its test accuracy. For a language model, it has the bits
+per parameter at which a file keeps a part of what training gained on the base,
+between the files on a logarithmic scale of bits.
 """
 
 import argparse
@@ -59,6 +61,27 @@ def files_of(cells: list[Cell], method: str, seed: int) -> list[dict[str, Any]]:
     for q in cell["quantized"]
   ]
   return sorted(files, key=lambda file: file["bits"])
+
+
+def files_table(cells: list[Cell], *, loss: bool) -> report.Table:
+  """Every file, with its test accuracy, or its loss in nats."""
+  header = ["method", "point", "seed", "step", "bits", "bytes"]
+  header += ["test loss" if loss else "test accuracy, %"]
+
+  def shown(scores):
+    return (
+      f"{scores['loss']:.4f}" if loss else f"{100 * scores['accuracy']:.1f}"
+    )
+
+  body = []
+  for cell in cells:
+    name = [cell["method"], cell["point"], str(cell["seed"])]
+    body.append([*name, "float32", "32", "-", shown(cell["exact"]["test"])])
+    for q in cell["quantized"]:
+      step = f"{q['step']:.4f}" if "step" in q else "fitted"
+      bits = f"{8 * q['bytes'] / cell['parameters']:.4f}"
+      body.append([*name, step, bits, f"{q['bytes']:,}", shown(q["test"])])
+  return report.Table("the files", header, body)
 
 
 def classes_table(cells: list[Cell], examples: int) -> report.Table:
@@ -153,9 +176,11 @@ def main() -> None:
     table = language_table(cells)
   else:
     table = classes_table(cells, options.examples)
-  text = report.markdown(table)
-  atomic.write_text(options.workdir / "kept.md", text)
-  print(text)
+  files = files_table(cells, loss=options.language)
+  for name, shown in (("files", files), ("kept", table)):
+    text = report.markdown(shown)
+    atomic.write_text(options.workdir / f"{name}.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -160,3 +160,13 @@ def test_what_cannot_be_deployed_is_refused_by_name(workdir, tmp_path):
   with pytest.raises(settings.UserError, match="safetensors"):
     release.deploy(arm, tmp_path / "out")
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["delta", "lora"])
+def test_a_fine_tune_that_is_no_whole_model_is_refused(tmp_path, field):
+  config = tiny.config(**{f"model__{field}": 1 if field == "lora" else True})
+  resume.save_config(config, tmp_path)
+  (tmp_path / evaluate.SHIPPED).write_bytes(b"")
+  with pytest.raises(settings.UserError, match=f"with config.model.{field}"):
+    release.deploy(tmp_path, tmp_path / "out")
+  assert not (tmp_path / "out").exists()

@@ -56,6 +56,15 @@ def test_the_bits_that_keep_a_part_of_the_gain(cells):
   assert lora[4:] == ["< 0.600", "< 0.600", "< 0.600"]
 
 
+def test_every_file_is_listed(cells):
+  table = kept.files_table(cells, loss=False)
+  assert table.rows[:2] == [
+    ["delta", "only", "0", "float32", "32", "-", "80.0"],
+    ["delta", "only", "0", "fitted", "1.0000", "100", "80.0"],
+  ]
+  assert len(table.rows) == 8
+
+
 def test_without_the_baseline_there_is_nothing_to_compare_with(tmp_path):
   with pytest.raises(settings.UserError, match="has no finished delta"):
     kept.read(tmp_path)
