@@ -1,11 +1,11 @@
-# make quickstart | test | test-all | lint | docs | bench     (PYTHON=python3.13 ...)
+# make quickstart | test | test-all | lint | docs | wheel | bench     (PYTHON=python3.13 ...)
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter python3,$(PYTHON)),,-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 WORKERS ?= 2
 
-.PHONY: quickstart test test-all lint format docs bench
+.PHONY: quickstart test test-all lint format docs wheel bench
 
 $(VENV)/run: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
@@ -42,6 +42,12 @@ format: $(VENV)/dev
 # Into build/site; a warning, such as a broken link, is an error.
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# What an index would get, and a check of its metadata.
+wheel: $(VENV)/dev
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(BIN)/twine check --strict build/wheel/*.whl
 
 # Of the files and of accuracy: on the models that `make quickstart` trained.
 bench: $(VENV)/dev

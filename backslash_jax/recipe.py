@@ -31,7 +31,7 @@ def recommended(
   | model                           | arguments                         |
   |---------------------------------|-----------------------------------|
   | classifier, from scratch        | `bits`                            |
-  | same, file about 10% smaller    | `bits, begin=2 * updates / 3`     |
+  | same, a smaller file            | `bits, begin=2 * updates / 3`     |
   | language model, from scratch    | `bits, begin=..., limit=0`        |
   | fine-tuned, 1 bit or less       | `bits, begin=..., limit=0.3`      |
 

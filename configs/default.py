@@ -137,6 +137,9 @@ def get_config() -> ml_collections.ConfigDict:
   distributed.coordinator = config_dict.placeholder(str)  # host:port of 0.
   distributed.processes = config_dict.placeholder(int)  # Their number.
   distributed.process = config_dict.placeholder(int)  # The number of this one.
+  # Seconds: a process that waits so long for the others ends, unless one that
+  # is at work, such as coding a file, causes it.
+  distributed.timeout = 600
 
   # Trainings to compare: name -> the fields in which it differs. Empty: one
   # training.

@@ -21,7 +21,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from experiments import digest, settings
+from experiments import digest, distributed, settings
 
 # Seconds that the readers of a refused checkpoint get to end.
 _PATIENCE = 10.0
@@ -143,7 +143,8 @@ def _verify(wanted, found):
 def _explained(doing, path, advice=""):
   """Turns any error of orbax and tensorstore into a UserError."""
   try:
-    yield
+    with distributed.waiting(f"{doing} {path}"):
+      yield
     return
   except Exception as error:
     reason = _reason(error)

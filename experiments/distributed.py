@@ -5,13 +5,32 @@ process writes its own shards of a checkpoint, so the workdir must be on a file
 system that all of them share.
 """
 
-from typing import Any
+import contextlib
+import mmap
+import os
+import pathlib
+import socket
+import traceback
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+import jaxlib
 import ml_collections
+import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
-from experiments import settings
+from experiments import interrupt, settings, watch
+
+# XLA on CPU may run the collectives of a program in an order that differs
+# between processes, which Gloo answers with "collective mismatch" or not at
+# all. With this flag their order is the same.
+ORDERED = "xla_cpu_enable_concurrency_optimized_scheduler"
+# What the messages of a lost connection have in common.
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
+
+_watch: watch.Watch | None = None
 
 
 def initialize(config: ml_collections.ConfigDict) -> None:
@@ -21,22 +40,40 @@ def initialize(config: ml_collections.ConfigDict) -> None:
     UserError: the others cannot be reached, or neither the fields nor a
       cluster tell their addresses.
   """
+  global _watch
   fields = config.distributed
   if not fields.enable or jax.distributed.is_initialized():
     return
+  found = ", ".join(f"{k}={v!r}" for k, v in fields.items())
+  if fields.process == 0 and fields.coordinator:
+    _check_port(fields.coordinator, found)
+  _order_collectives(fields.processes)
   try:
     jax.distributed.initialize(
       coordinator_address=fields.coordinator,
       num_processes=fields.processes,
       process_id=fields.process,
+      initialization_timeout=fields.timeout,
+      heartbeat_timeout_seconds=max(10, min(100, fields.timeout)),
+      shutdown_timeout_seconds=min(60, fields.timeout),
     )
   except (RuntimeError, ValueError, OSError) as error:
-    found = ", ".join(f"{k}={v!r}" for k, v in fields.items())
+    reason = " ".join(str(error).split())[:300]
     raise settings.UserError(
-      f"cannot join the other processes ({found}): {error}. On a TPU pod and"
+      f"cannot join the other processes ({found}): {reason}. On a TPU pod and"
       " under SLURM or MPI leave coordinator, processes and process at None;"
       " elsewhere give all three, the same host:port everywhere"
     ) from error
+  state = jax_distributed.global_state
+  if state.num_processes > 1:
+    _watch = watch.Watch(
+      state.client,
+      state.process_id,
+      state.num_processes,
+      fields.timeout,
+      watch.leave,
+    )
+    _watch.start()
 
 
 def is_main() -> bool:
@@ -44,14 +81,116 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def waiting(purpose: str) -> Iterator[None]:
+  """Around all that needs the other processes, such as reading a result.
+
+  If that takes longer than config.distributed.timeout, the process ends; see
+  `watch.Watch`.
+
+  Args:
+    purpose: for the message, such as "finish update 12".
+  """
+  with contextlib.nullcontext() if _watch is None else _watch.waiting(purpose):
+    yield
+
+
+@contextlib.contextmanager
+def membership() -> Iterator[None]:
+  """Around the program: ends a process of several at once if it fails.
+
+  Without this it would wait for the others in the end, and they for it.
+  """
+  try:
+    yield
+  except interrupt.StoppedError:  # All processes stop together.
+    raise
+  except Exception as error:
+    if _watch is None:
+      raise
+    message, code = str(error), getattr(error, "exit_code", 1)
+    reason = " ".join(message.split())
+    if isinstance(error, settings.UserError):
+      pass
+    elif any(word in reason for word in _LOST):
+      message = (
+        f"process {jax.process_index()} lost the connection to another process:"
+        f" {reason[:200]}. {watch.ADVICE}"
+      )
+    else:
+      traceback.print_exception(error)
+      message = repr(error)
+    _watch.failed(message)
+    watch.leave(message, code)
+
+
 def barrier(name: str) -> None:
   """Waits until every process has called it with this name."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+    with waiting(f"pass the barrier {name!r}"):
+      multihost_utils.sync_global_devices(name)
 
 
-def gather(tree: Any) -> Any:
-  """The whole arrays on the host of every process, as NumPy."""
+def agree(value: int) -> int:
+  """The value that process 0 found, on all processes.
+
+  What a process finds on a shared file system may differ for a moment. All have
+  to take the same way.
+  """
   if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
+    return value
+  with waiting("agree with the others"):
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def gather(x: jax.Array, name: str = "") -> np.ndarray | None:
+  """The whole array on the host of process 0; None on the others.
+
+  JAX keeps no copy of it, so that an array that is dropped is gone.
+
+  Args:
+    x: an array, split over the devices of all processes.
+    name: of it, for messages.
+  """
+  with waiting(f"gather {name}"):
+    spec = jax.sharding.PartitionSpec()
+    everywhere = jax.sharding.NamedSharding(x.sharding.mesh, spec)
+    whole = jax.jit(jnp.copy, out_shardings=everywhere)(x)
+    return np.asarray(whole.addressable_data(0)) if is_main() else None
+
+
+def _order_collectives(processes):
+  """Adds ORDERED to XLA_FLAGS, where it matters and jaxlib knows it."""
+  platforms = (jax.config.jax_platforms or "cpu").split(",")
+  given = os.environ.get("XLA_FLAGS", "")
+  if processes == 1 or platforms[0] != "cpu" or ORDERED in given:
+    return
+  if _is_known(ORDERED):  # XLA ends a process whose flags it does not know.
+    os.environ["XLA_FLAGS"] = f"{given} --{ORDERED}=false".strip()
+
+
+def _is_known(flag):
+  """Whether the name of a flag is in the library of jaxlib."""
+  directory = pathlib.Path(jaxlib.__file__).parent
+  for path in directory.glob("libjax_common.*"):
+    with (
+      path.open("rb") as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+      return text.find(flag.encode()) >= 0
+  return False
+
+
+def _check_port(coordinator, found):
+  """Raises UserError if another process listens at the coordinator's port."""
+  _, _, port = coordinator.rpartition(":")
+  with contextlib.suppress(ValueError), socket.socket() as s:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      s.bind(("", int(port)))
+    except (OSError, OverflowError) as error:
+      raise settings.UserError(
+        f"cannot listen at the port of config.distributed.coordinator"
+        f" ({found}): {error}. A process of an earlier run may still be there:"
+        " end it, or take another port"
+      ) from error

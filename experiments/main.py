@@ -49,7 +49,7 @@ def train_and_evaluate(
       name: report.Run(
         evaluations[cell.directory],
         metrics.read(cell.training / "metrics.jsonl"),
-        cells.load(cell)[0],
+        cells.stored_params(cell),
       )
       for name, cell in planned.items()
     }
@@ -76,7 +76,8 @@ def launch(function):
       raise settings.UserError(
         "both --config=FILE and --workdir=DIR are needed"
       )
-    function(config.value, pathlib.Path(workdir.value))
+    with distributed.membership():
+      function(config.value, pathlib.Path(workdir.value))
 
   program.run(main, functools.partial(_parse, config))
 

@@ -21,6 +21,10 @@ TITLES = {
   "accuracy_pruning.png": "Accuracy against pruning rate",
 }
 
+# Of the frontier's accuracies, as a fraction of the best: models below are of
+# no use, and their range would hide the differences of the others.
+_LEAST = 0.75
+
 
 def write(
   report: dict[str, Any], runs: dict[str, Any], directory: pathlib.Path
@@ -52,7 +56,7 @@ def write_frontier(
   """Draws accuracy against bits per parameter: a panel per method.
 
   Each has a line per seed, with markers at the measured files, and the baseline
-  in gray.
+  in gray. Accuracies far below the best are cut off.
 
   Args:
     path: of the PNG file.
@@ -61,8 +65,8 @@ def write_frontier(
     task: its name.
   """
   methods = [name for name in curves if name != baseline] or [baseline]
-  columns = min(len(methods), 5)
-  rows = -(-len(methods) // columns)
+  rows = -(-len(methods) // 5)
+  columns = -(-len(methods) // rows)
   figure, axes = pyplot.subplots(
     rows,
     columns,
@@ -72,8 +76,9 @@ def write_frontier(
     squeeze=False,
     layout="constrained",
   )
-  for axis in axes.flat[len(methods) :]:
-    axis.set_visible(False)
+  for i in range(len(methods), rows * columns):
+    axes.flat[i].set_visible(False)
+    axes.flat[i - columns].tick_params(labelbottom=True)
   for axis, method in zip(axes.flat, methods, strict=False):
     _curves(axis, curves.get(baseline, {}), color=palette.GRAY, markersize=3)
     if method != baseline:
@@ -82,6 +87,9 @@ def write_frontier(
     axis.grid(alpha=0.3)
   axes[0, 0].set_xscale("log", base=2)
   axes[0, 0].xaxis.set_major_formatter("{x:g}")
+  every = [c.metric for own in curves.values() for c in own.values()]
+  best = 100 * np.concatenate(every).max()
+  axes[0, 0].set_ylim(_LEAST * best, 1.02 * best)
   figure.supxlabel("bits of the file per parameter")
   figure.supylabel("test accuracy, %")
   figure.suptitle(f"{task}: each method, and {baseline} in gray")

@@ -133,6 +133,7 @@ _WANTED = {
   "distributed.enable": _BOOL,
   "distributed.processes": _optional(_COUNT),
   "distributed.process": _optional(_NATURAL),
+  "distributed.timeout": _COUNT,
 }
 
 # The same for configs that have a `structure`; see configs/edge.py.

@@ -81,7 +81,8 @@ def train(
     signals = enter(interrupt.received())
 
     def record(update, values, flags):
-      values, flags = jax.device_get((values, flags))
+      with distributed.waiting(f"finish update {update}"):
+        values, flags = jax.device_get((values, flags))
       values = {k: float(v) for k, v in values.items()}
       problem = finite.problem(update, values, flags, names)
       if problem:

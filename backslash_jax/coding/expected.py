@@ -14,6 +14,7 @@ from backslash_jax.coding import frequencies
 from backslash_jax.coding.frequencies import PRECISION
 
 _FINE = 16  # Bins below this one are summed at 8 points, the others at one.
+_OCTAVES = 24  # Of the zero bin, each summed at 8 points.
 _TOTAL = 1 << PRECISION
 
 
@@ -45,33 +46,46 @@ def mean_magnitude(nu_index: int, alpha_index: int) -> float:
 
 
 def _shares(nu_index: int, alpha_index: int) -> np.ndarray:
-  """The probability of zero and of each magnitude of one sign."""
+  """The probability of zero and of each magnitude of one sign.
+
+  They add up to 1: what the density has beyond LARGEST is left out, as in
+  `frequencies`. With a small nu it may be most of it.
+  """
   shape = frequencies.nu_value(nu_index)
   scale = frequencies.alpha_value(alpha_index)
   reach = scale * 20.0 ** (1 / shape)
   bins = int(min(reach + 2, frequencies.LARGEST + 1))
-  logs, starts = _points()
-  starts = starts[: max(bins - 1, 1)]
-  logs = logs[: starts[-1] + (8 if starts.size < _FINE else 1)]
-  density = np.exp(-np.exp2(shape * (logs - alpha_index / 16)))
-  masses = np.add.reduceat(density, starts)
-  masses[: _FINE - 1] /= 8
-  half = scale * math.gamma(1 + 1 / shape) if shape > 0.1 else math.inf
-  shares = np.concatenate([[0.0], masses / (2 * half)])
-  # Zero gets the rest, so that a peak of the density there is not summed.
-  shares[0] = max(1 - 2 * shares.sum(), 1e-6)
-  return shares
+  logs, weights, starts = _points()
+  starts = starts[: max(bins, 2)]
+  points = starts[-1] + (8 if starts.size <= _FINE else 1)
+  density = np.exp(-np.exp2(shape * (logs[:points] - alpha_index / 16)))
+  masses = np.add.reduceat(density * weights[:points], starts)
+  return masses / (masses[0] + 2 * masses[1:].sum())
 
 
 @functools.cache
-def _points() -> tuple[np.ndarray, np.ndarray]:
-  """log2 of the sample points above the zero bin, and the first of each bin."""
-  fine = np.arange(1, _FINE)[:, None] - 0.5 + np.arange(1, 17, 2) / 16
+def _points() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """log2 of the sample points, their weights, and the first of each bin.
+
+  The zero bin, where the density may peak, is summed by octaves.
+  """
+  eighths = np.arange(1, 17, 2) / 16
+  octaves = -1.0 - np.arange(1, _OCTAVES + 1)
+  inner = np.exp2(octaves)[:, None] * (1 + eighths)
+  fine = np.arange(1, _FINE)[:, None] - 0.5 + eighths
   outer = np.arange(_FINE, frequencies.LARGEST + 1)
-  starts = np.concatenate(
-    [8 * np.arange(_FINE - 1), fine.size + np.arange(outer.size)]
+  weights = (
+    np.repeat(np.exp2(octaves) / 4, 8),  # Of both signs.
+    np.full(fine.size, 1 / 8),
+    np.ones(outer.size),
   )
-  return np.log2(np.concatenate([fine.ravel(), outer])), starts
+  starts = (
+    [0],
+    inner.size + 8 * np.arange(_FINE - 1),
+    inner.size + fine.size + np.arange(outer.size),
+  )
+  logs = np.log2(np.concatenate([inner.ravel(), fine.ravel(), outer]))
+  return logs, np.concatenate(weights), np.concatenate(starts)
 
 
 # About the bits that an exp-Golomb code takes for an excess of 1, 2, ...

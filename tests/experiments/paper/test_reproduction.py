@@ -4,6 +4,9 @@ import csv
 import dataclasses
 import json
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,3 +207,22 @@ def test_a_record_of_another_configuration_is_none(tmp_path):
   cell.record.write_text("{")
   with pytest.raises(settings.UserError, match=r"cell\.json is not a record"):
     plan.read(cell)
+
+
+def test_a_command_draws_the_committed_results_again(tmp_path):
+  kept = paths.ROOT / "experiments" / "results" / "paper" / "small"
+  shutil.copytree(kept / "cells", tmp_path / "cells")
+  command = [sys.executable, "-m", "experiments.paper.figures", "--figure=8"]
+  command += ["--norun", "--seeds=0,1,2", f"--results={tmp_path}"]
+  subprocess.run(command, cwd=paths.ROOT, check=True)
+  drawn = (tmp_path / "figure_8.csv").read_text()
+  assert drawn == (kept / "figure_8.csv").read_text()
+  assert (tmp_path / "figure_8.png").stat().st_size > 10_000
+
+
+def test_patterns_choose_cells():
+  cells = ["table4_gpt2/normal", "table4_gpt2/backslash", "sweep/normal"]
+  assert reproduce.matching(cells, []) == set(cells)
+  assert reproduce.matching(cells, ["table4*"]) == set(cells[:2])
+  with pytest.raises(settings.UserError, match="no cell matches 'table5'"):
+    reproduce.matching(cells, ["table5"])
