@@ -18,9 +18,9 @@ from backslash_jax import tree
 def delta(params: Any, base: Any = None) -> Any:
   """The difference params - base, the parameters that a fine-tune trains.
 
-    delta = bs.delta(base)  # Zeros, where training starts.
-    opt_state = tx.init(delta)
-    loss(bs.apply_delta(base, delta), batch)
+      delta = bs.delta(base)  # Zeros, where training starts.
+      opt_state = tx.init(delta)
+      loss(bs.apply_delta(base, delta), batch)
 
   Pass `base` to a jitted update as an argument. A value that the function
   closes over would be compiled into the program.
