@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator, Sequence
 
 from backslash_jax import archive
-from backslash_jax.archive import plain
+from backslash_jax.archive import naming, plain
 from backslash_jax.cli import arguments, beside, compress, files, show
 
 
@@ -94,7 +94,9 @@ def _decompress(options, console) -> dict:
       options.input, options.output, force=options.force
     )
   else:
-    plan = files.plan(options.input, options.output, force=options.force)
+    plan = files.plan(
+      options.input, options.output, naming.plain, force=options.force
+    )
   reports = [archive.inspect(source) for source, _ in plan.models]
   total = 0
   with files.writing(plan) as staged:

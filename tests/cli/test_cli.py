@@ -77,10 +77,20 @@ def test_a_sharded_directory_in_and_out(tmp_path):
   (source / "model.safetensors.index.json").write_text(json.dumps(listing))
   (source / "config.json").write_text("{}")
   assert _run("compress", source, coded, "--step=2^-8") == 0
+  hidden = [name.replace(".safe", ".backslash.safe") for name in names]
+  assert sorted(p.name for p in coded.iterdir()) == sorted(
+    [*hidden, "config.json", "model.backslash.safetensors.index.json"]
+  )
+  index = json.loads(
+    (coded / "model.backslash.safetensors.index.json").read_text()
+  )
+  assert set(index["weight_map"].values()) == set(hidden)
   assert _run("decompress", coded, again) == 0
   assert sorted(p.name for p in again.iterdir()) == sorted(
     [*names, "config.json", "model.safetensors.index.json"]
   )
+  file = "model.safetensors.index.json"
+  assert json.loads((again / file).read_text()) == listing
   wanted = quantize.apply(_model(), 2**-8)
   for name, part in zip(names, parts, strict=True):
     for key, found in load_file(again / name).items():
