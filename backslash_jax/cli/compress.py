@@ -78,7 +78,7 @@ def run(options, console) -> dict:
   result = _summary([s for s, _ in plan.models], reports)
   show.compressed(console, result, options.max_error)
   if options.report:
-    result["coders"] = costs
+    result["coder_bytes"] = costs
     show.costs(console, costs, result["parameters"])
   return result
 
