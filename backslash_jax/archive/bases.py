@@ -6,7 +6,6 @@ other files than it was then, and its tensors may have other names.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from backslash_jax import tree
-from backslash_jax.archive import plain
+from backslash_jax.archive import naming, plain
 
 DIGEST_SIZE = 8  # Bytes.
 
@@ -157,18 +156,10 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
   """The files of a base; ValueError if a directory has none, or lacks one."""
   if not path.is_dir():
     return [path]
-  index = path / "model.safetensors.index.json"
-  if index.is_file():
-    try:
-      names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-      raise ValueError(f"{index}: not a shard index: {error}") from None
-    found = [path / name for name in sorted(names)]
-    for file in found:
-      if not file.is_file():
-        raise ValueError(f"{file}: this shard of {index} is missing")
-  else:
-    found = sorted(path.glob("*.safetensors"))
+  for index in ("model" + naming.INDEX, naming.coded("model" + naming.INDEX)):
+    if (path / index).is_file():
+      return naming.shards(path / index)
+  found = sorted(path.glob("*.safetensors"))
   if not found:
     raise ValueError(f"{path}: the directory has no *.safetensors file")
   return found

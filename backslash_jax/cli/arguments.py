@@ -21,7 +21,9 @@ A fine-tune is stored as the difference from its base, a tenth as large:
   backslash-jax decompress delta.safetensors again/ --base base/
 
 The input of compress is a safetensors file or a Hugging Face directory. In a
-directory and below, every *.safetensors file is coded, and the rest is copied.
+directory and below, NAME.safetensors is coded to NAME.backslash.safetensors,
+which no loader takes for plain weights, and the rest is copied. decompress
+writes the plain names back, for transformers and others.
 """
 
 _COMPRESS = """\

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backslash_jax import archive, tree
-from backslash_jax.archive import bases, differences, plain
+from backslash_jax.archive import bases, differences, naming, plain
 from backslash_jax.cli import beside, files, show, staging, steps
 
 BASE = "backslash_jax.base"  # The key of the base's name in the metadata.
@@ -30,7 +30,11 @@ def run(options, console) -> dict:
     plan = files.plan_file(options.input, options.output, force=options.force)
   else:
     plan = files.plan(
-      options.input, options.output, force=options.force, redundant=False
+      options.input,
+      options.output,
+      naming.coded,
+      force=options.force,
+      redundant=False,
     )
   models = [_uncoded(source) for source, _ in plan.models]
   chosen = _chosen(models, options)
@@ -74,7 +78,7 @@ def run(options, console) -> dict:
   result = _summary([s for s, _ in plan.models], reports)
   show.compressed(console, result, options.max_error)
   if options.report:
-    result["coders"] = costs
+    result["coder_bytes"] = costs
     show.costs(console, costs, result["parameters"])
   return result
 

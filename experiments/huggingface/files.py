@@ -1,7 +1,8 @@
 """The files of a Hugging Face model directory: found, read and written.
 
 A directory holds config.json and the tensors: `model.safetensors`, or shards
-with `model.safetensors.index.json`, or the legacy `pytorch_model.bin` (which
+with `model.safetensors.index.json`; the same as `backslash-jax compress` coded
+them, `model.backslash.safetensors`; or the legacy `pytorch_model.bin` (which
 needs torch), sharded or not.
 """
 
@@ -16,6 +17,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from backslash_jax import archive
+from backslash_jax.archive import plain
 
 _DESCRIPTIONS = ("*.json", "*.txt")
 SHARD_BYTES = 5 * 10**9
@@ -131,6 +135,7 @@ def read_tensors(
   """
   for stem, suffix, read in (
     ("model", "safetensors", _read_safetensors),
+    ("model", "backslash.safetensors", _read_safetensors),
     ("pytorch_model", "bin", _read_torch),
   ):
     single = directory / f"{stem}.{suffix}"
@@ -141,11 +146,12 @@ def read_tensors(
     if index.exists():
       yield from _read_shards(index, read)
       return
-    shards = sorted(directory.glob(f"{stem}-*-of-*.{suffix}"))
-    if shards:
+  for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+    if shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
+      kind = "." + shards[0].name.split(".", 1)[1]
       raise WeightsError(
-        f"{index}: missing, though there are shards such as {shards[0].name}; "
-        "fetch the directory again"
+        f"{directory / stem}{kind}.index.json: missing, though there are shards"
+        f" such as {shards[0].name}; fetch the directory again"
       )
   raise WeightsError(
     f"{directory}: no model.safetensors, model.safetensors.index.json or "
@@ -182,9 +188,14 @@ def _read_shards(index: pathlib.Path, read) -> Iterator[tuple[str, np.ndarray]]:
 
 def _read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
   try:
+    if plain.is_coded(path):
+      yield from archive.stream(path)
+      return
     with safetensors.safe_open(path, framework="numpy") as file:
       for name in file.keys():
         yield name, file.get_tensor(name)
+  except archive.ArchiveError as error:
+    raise WeightsError(str(error)) from error
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise WeightsError(
       f"{path}: damaged or cut short ({error}); fetch it again"

@@ -77,10 +77,20 @@ def test_a_sharded_directory_in_and_out(tmp_path):
   (source / "model.safetensors.index.json").write_text(json.dumps(listing))
   (source / "config.json").write_text("{}")
   assert _run("compress", source, coded, "--step=2^-8") == 0
+  hidden = [name.replace(".safe", ".backslash.safe") for name in names]
+  assert sorted(p.name for p in coded.iterdir()) == sorted(
+    [*hidden, "config.json", "model.backslash.safetensors.index.json"]
+  )
+  index = json.loads(
+    (coded / "model.backslash.safetensors.index.json").read_text()
+  )
+  assert set(index["weight_map"].values()) == set(hidden)
   assert _run("decompress", coded, again) == 0
   assert sorted(p.name for p in again.iterdir()) == sorted(
     [*names, "config.json", "model.safetensors.index.json"]
   )
+  file = "model.safetensors.index.json"
+  assert json.loads((again / file).read_text()) == listing
   wanted = quantize.apply(_model(), 2**-8)
   for name, part in zip(names, parts, strict=True):
     for key, found in load_file(again / name).items():
@@ -97,10 +107,20 @@ def test_json_is_for_machines(model, tmp_path, capsys):
   )
   result = json.loads(capsys.readouterr().out)
   assert result["output_bytes"] == coded.stat().st_size
-  assert result["coders"]["rans"] == coded.stat().st_size
-  assert min(result["coders"], key=result["coders"].get) == "rans"
+  sizes = result["coder_bytes"]
+  assert sizes["rans"] == coded.stat().st_size
+  assert min(sizes, key=sizes.get) == "rans"
   assert _run("inspect", coded, "--json") == 0
-  report = json.loads(capsys.readouterr().out)["files"][0]
+  found = json.loads(capsys.readouterr().out)
+  parameters = sum(x.size for x in _model().values())
+  size = coded.stat().st_size
+  assert found["summary"]["parameters"] == parameters
+  assert found["summary"]["bytes"] == size
+  for name, width in (("float32", 4), ("float16", 2), ("bfloat16", 2)):
+    ratio = found["summary"][f"times_smaller_than_{name}"]
+    assert ratio == width * parameters / size
+  assert found["units"].keys() >= found["summary"].keys() - {"parameters"}
+  report = found["files"][0]
   assert report["bytes"] == coded.stat().st_size
   assert sorted(t["name"] for t in report["tensors"]) == sorted(_model())
 

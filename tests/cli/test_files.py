@@ -150,3 +150,43 @@ def test_coded_files_are_not_coded_again(model, tmp_path, capsys):
   assert _compress(model, tmp_path / "coded") == 0
   assert _compress(tmp_path / "coded", tmp_path / "twice") == 1
   assert "coded: already a coded file" in capsys.readouterr().err
+
+
+def test_a_coded_directory_is_not_coded_again(folder, tmp_path, capsys):
+  coded, out = tmp_path / "coded", tmp_path / "out"
+  assert _compress(folder, coded) == 0
+  assert _compress(coded, out) == 1
+  error = capsys.readouterr().err
+  assert "model.backslash.safetensors: already a coded file" in error
+  assert not out.exists()
+
+
+def test_coded_and_plain_weights_do_not_mix(folder, tmp_path, capsys):
+  """A loader would take the plain weights of another model."""
+  coded, out = tmp_path / "coded", tmp_path / "out"
+  assert _compress(folder, coded) == 0
+  for source, name in (
+    (folder, "model.safetensors"),
+    (coded, "model.backslash.safetensors"),
+  ):
+    out.mkdir()
+    (out / name).write_text("other")
+    command = "compress" if source == folder else "decompress"
+    step = ["--step=2^-8"] if source == folder else []
+    assert _run(command, source, out, "--force", *step) == 1
+    assert f"{out / name}: the output directory has other weights" in (
+      capsys.readouterr().err
+    )
+    assert [p.name for p in out.iterdir()] == [name]
+    (out / name).unlink()
+    out.rmdir()
+
+
+def test_a_directory_coded_under_plain_names_is_read(folder, tmp_path):
+  """As version 1 named them."""
+  coded, again = tmp_path / "coded", tmp_path / "again"
+  assert _compress(folder, coded) == 0
+  for path in list(coded.rglob("*.backslash.safetensors")):
+    path.rename(path.with_name("model.safetensors"))
+  assert _run("decompress", coded, again) == 0
+  assert load_file(again / "model.safetensors").keys() == {"w"}

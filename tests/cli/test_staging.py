@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from backslash_jax.archive import naming
 from backslash_jax.cli import files, main, staging
+
+CODED = "a.backslash.safetensors"
 
 
 def _run(*arguments):
@@ -47,7 +50,7 @@ def output(request, tmp_path):
   out.mkdir()
   if request.param == "full":
     (out / "sub").mkdir()
-    (out / "a.safetensors").write_text("old")
+    (out / CODED).write_text("old")
     (out / "sub" / "mine").write_text("mine")
     (out / "config.json").write_text("old")
     (out / "config.json").chmod(0o444)
@@ -72,9 +75,10 @@ def test_success_adds_and_replaces(folder, output):
   before = _contents(output) if output.exists() else {}
   assert _run("compress", folder, output, "--step=2^-8", "--force") == 0
   after = _contents(output)
-  assert after.keys() == before.keys() | _contents(folder).keys()
+  wanted = {CODED, "sub/b.backslash.safetensors", "config.json"}
+  assert after.keys() == before.keys() | wanted
   assert after["config.json"] == b"{}"
-  assert after["a.safetensors"] != b"old"
+  assert after[CODED] != b"old"
   assert after.get("sub/mine", b"mine") == b"mine"
   assert not list(output.parent.glob("*.tmp"))
   assert _run("decompress", output, output.parent / "again") == 0
@@ -97,8 +101,8 @@ def test_a_failure_while_moving_is_undone(folder, output, monkeypatch, capsys):
     assert len(count) < 4
     return
   assert f"{output}: No space" in capsys.readouterr().err.replace(
-    "/a.safetensors", ""
-  ).replace("/config.json", "").replace("/sub/b.safetensors", "")
+    f"/{CODED}", ""
+  ).replace("/config.json", "").replace("/sub/b.backslash.safetensors", "")
   assert _all(folder.parent) == before
 
 
@@ -110,18 +114,20 @@ def test_a_directory_in_the_way_is_refused(folder, tmp_path, capsys):
 
 def test_errors_and_warnings_have_the_final_name(folder, tmp_path, capsys):
   out = tmp_path / "out"
-  plan = files.plan(folder, out, force=False)
+  plan = files.plan(folder, out, naming.coded, force=False)
   with (
     pytest.raises(OSError, match="full") as found,
     files.writing(plan) as own,
   ):
     raise OSError(28, "full", str(own.models[0][1]))
-  assert found.value.filename == str(out / "a.safetensors")
+  assert found.value.filename == str(out / CODED)
   save_file({"w": np.full((9, 9), 1e-3)}, folder / "sub" / "b.safetensors")
   options = ("--step=1", "--max-error=inf")
   assert _run("compress", folder, out, *options) == 0
   shown = capsys.readouterr().out
-  assert f"warning: {out / 'sub' / 'b.safetensors'}: all values" in shown
+  assert (
+    f"warning: {out / 'sub' / 'b.backslash.safetensors'}: all values" in shown
+  )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from rich import cells
 
 from backslash_jax import archive
 from backslash_jax.archive import plain
@@ -60,6 +61,42 @@ def test_names_are_shown_whole_and_harmless(coded, capsys, options):
     assert name in shown
   assert "a\\x1b[31mred\\x1b[2J" in shown
   assert str(coded) in shown
+
+
+def test_a_narrow_terminal_shortens_names_in_the_middle(tmp_path, monkeypatch):
+  """Rich takes FORCE_COLOR for a terminal; its width is COLUMNS."""
+  names = [
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.1.self_attn.q_proj.weight",
+    "model.layers.0.mlp.\u91cd\u307f.down_proj.weight",
+  ]
+  archive.save(tmp_path / "x", _tensors(names), step=2**-4)
+  shown = {}
+  for width in (90, 200):
+    environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)}
+    environment |= {"PYTHONIOENCODING": "utf-8"}
+    done = _program(
+      "inspect", tmp_path / "x", env=environment, stdout=subprocess.PIPE
+    )
+    shown[width] = done.stdout.decode()
+  assert all(name in shown[200] for name in names)
+  rows = [row for row in shown[90].splitlines() if "8x8" in row]
+  assert len(rows) == 3
+  assert all("\u2026" in row and ".weight" in row for row in rows)
+  assert all(cells.cell_len(row) <= 90 for row in rows)
+  assert rows[0].startswith("\u2502 model.")
+
+
+def test_a_summary_comes_first(coded, capsys):
+  assert _run("inspect", coded) == 0
+  first = capsys.readouterr().out.splitlines()[0]
+  size, parameters = coded.stat().st_size, 64 * len(_NAMES)
+  assert first == (
+    f"{coded}: {parameters} parameters, {size:,} bytes,"
+    f" {8 * size / parameters:.3f} bits per parameter;"
+    f" {4 * parameters / size:.2f} times smaller than float32,"
+    f" {2 * parameters / size:.2f} than float16 or bfloat16"
+  )
 
 
 def test_errors_cannot_control_a_terminal(tmp_path, capsys):

@@ -85,16 +85,16 @@ def test_the_directory_says_what_it_holds(workdir, deployed):
     "model.stablehlo",
   }
   before = (workdir / evaluate.SHIPPED).stat().st_size
-  assert described["bytes"]["model.safetensors"] < before
+  assert described["bytes"]["model.backslash.safetensors"] < before
 
 
 def test_the_coded_file_holds_the_smaller_model_exactly(workdir, deployed):
   trained = release.read(workdir)
   model = simplify.simplify(trained.model_config, bs.load(trained.file))
-  loaded = bs.load(deployed / "model.safetensors")
+  loaded = bs.load(deployed / "model.backslash.safetensors")
   np.testing.assert_array_equal(loaded.pop("token_ids"), model.token_ids)
   jax.tree.map(np.testing.assert_array_equal, loaded, model.params)
-  report = bs.inspect(deployed / "model.safetensors")
+  report = bs.inspect(deployed / "model.backslash.safetensors")
   exact = {t.name.rpartition("/")[2] for t in report.tensors if not t.step}
   assert exact == {"token_ids", "scale"}
 

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx, traverse_util
 
+from backslash_jax.cli import main as cli
 from experiments.huggingface import weights
 from experiments.models import bert
 from tests import paths
@@ -261,6 +262,27 @@ def test_older_config_of_rotary_positions(copy):
   )
   wanted = weights.load(paths.FIXTURES / "llama").config
   assert weights.load(target).config == wanted
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek"])  # One is in shards.
+def test_coded_directories_load(copy, tmp_path, name):
+  source, coded, again = copy(name), tmp_path / "coded", tmp_path / "again"
+  assert cli.main(["compress", str(source), str(coded), "--step=2^-10"]) == 0
+  found = params_of(weights.load(coded))
+  assert cli.main(["decompress", str(coded), str(again)]) == 0
+  wanted = params_of(weights.load(again))
+  for path, x in params_of(weights.load(source)).items():
+    np.testing.assert_array_equal(found[path], wanted[path])
+    np.testing.assert_allclose(found[path], x, atol=0.001)
+  for file in coded.glob("model-00001*"):
+    file.unlink()
+    with pytest.raises(weights.WeightsError, match="1 of 3 shards are missing"):
+      weights.load(coded)
+  next(coded.glob("model*.json"), coded / "none").unlink(missing_ok=True)
+  for file in coded.glob("model*.safetensors"):
+    file.write_bytes(file.read_bytes()[:-1])
+  with pytest.raises(weights.WeightsError, match=r"cut off|json: missing"):
+    weights.load(coded)
 
 
 def test_half_of_the_shards(copy):
