@@ -6,27 +6,20 @@ system that all of them share.
 """
 
 import contextlib
-import mmap
-import os
-import pathlib
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import ml_collections
 import numpy as np
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
-from experiments import interrupt, settings, watch
+from experiments import interrupt, settings, straight, watch
 
-# XLA on CPU may run the collectives of a program in an order that differs
-# between processes, which Gloo answers with "collective mismatch" or not at
-# all. With this flag their order is the same.
-ORDERED = "xla_cpu_enable_concurrency_optimized_scheduler"
 # What the messages of a lost connection have in common.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 
@@ -47,7 +40,6 @@ def initialize(config: ml_collections.ConfigDict) -> None:
   found = ", ".join(f"{k}={v!r}" for k, v in fields.items())
   if fields.process == 0 and fields.coordinator:
     _check_port(fields.coordinator, found)
-  _order_collectives(fields.processes)
   try:
     jax.distributed.initialize(
       coordinator_address=fields.coordinator,
@@ -124,6 +116,16 @@ def membership() -> Iterator[None]:
     watch.leave(message, code)
 
 
+def ordered(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The same function, to be jitted by several processes.
+
+  On CPUs its collectives must not be in branches and loops, see `straight`.
+  """
+  if jax.process_count() == 1 or jax.default_backend() != "cpu":
+    return function
+  return straight.straight(function)
+
+
 def barrier(name: str) -> None:
   """Waits until every process has called it with this name."""
   if jax.process_count() > 1:
@@ -157,28 +159,6 @@ def gather(x: jax.Array, name: str = "") -> np.ndarray | None:
     everywhere = jax.sharding.NamedSharding(x.sharding.mesh, spec)
     whole = jax.jit(jnp.copy, out_shardings=everywhere)(x)
     return np.asarray(whole.addressable_data(0)) if is_main() else None
-
-
-def _order_collectives(processes):
-  """Adds ORDERED to XLA_FLAGS, where it matters and jaxlib knows it."""
-  platforms = (jax.config.jax_platforms or "cpu").split(",")
-  given = os.environ.get("XLA_FLAGS", "")
-  if processes == 1 or platforms[0] != "cpu" or ORDERED in given:
-    return
-  if _is_known(ORDERED):  # XLA ends a process whose flags it does not know.
-    os.environ["XLA_FLAGS"] = f"{given} --{ORDERED}=false".strip()
-
-
-def _is_known(flag):
-  """Whether the name of a flag is in the library of jaxlib."""
-  directory = pathlib.Path(jaxlib.__file__).parent
-  for path in directory.glob("libjax_common.*"):
-    with (
-      path.open("rb") as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-    ):
-      return text.find(flag.encode()) >= 0
-  return False
 
 
 def _check_port(coordinator, found):
