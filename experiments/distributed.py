@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import interrupt, settings, straight, watch
 
@@ -155,8 +156,8 @@ def gather(x: jax.Array, name: str = "") -> np.ndarray | None:
     name: of it, for messages.
   """
   with waiting(f"gather {name}"):
-    spec = jax.sharding.PartitionSpec()
-    everywhere = jax.sharding.NamedSharding(x.sharding.mesh, spec)
+    assert isinstance(x.sharding, NamedSharding)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
     whole = jax.jit(jnp.copy, out_shardings=everywhere)(x)
     return np.asarray(whole.addressable_data(0)) if is_main() else None
 

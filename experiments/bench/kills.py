@@ -28,7 +28,7 @@ _LIMIT = flags.DEFINE_integer("limit", 900, "Seconds; then a process hangs.")
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A short training of the quickstart's model, which is the default.
-FIELDS = {
+FIELDS: dict[str, object] = {
   "total_updates": 40,
   "log_every": 1,
   "eval_every": 20,
