@@ -7,6 +7,7 @@ system that all of them share.
 
 import contextlib
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,17 +40,19 @@ def initialize(config: ml_collections.ConfigDict) -> None:
   if not fields.enable or jax.distributed.is_initialized():
     return
   found = ", ".join(f"{k}={v!r}" for k, v in fields.items())
-  if fields.process == 0 and fields.coordinator:
-    _check_port(fields.coordinator, found)
+  if fields.coordinator:
+    _check_address(fields, found)
   try:
-    jax.distributed.initialize(
-      coordinator_address=fields.coordinator,
-      num_processes=fields.processes,
-      process_id=fields.process,
-      initialization_timeout=fields.timeout,
-      heartbeat_timeout_seconds=max(10, min(100, fields.timeout)),
-      shutdown_timeout_seconds=min(60, fields.timeout),
-    )
+    with _in_time(fields, found):
+      jax.distributed.initialize(
+        coordinator_address=fields.coordinator,
+        num_processes=fields.processes,
+        process_id=fields.process,
+        # Where it expires, JAX aborts the process; `_in_time` has a message.
+        initialization_timeout=fields.timeout + 60,
+        heartbeat_timeout_seconds=max(10, min(100, fields.timeout)),
+        shutdown_timeout_seconds=min(60, fields.timeout),
+      )
   except (RuntimeError, ValueError, OSError) as error:
     reason = " ".join(str(error).split())[:300]
     raise settings.UserError(
@@ -162,16 +165,58 @@ def gather(x: jax.Array, name: str = "") -> np.ndarray | None:
     return np.asarray(whole.addressable_data(0)) if is_main() else None
 
 
-def _check_port(coordinator, found):
-  """Raises UserError if another process listens at the coordinator's port."""
-  _, _, port = coordinator.rpartition(":")
-  with contextlib.suppress(ValueError), socket.socket() as s:
+def _check_address(fields, found):
+  """Raises UserError unless the address of the coordinator can be used."""
+  host, _, port = fields.coordinator.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    raise settings.UserError(
+      f"config.distributed.coordinator is {fields.coordinator!r}, wanted"
+      " host:port, such as localhost:12345"
+    )
+  if fields.process != 0:
+    return
+  # JAX would share the port with a process of an earlier run that hangs.
+  with socket.socket() as s:
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       s.bind(("", int(port)))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
       raise settings.UserError(
         f"cannot listen at the port of config.distributed.coordinator"
         f" ({found}): {error}. A process of an earlier run may still be there:"
         " end it, or take another port"
       ) from error
+
+
+@contextlib.contextmanager
+def _in_time(fields, found):
+  """Ends the process unless what is inside ends within fields.timeout."""
+  since = watch.now()
+
+  def end():
+    missing = "not all of the others have come"
+    if fields.process and not _answers(fields.coordinator):
+      missing = f"process 0 does not answer at {fields.coordinator}"
+    watch.leave(
+      f"waiting since {since}, for {fields.timeout} s, to join the other"
+      f" processes ({found}): {missing}. Are all of them running, and is the"
+      " port open between the hosts?"
+    )
+
+  timer = threading.Timer(fields.timeout, end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _answers(address):
+  """Whether a process listens at host:port."""
+  host, _, port = (address or "").rpartition(":")
+  try:
+    socket.create_connection((host, int(port)), timeout=5).close()
+  except (OSError, ValueError):
+    return False
+  return True

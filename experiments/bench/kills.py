@@ -88,7 +88,7 @@ class Processes:
             [
               *(sys.executable, "-m", "experiments.main"),
               *(f"--config={config}", f"--workdir={workdir}"),
-              *(f"--config.{k}={v!r}" for k, v in every.items()),
+              *(f"--config.{k}={_flag(v)}" for k, v in every.items()),
             ],
             cwd=ROOT,
             env=environment,
@@ -118,6 +118,10 @@ class Processes:
     for p in self.processes:
       p.kill()
       p.wait()
+
+
+def _flag(value):
+  return value if isinstance(value, str) else repr(value)
 
 
 def main(argv):
