@@ -99,9 +99,19 @@ def parser(
   sub = add("compress", compress, "compress a model", description=_COMPRESS)
   writes(sub, "coded file or directory")
   of_base(sub, "file or directory that the model was fine-tuned from")
-  sub.add_argument(
+  size = sub.add_mutually_exclusive_group(required=True)
+  size.add_argument(
+    "--bits",
+    type=float,
+    help="bits per parameter of the whole output, such as 3.5; finds the step",
+  )
+  size.add_argument(
+    "--size",
+    help="bytes of the whole output, such as 40MB (10^6), 40MiB (2^20) or "
+    "40000000; finds the step",
+  )
+  size.add_argument(
     "--step",
-    required=True,
     help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
     "tensor's largest magnitude divided by 127",
   )
