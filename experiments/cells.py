@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 
 import backslash_jax as bs
 from experiments import (
@@ -27,6 +28,7 @@ from experiments import (
   scoring,
   settings,
   sharding,
+  stored,
   train,
 )
 
@@ -130,7 +132,7 @@ def finish(cell: Cell, scores: Scores) -> dict[str, Any]:
     [f.to_dict() for f in (config.model, config.data, config.mesh)]
   )
   mesh = sharding.make_mesh(config)
-  is_trained = trained.exists()
+  is_trained = bool(distributed.agree(trained.exists()))
   if is_trained:
     resume.check_same(config, cell.training)
   if not is_trained or kind not in scores:
@@ -143,33 +145,48 @@ def finish(cell: Cell, scores: Scores) -> dict[str, Any]:
       params, steps = train.train(
         config, cell.training, cell.name, forward, params, score, mesh, base
       )
-      _keep(trained, {"params": distributed.gather(params), "steps": steps})
+      _keep(trained, params, steps)
+      del params
   if distributed.is_main():
     shutil.rmtree(cell.training / "checkpoints", ignore_errors=True)
     resume.save_config(config, cell.directory)
   # The evaluation is of what the file holds.
-  params, steps = load(cell)
+  params, steps = load(cell, mesh)
+  source = None
+  if jax.process_count() > 1:
+    source = stored.like(params, stored_params(cell))
   score, base = scores[kind]
   resume.check_base(config, base, cell.training)
   return evaluate.evaluate(
-    config, cell.directory, cell.name, params, score, steps, base
+    config, cell.directory, cell.name, params, score, steps, base, source
   )
 
 
-def load(cell: Cell) -> tuple[learner.Params, learner.Steps]:
+def load(
+  cell: Cell, mesh: Mesh | None = None
+) -> tuple[learner.Params, learner.Steps]:
   """The result of a cell's training, as `train.train` returned it.
+
+  Args:
+    cell: a cell that is trained.
+    mesh: over which the parameters are split; None: NumPy arrays.
 
   Raises:
     UserError: the file is damaged.
   """
   path = cell.training / TRAINED
   try:
-    kept = bs.load(path)
+    kept = bs.load(path) if mesh is None else stored.load(path, mesh)
   except bs.ArchiveError as error:
     raise settings.UserError(
       f"{error}; delete {path.parent} to train it again"
     ) from error
   return kept["params"], kept["steps"]
+
+
+def stored_params(cell: Cell) -> dict[str, stored.Tensor]:
+  """The trained parameters of a cell by name, each read when it is used."""
+  return stored.tensors(cell.training / TRAINED, "params/")
 
 
 @contextlib.contextmanager
@@ -202,13 +219,12 @@ def _build(config):
     raise settings.UserError(str(error)) from error
 
 
-def _keep(path, trained):
-  """Writes the trained parameters, exactly; process 0 does it for all."""
-  if distributed.is_main():
-    try:
-      bs.save(path, trained, step=None, mask=())
-    except OSError as error:
-      raise settings.UserError(
-        f"cannot write {path}: {error.strerror or error}"
-      ) from error
+def _keep(path, params, steps):
+  """Writes the result of a training; process 0 does it for all."""
+  try:
+    stored.save(path, params, steps)
+  except OSError as error:
+    raise settings.UserError(
+      f"cannot write {path}: {error.strerror or error}"
+    ) from error
   distributed.barrier("trained")

@@ -6,27 +6,22 @@ system that all of them share.
 """
 
 import contextlib
-import mmap
-import os
-import pathlib
 import socket
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import ml_collections
 import numpy as np
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import interrupt, settings, watch
+from experiments import interrupt, settings, straight, watch
 
-# XLA on CPU may run the collectives of a program in an order that differs
-# between processes, which Gloo answers with "collective mismatch" or not at
-# all. With this flag their order is the same.
-ORDERED = "xla_cpu_enable_concurrency_optimized_scheduler"
 # What the messages of a lost connection have in common.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 
@@ -45,18 +40,19 @@ def initialize(config: ml_collections.ConfigDict) -> None:
   if not fields.enable or jax.distributed.is_initialized():
     return
   found = ", ".join(f"{k}={v!r}" for k, v in fields.items())
-  if fields.process == 0 and fields.coordinator:
-    _check_port(fields.coordinator, found)
-  _order_collectives(fields.processes)
+  if fields.coordinator:
+    _check_address(fields, found)
   try:
-    jax.distributed.initialize(
-      coordinator_address=fields.coordinator,
-      num_processes=fields.processes,
-      process_id=fields.process,
-      initialization_timeout=fields.timeout,
-      heartbeat_timeout_seconds=max(10, min(100, fields.timeout)),
-      shutdown_timeout_seconds=min(60, fields.timeout),
-    )
+    with _in_time(fields, found):
+      jax.distributed.initialize(
+        coordinator_address=fields.coordinator,
+        num_processes=fields.processes,
+        process_id=fields.process,
+        # Where it expires, JAX aborts the process; `_in_time` has a message.
+        initialization_timeout=fields.timeout + 60,
+        heartbeat_timeout_seconds=max(10, min(100, fields.timeout)),
+        shutdown_timeout_seconds=min(60, fields.timeout),
+      )
   except (RuntimeError, ValueError, OSError) as error:
     reason = " ".join(str(error).split())[:300]
     raise settings.UserError(
@@ -124,6 +120,16 @@ def membership() -> Iterator[None]:
     watch.leave(message, code)
 
 
+def ordered(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The same function, to be jitted by several processes.
+
+  On CPUs its collectives must not be in branches and loops, see `straight`.
+  """
+  if jax.process_count() == 1 or jax.default_backend() != "cpu":
+    return function
+  return straight.straight(function)
+
+
 def barrier(name: str) -> None:
   """Waits until every process has called it with this name."""
   if jax.process_count() > 1:
@@ -153,44 +159,64 @@ def gather(x: jax.Array, name: str = "") -> np.ndarray | None:
     name: of it, for messages.
   """
   with waiting(f"gather {name}"):
-    spec = jax.sharding.PartitionSpec()
-    everywhere = jax.sharding.NamedSharding(x.sharding.mesh, spec)
+    assert isinstance(x.sharding, NamedSharding)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
     whole = jax.jit(jnp.copy, out_shardings=everywhere)(x)
     return np.asarray(whole.addressable_data(0)) if is_main() else None
 
 
-def _order_collectives(processes):
-  """Adds ORDERED to XLA_FLAGS, where it matters and jaxlib knows it."""
-  platforms = (jax.config.jax_platforms or "cpu").split(",")
-  given = os.environ.get("XLA_FLAGS", "")
-  if processes == 1 or platforms[0] != "cpu" or ORDERED in given:
+def _check_address(fields, found):
+  """Raises UserError unless the address of the coordinator can be used."""
+  host, _, port = fields.coordinator.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    raise settings.UserError(
+      f"config.distributed.coordinator is {fields.coordinator!r}, wanted"
+      " host:port, such as localhost:12345"
+    )
+  if fields.process != 0:
     return
-  if _is_known(ORDERED):  # XLA ends a process whose flags it does not know.
-    os.environ["XLA_FLAGS"] = f"{given} --{ORDERED}=false".strip()
-
-
-def _is_known(flag):
-  """Whether the name of a flag is in the library of jaxlib."""
-  directory = pathlib.Path(jaxlib.__file__).parent
-  for path in directory.glob("libjax_common.*"):
-    with (
-      path.open("rb") as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-    ):
-      return text.find(flag.encode()) >= 0
-  return False
-
-
-def _check_port(coordinator, found):
-  """Raises UserError if another process listens at the coordinator's port."""
-  _, _, port = coordinator.rpartition(":")
-  with contextlib.suppress(ValueError), socket.socket() as s:
+  # JAX would share the port with a process of an earlier run that hangs.
+  with socket.socket() as s:
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       s.bind(("", int(port)))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
       raise settings.UserError(
         f"cannot listen at the port of config.distributed.coordinator"
         f" ({found}): {error}. A process of an earlier run may still be there:"
         " end it, or take another port"
       ) from error
+
+
+@contextlib.contextmanager
+def _in_time(fields, found):
+  """Ends the process unless what is inside ends within fields.timeout."""
+  since = watch.now()
+
+  def end():
+    missing = "not all of the others have come"
+    if fields.process and not _answers(fields.coordinator):
+      missing = f"process 0 does not answer at {fields.coordinator}"
+    watch.leave(
+      f"waiting since {since}, for {fields.timeout} s, to join the other"
+      f" processes ({found}): {missing}. Are all of them running, and is the"
+      " port open between the hosts?"
+    )
+
+  timer = threading.Timer(fields.timeout, end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _answers(address):
+  """Whether a process listens at host:port."""
+  host, _, port = (address or "").rpartition(":")
+  try:
+    socket.create_connection((host, int(port)), timeout=5).close()
+  except (OSError, ValueError):
+    return False
+  return True

@@ -4,29 +4,31 @@ Every quantized model goes through a real file: it is coded, written and read
 back, and the accuracy is that of the parameters that came back.
 """
 
+import functools
 import hashlib
 import json
-import math
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from flax import traverse_util
 
 import backslash_jax as bs
-from backslash_jax import quantize, structure, tree
-from backslash_jax.coding import exp_golomb, huffman
+from backslash_jax import quantize, tree
+from backslash_jax.archive import host
 from experiments import (
   atomic,
   digest,
   distributed,
   finetune,
+  lengths,
   scoring,
   settings,
+  stored,
+  thresholds,
 )
 
 SHIPPED = "shipped.safetensors"
@@ -43,6 +45,7 @@ def evaluate(
   score: scoring.Score,
   fitted: Mapping[str, Any] | None = None,
   base: Any = None,
+  source: Any = None,
 ) -> dict[str, Any]:
   """Evaluates params, or returns what evaluation.json holds about them.
 
@@ -50,54 +53,59 @@ def evaluate(
     config: its `evaluate` field says what is measured.
     directory: gets evaluation.json and the coded file that is shipped.
     name: of the training, for the line that is printed.
-    params: the trained parameters, see `finetune.split`.
+    params: the trained parameters, see `finetune.split`; those of several
+      processes are split over their devices, see `stored.load`.
     score: from `scoring.make_score`.
     fitted: the steps that training chose, by name, for config.evaluate.scales.
     base: the weights that were not trained; a file has none of them.
+    source: a tree of the same parameters, of which process 0 reads one at a
+      time to code it, such as `stored.Tensor`; None: params.
 
   Returns:
     "parameters", "matrix_parameters": counts, of the whole model.
     "exact": scores of the unquantized model per split.
     "quantized": from fine to coarse, for each quantizer of config.evaluate its
       "step", "levels" or "scale", the scores, bytes and bits of its file (see
-      `code_lengths`).
+      `lengths.code_lengths`; None except in process 0).
     "pruned": for each rate the test scores.
     "shipped": the index in "quantized" of the file that is shipped.
 
   Raises:
     UserError: a file cannot be written.
   """
-  params, base = jax.device_get(params), base or {}
+  base, source = base or {}, params if source is None else source
   path = directory / "evaluation.json"
   fitted = {name: float(step) for name, step in (fitted or {}).items()}
-  key = _fingerprint(config, params, fitted, base)
-  if path.exists() and (directory / SHIPPED).exists():
-    try:
-      cached = json.loads(path.read_text())
-      if cached["key"] == key:
-        return cached["evaluation"]
-    except (ValueError, KeyError, TypeError):
-      pass  # Damaged: it is measured again and replaced.
+  key, kept = None, None
+  if distributed.is_main():
+    key = _fingerprint(config, source, fitted, base)
+    kept = _kept(directory, key)
+  if distributed.agree(kept is not None):
+    return kept or _read(path)["evaluation"]
   quantizers = _quantizers(config, params, score, fitted)
   rates = config.evaluate.pruning_rates
   if distributed.is_main():
     print(f"{name}: evaluating {len(quantizers)} files, {len(rates)} prunings")
 
+  merge = jax.jit(functools.partial(finetune.merge, config.model))
+
   def whole(trained):
-    return jax.device_get(finetune.merge(config.model, base, trained))
+    return merge(base, trained) if base else trained
 
   # Of a difference the file needs the base, of adapters it is the adapters.
   of = bs.Base(base) if config.model.delta else None
   model = whole(params)
+  if of is not None:
+    source = stored.gathered(model)
   result: dict[str, Any] = {
     "parameters": sum(x.size for x in jax.tree.leaves(model)),
-    "matrix_parameters": sum(x.size for x in matrices(model)),
+    "matrix_parameters": sum(x.size for x in tree.selected(model).values()),
     "exact": {s: score(model, s) for s in ("validation", "test")},
   }
   files = [directory / f"file_{i}.safetensors" for i in range(len(quantizers))]
   try:
     result["quantized"] = [
-      label | _quantized(config, file, params, score, steps, whole, of)
+      label | _quantized(config, file, source, score, steps, whole, of)
       for file, (label, steps) in zip(files, quantizers, strict=True)
     ]
     result["shipped"] = _choose(config, result)
@@ -110,8 +118,8 @@ def evaluate(
       f"cannot write {error.filename or directory}: {error.strerror or error}"
     ) from error
   result["pruned"] = [
-    {"rate": rate, "test": score(whole(_pruned(params, rate)), "test")}
-    for rate in rates
+    {"rate": rate, "test": score(whole(thresholds.prune(params, t)), "test")}
+    for rate, t in zip(rates, thresholds.find(params, rates), strict=True)
   ]
   if distributed.is_main():
     text = json.dumps({"key": key, "evaluation": result}, indent=2) + "\n"
@@ -119,46 +127,9 @@ def evaluate(
   return result
 
 
-def code_lengths(
-  params: Any, step: float | Mapping[str, float]
-) -> dict[str, float]:
-  """Bits per parameter of the matrices of quantized parameters.
-
-  "fixed", "exp_golomb" (order 0, of the values ranked by frequency) and
-  "huffman" use one table for the whole model, as the paper does; "entropy"
-  is the sum of every tensor's own empirical entropy.
-
-  Args:
-    params: nested dicts whose matrices hold multiples of step.
-    step: the quantization step, or one for each matrix's path.
-  """
-  selected = traverse_util.flatten_dict(bs.matrices(params), sep="/")
-  symbols = []
-  for name, x in traverse_util.flatten_dict(params, sep="/").items():
-    if selected[name]:
-      own = step[name] if isinstance(step, Mapping) else step
-      levels = np.rint(np.asarray(x, np.float64) / own)
-      symbols.append(levels.astype(np.int32).ravel())
-  pooled = np.concatenate(symbols)
-  ranked = exp_golomb.fit(pooled, ranked=True)._replace(order=0)
-  distinct = np.unique(pooled).size
-  return {
-    "fixed": math.ceil(math.log2(distinct)),
-    "exp_golomb": exp_golomb.code_length(pooled, ranked) / pooled.size,
-    "huffman": huffman.code_length(pooled, huffman.fit(pooled)) / pooled.size,
-    "entropy": sum(_entropy(s) * s.size for s in symbols) / pooled.size,
-  }
-
-
-def matrices(params: Any) -> list[np.ndarray]:
-  """The leaves that `bs.matrices` selects."""
-  selected = jax.tree.leaves(bs.matrices(params))
-  leaves = jax.tree.leaves(params)
-  return [np.asarray(x) for x, m in zip(leaves, selected, strict=True) if m]
-
-
-def _pruned(params, rate):
-  return jax.device_get(structure.prune(params, rate, scope="model"))
+def matrices(params: Any) -> Iterator[np.ndarray]:
+  """The leaves that `bs.matrices` selects, read one at a time."""
+  yield from map(np.asarray, tree.selected(params).values())
 
 
 def _quantizers(config, params, score, fitted):
@@ -196,38 +167,35 @@ def _steps_of_all(params, step, vectors):
   }
 
 
-def _quantized(config, file, params, score, steps, whole, base=None):
-  """Codes params with steps, reads the file back and measures it.
+def _quantized(config, file, source, score, steps, whole, base):
+  """Codes source with steps, reads the file back and measures it.
 
-  With a base the file is of the whole model, as the difference from that.
+  With a base, source is the whole model, coded as the difference from that.
   """
-  if base is not None:
-    params = whole(params)
   if distributed.is_main():
     with warnings.catch_warnings():
       # The coarse steps of a sweep are meant to show where a model breaks.
       warnings.filterwarnings("ignore", ".* became zero")
       bs.save(
         file,
-        params,
+        source,
         step=steps,
         base=base,
         coder=config.evaluate.coder,
         mu=config.evaluate.mu,
       )
   distributed.barrier(f"coded {file.name}")
-  size = file.stat().st_size
-  params = bs.load(file, base=base)
+  size, bits = file.stat().st_size, None
   if base is None:
-    model = whole(params)
+    model = whole(stored.load(file, score.mesh))
+    if distributed.is_main():
+      bits = lengths.code_lengths(stored.tensors(file), steps)
   else:
-    model, params = params, bs.delta(params, base.tensors)
-  return {
-    "bytes": size,
-    "bits": code_lengths(params, steps),
-    "validation": score(model, "validation"),
-    "test": score(model, "test"),
-  }
+    model = bs.load(file, base=base)
+    if distributed.is_main():
+      bits = lengths.code_lengths(bs.delta(model, base.tensors), steps)
+  scores = {split: score(model, split) for split in ("validation", "test")}
+  return {"bytes": size, "bits": bits, **scores}
 
 
 def _choose(config, result):
@@ -242,11 +210,20 @@ def _choose(config, result):
   return max(good, default=0)  # If none is accurate enough, the finest.
 
 
-def _entropy(symbols):
-  """Empirical entropy in bits per symbol."""
-  _, counts = np.unique(symbols, return_counts=True)
-  p = counts / symbols.size
-  return float(-np.sum(p * np.log2(p)))
+def _read(path):
+  return json.loads(path.read_text())
+
+
+def _kept(directory, key):
+  """The evaluation in a directory if it has this key; otherwise None."""
+  path = directory / "evaluation.json"
+  if path.exists() and (directory / SHIPPED).exists():
+    try:
+      found = _read(path)
+      return found["evaluation"] if found["key"] == key else None
+    except (ValueError, KeyError, TypeError):
+      pass  # Damaged: it is measured again and replaced.
+  return None
 
 
 def _fingerprint(config, params, fitted, base):
@@ -263,6 +240,6 @@ def _fingerprint(config, params, fitted, base):
       sort_keys=True,
     ).encode()
   )
-  for x in jax.tree.leaves(params):
-    found.update(np.ascontiguousarray(x).tobytes())
+  for name, x in tree.named_leaves(params):
+    found.update(np.ascontiguousarray(host.copied(name, x)).tobytes())
   return found.hexdigest()

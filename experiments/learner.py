@@ -96,7 +96,11 @@ def make_update(
       "learning_rate": jnp.asarray(schedule(update - 1)),
     }
     if measure_rate:
-      values |= optimizer.rate_metrics(config, opt_state, params, update)
+      several = mesh is not None and mesh.size > 1
+      placed = sharding.parameters(params, mesh) if several else None
+      values |= optimizer.rate_metrics(
+        config, opt_state, params, update, placed
+      )
     trees = {"parameters": params, "gradients": grads, "updates": updates}
     flags = finite.flags(values, trees)
     params = optax.apply_updates(params, updates)

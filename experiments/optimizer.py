@@ -122,15 +122,17 @@ def rate_metrics(
   opt_state: Any,
   params: Any,
   update: jax.Array | int,
+  placed: Any = None,
 ) -> dict[str, jax.Array]:
   """nu, bits per parameter and lmbda of an update, float32 scalars.
 
   They are read from the state of the rate term. A chain without one measures
   nu and bits of the parameters, at the updates that are logged; they are nan
   at the others. A target adds "unmet", see `bs.target_rate`.
+  `placed` are the shardings of params; None is one device.
   """
   if optax.tree.get(opt_state, "bits") is None:
-    meter = _backslash(config.rate, 0.0, config.rate.step)
+    meter = _backslash(config.rate, 0.0, config.rate.step, placed)
     state = meter.init(params)
     unknown = jnp.full([], jnp.nan), jnp.full([], jnp.nan)
     is_logged = (update == 1) | (update % config.log_every == 0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import backslash_jax as bs
+from backslash_jax import sampling
 from experiments import atomic, evaluate, palette
 from experiments.frontier import bjontegaard
 
@@ -14,6 +15,7 @@ palette.use()
 
 from matplotlib import pyplot  # noqa: E402
 
+_VALUES = 1 << 24  # Most parameters from which a histogram is drawn.
 TITLES = {
   "histogram.png": "Parameters and their generalized Gaussian",
   "rate.png": "nu and bits per parameter during training",
@@ -113,7 +115,7 @@ def _curves(axis, own, **style):
 def _histogram(runs):
   figure, axes = _subplots(len(runs))
   for axis, (name, run) in zip(axes, runs.items(), strict=True):
-    x = np.concatenate([np.ravel(m) for m in evaluate.matrices(run.params)])
+    x = _sample(evaluate.matrices(run.params), run.evaluation)
     moments = bs.moments.moments(jnp.asarray(x))
     nu = bs.moments.shape_parameter(moments)
     alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
@@ -127,6 +129,16 @@ def _histogram(runs):
     axis.set_xlabel("parameter")
   axes[0].set_ylabel("density")
   return figure
+
+
+def _sample(matrices, evaluation):
+  """Values of the matrices: all, or an even sample if there are many."""
+  every = -(-evaluation["matrix_parameters"] // _VALUES)
+
+  def some(m):
+    return np.ravel(m)[sampling.strata(m.size, -(-m.size // every))]
+
+  return np.concatenate([some(m) for m in matrices])
 
 
 def _rate(runs):

@@ -27,7 +27,10 @@ _QUANTIZERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished training: `evaluate.evaluate`'s result, records, parameters."""
+  """A finished training: `evaluate.evaluate`'s result, records, parameters.
+
+  `params` is a tree of arrays, or of `stored.Tensor`.
+  """
 
   evaluation: dict[str, Any]
   history: list[dict[str, Any]]

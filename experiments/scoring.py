@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data, finetune, sharding
+from experiments import data, distributed, finetune, sharding
 from experiments.models import functional, losses
 
 
@@ -50,10 +49,12 @@ class Score:
     squares: (trained, count) -> every leaf's mean squared gradient, float32
       scalars: of the loss of each of the first `count` training batches. Of
       what is trained, see `finetune.split`; the params are the whole model.
+    mesh: over which parameters and batches are split.
   """
 
   function: Callable[[Any, str], dict[str, float]]
   squares: Callable[[Any, int], Any]
+  mesh: Mesh
 
   def __call__(self, params: Any, split: str) -> dict[str, float]:
     return self.function(params, split)
@@ -64,11 +65,14 @@ def make_score(
 ) -> Score:
   """The `Score` of the models of a config, with this base, on its data."""
   base = base or {}
-  base = jax.device_put(base, sharding.parameters(base, mesh))
+  base = _put(base, sharding.parameters(base, mesh))
   replicated = NamedSharding(mesh, PartitionSpec())
   split_over_devices = NamedSharding(mesh, sharding.BATCH)
 
-  @functools.partial(jax.jit, out_shardings=replicated)
+  def jit(function):
+    return jax.jit(distributed.ordered(function), out_shardings=replicated)
+
+  @jit
   def batch_totals(params, batch):
     with sharding.use(mesh):
       return totals(forward, params, batch)
@@ -78,32 +82,46 @@ def make_score(
     sums = totals(forward, params, batch)
     return sums["loss"] / sums["weight"]
 
-  @functools.partial(jax.jit, out_shardings=replicated)
+  @jit
   def mean_squares(trained, batch, base):
     with sharding.use(mesh):
       gradients = jax.grad(mean_loss)(trained, batch, base)
     return jax.tree.map(lambda g: jnp.mean(jnp.square(g)), gradients)
 
   def score(params, split):
-    params = jax.device_put(params, sharding.parameters(params, mesh))
+    params = _put(params, sharding.parameters(params, mesh))
     total: collections.Counter[str] = collections.Counter()
     size = config.data.eval_batch_size
     for batch in data.eval_batches(config.data, split, size):
-      sums = batch_totals(params, jax.device_put(batch, split_over_devices))
-      total.update({k: float(v) for k, v in sums.items()})
+      sums = batch_totals(params, _put(batch, split_over_devices))
+      with distributed.waiting(f"score the {split} split"):
+        total.update({k: float(v) for k, v in sums.items()})
     return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
 
   def squares(trained, count):
-    trained = jax.device_put(trained, sharding.parameters(trained, mesh))
+    trained = _put(trained, sharding.parameters(trained, mesh))
     batches = data.train_dataset(
       config.data, seed=0, batch_size=config.data.batch_size
     )
     found = [
-      jax.device_get(
-        mean_squares(trained, jax.device_put(batch, split_over_devices), base)
-      )
+      mean_squares(trained, _put(batch, split_over_devices), base)
       for batch in itertools.islice(batches, count)
     ]
+    with distributed.waiting("measure the sensitivity"):
+      found = jax.device_get(found)
     return jax.tree.map(lambda *x: np.mean(x), *found)
 
-  return Score(score, squares)
+  return Score(score, squares, mesh)
+
+
+def _put(values, shardings):
+  """Arrays that every process has, on the devices; each sends its shards."""
+
+  def put(x, s):
+    if isinstance(x, jax.Array):
+      return jax.device_put(x, s)
+    return jax.make_array_from_callback(x.shape, s, x.__getitem__)
+
+  if isinstance(shardings, NamedSharding):
+    return jax.tree.map(lambda x: put(x, shardings), values)
+  return jax.tree.map(put, values, shardings)

@@ -135,7 +135,7 @@ def _compile(config, forward, params, mesh):
   opt_state = jax.jit(tx.init, out_shardings=placed_state)(params)
   replicated = NamedSharding(mesh, PartitionSpec())
   update_fn = jax.jit(
-    learner.make_update(config, forward, tx, mesh=mesh),
+    distributed.ordered(learner.make_update(config, forward, tx, mesh=mesh)),
     donate_argnums=0,
     out_shardings=(
       {"params": placed, "opt_state": placed_state},

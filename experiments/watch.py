@@ -90,7 +90,7 @@ class Watch:
   def waiting(self, purpose: str) -> Iterator[None]:
     """Inside, this process counts as waiting for the others."""
     before = self._wait
-    self._wait = purpose, time.monotonic(), _now()
+    self._wait = purpose, time.monotonic(), now()
     try:
       yield
     finally:
@@ -181,5 +181,6 @@ def _without_service():
   return contextlib.suppress(jax.errors.JaxRuntimeError)
 
 
-def _now():
+def now() -> str:
+  """The time of day in messages."""
   return time.strftime("%Y-%m-%d %H:%M:%S")

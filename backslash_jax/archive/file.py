@@ -19,6 +19,7 @@ from backslash_jax.archive import (
   bases,
   container,
   differences,
+  host,
   index,
   nesting,
   report,
@@ -95,6 +96,8 @@ def save(
   metadata = schema.check_metadata(metadata)
   structure, leaves = nesting.describe(params)
   dtypes = {name: _dtype(name, leaf) for name, leaf in leaves}
+  pool = host.Pool()
+  leaves = [(name, pool.hosted(name, leaf)) for name, leaf in leaves]
   known, taken = None, {}
   if base is not None:
     known = bases.of(base)

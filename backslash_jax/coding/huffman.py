@@ -33,15 +33,28 @@ class Model(NamedTuple):
   escape: bool = False
 
 
-def fit(symbols: np.ndarray) -> Model:
-  """The code of fewest bits for int32 `symbols` of any shape."""
-  inside = symbols[(symbols >= -LARGEST) & (symbols <= LARGEST)]
+def fit(symbols: np.ndarray, counts: np.ndarray | None = None) -> Model:
+  """The code of fewest bits for int32 `symbols` of any shape.
+
+  Args:
+    symbols: the symbols.
+    counts: how often each occurs, int64 of the same shape; None: once.
+  """
+  has_word = (symbols >= -LARGEST) & (symbols <= LARGEST)
+  inside = symbols[has_word]
   low = int(inside.min(initial=LARGEST)) if inside.size else 0
-  counts = np.bincount((inside.ravel() - low).astype(np.intp))
+  places = (inside.ravel() - low).astype(np.intp)
   escape = inside.size < symbols.size
+  if counts is None:
+    found = np.bincount(places)
+    beyond = symbols.size - inside.size
+  else:
+    found = np.zeros(places.max(initial=-1) + 1, np.int64)
+    np.add.at(found, places, counts[has_word])
+    beyond = int(counts[~has_word].sum())
   if escape:
-    counts = np.append(counts, symbols.size - inside.size)
-  return Model(low, tuple(_lengths(counts).tolist()), escape)
+    found = np.append(found, beyond)
+  return Model(low, tuple(_lengths(found).tolist()), escape)
 
 
 def check(model: Model) -> Model:

@@ -27,8 +27,7 @@ def absmax_steps(
     name -> step, as `bs.save` accepts. An all-zero tensor gets 1 / count.
   """
   largest = {
-    name: float(np.abs(np.asarray(x)).max(initial=0))
-    for name, x in tree.selected(params, mask).items()
+    name: _largest(x) for name, x in tree.selected(params, mask).items()
   }
   return {name: (size or 1.0) / count for name, size in largest.items()}
 
@@ -66,9 +65,7 @@ def sensitive_steps(
   check_step(step)
   if not limit > 0:
     raise ValueError(f"limit is {limit}: it must be positive")
-  tensors = {
-    name: np.asarray(x) for name, x in tree.selected(params, mask).items()
-  }
+  tensors = tree.selected(params, mask)
   given = levels.by_name(tensors.keys(), sensitivity)
   means = {
     n: float(np.mean(np.asarray(given[n]), dtype=np.float64)) for n in tensors
@@ -81,14 +78,39 @@ def sensitive_steps(
       )
   if not any(means.values()):
     raise ValueError("the sensitivity is zero everywhere")
-  squares = [np.square(x, dtype=np.float64) for x in tensors.values()]
-  sizes = np.array([float(x.size) for x in squares])
-  scales = np.array([np.sqrt(x.mean()) if x.size else 0.0 for x in squares])
+  sizes = np.array([float(x.size) for x in tensors.values()])
+  scales = np.array([_rms(x) for x in tensors.values()])
   found = np.minimum(
     allocate(step, np.array(list(means.values())), sizes),
     np.where(scales > 0, limit * scales, np.inf),
   )
   return dict(zip(tensors, found.tolist(), strict=True))
+
+
+def _largest(x) -> float:
+  """The largest magnitude in x, an array of any kind; 0 if it is empty."""
+  # A JAX array is reduced where it is: it may not fit on the host.
+  x, xp = _namespace(x)
+  return float(xp.max(xp.abs(x))) if x.size else 0.0
+
+
+def _rms(x) -> float:
+  """The root mean square of x, an array of any kind; 0 if it is empty."""
+  x, xp = _namespace(x)
+  if not x.size:
+    return 0.0
+  if xp is np:
+    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
+  scale = _largest(x) or 1.0  # The squares neither overflow nor vanish.
+  x = x.astype(xp.promote_types(x.dtype, xp.float32)) / scale
+  return scale * float(xp.sqrt(xp.mean(xp.square(x))))
+
+
+def _namespace(x):
+  """The array, and the module with its functions: jax.numpy or numpy."""
+  if not hasattr(x, "__array_namespace__"):
+    x = np.asarray(x)
+  return x, x.__array_namespace__()
 
 
 def allocate(step, sensitivity, size):

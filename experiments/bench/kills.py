@@ -28,7 +28,7 @@ _LIMIT = flags.DEFINE_integer("limit", 900, "Seconds; then a process hangs.")
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A short training of the quickstart's model, which is the default.
-FIELDS = {
+FIELDS: dict[str, object] = {
   "total_updates": 40,
   "log_every": 1,
   "eval_every": 20,
@@ -88,7 +88,7 @@ class Processes:
             [
               *(sys.executable, "-m", "experiments.main"),
               *(f"--config={config}", f"--workdir={workdir}"),
-              *(f"--config.{k}={v!r}" for k, v in every.items()),
+              *(f"--config.{k}={_flag(v)}" for k, v in every.items()),
             ],
             cwd=ROOT,
             env=environment,
@@ -118,6 +118,10 @@ class Processes:
     for p in self.processes:
       p.kill()
       p.wait()
+
+
+def _flag(value):
+  return value if isinstance(value, str) else repr(value)
 
 
 def main(argv):

@@ -4,87 +4,36 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import data, distributed, interrupt, main, metrics, settings
-from tests import paths, tiny
+from experiments import (
+  data,
+  distributed,
+  interrupt,
+  main,
+  metrics,
+  settings,
+  stored,
+  watch,
+)
+from experiments.bench import kills
+from tests import tiny
 
-FIELDS = {
-  "total_updates": 40,
-  "log_every": 4,
-  "eval_every": 20,
-  "evaluate.steps": (2.0**-5,),
-  "evaluate.pruning_rates": (0.5,),
-  "mesh.data": 1,
-  "mesh.fsdp": 2,
-}
+# The model of the quickstart.
+FIELDS = kills.FIELDS | {"evaluate.pruning_rates": (0.5,)}
 
 
-class Processes:
-  """`count` processes of experiments.main, each with 2 / count devices."""
-
-  def __init__(self, workdir, cache, count=2):
-    with socket.socket() as s:
-      s.bind(("localhost", 0))
-      port = s.getsockname()[1]
-    fields = {f"--config.{k}={v!r}" for k, v in FIELDS.items()}
-    devices = f"--xla_force_host_platform_device_count={2 // count}"
-    environment = os.environ | {
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": devices,
-      "JAX_COMPILATION_CACHE_DIR": str(cache),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    self.workdir = workdir
-    self.processes = []
-    for i in range(count):
-      join = [
-        "--config.distributed.enable=True",
-        f"--config.distributed.coordinator=localhost:{port}",
-        f"--config.distributed.processes={count}",
-        f"--config.distributed.process={i}",
-      ]
-      command = [
-        *(sys.executable, "-m", "experiments.main"),
-        *("--config=configs/default.py", f"--workdir={workdir}"),
-        *tiny.flags(),
-        *fields,
-        *(join if count > 1 else ()),
-      ]
-      self.processes.append(
-        subprocess.Popen(
-          command,
-          cwd=paths.ROOT,
-          env=environment,
-          text=True,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-        )
-      )
-
-  def wait(self):
-    """Their exit codes and outputs."""
-    outputs = [p.communicate(timeout=900)[0] for p in self.processes]
-    return [p.returncode for p in self.processes], outputs
-
-  def wait_for_checkpoint(self, step):
-    path = self.workdir / "checkpoints" / str(step)
-    deadline = time.monotonic() + 900
-    while not path.exists():
-      running = [p.poll() is None for p in self.processes]
-      assert all(running), self.wait()
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
-
-  def kill(self):
-    for p in self.processes:
-      p.kill()
-      p.communicate()
+def _wait_for_checkpoint(running, step):
+  deadline = time.monotonic() + 900
+  while not (running.workdir / "checkpoints" / str(step)).exists():
+    assert not running.is_over(), running.wait()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +45,7 @@ def cache(tmp_path_factory):
 def unbroken(tmp_path_factory, cache):
   """The workdir of one process that trained alone and was let be."""
   workdir = tmp_path_factory.mktemp("unbroken")
-  codes, outputs = Processes(workdir, cache, count=1).wait()
+  codes, outputs = kills.Processes(workdir, FIELDS, count=1, cache=cache).wait()
   assert codes == [0], outputs
   return workdir
 
@@ -115,14 +64,15 @@ def _assert_same_numbers(workdir, other):
 def test_a_killed_process_and_a_restart_end_as_one_process_alone(
   unbroken, tmp_path, cache
 ):
-  broken = Processes(tmp_path, cache)
-  broken.wait_for_checkpoint(8)
+  broken = kills.Processes(tmp_path, FIELDS, cache=cache)
+  _wait_for_checkpoint(broken, 10)
   broken.processes[1].kill()
-  time.sleep(1)
-  broken.kill()  # What a cluster does to the others.
+  codes, outputs = broken.wait()  # The other ends by itself.
+  assert codes[0] not in (0, None)
+  assert "lost the connection" in outputs[0], outputs
   assert not (tmp_path / "checkpoints" / "40").exists()
 
-  codes, outputs = Processes(tmp_path, cache).wait()
+  codes, outputs = kills.Processes(tmp_path, FIELDS, cache=cache).wait()
   assert codes == [0, 0], outputs
   _assert_same_numbers(tmp_path, unbroken)
   quantized = [
@@ -162,13 +112,13 @@ def test_the_processes_share_the_batch_of_one(processes):
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all(unbroken, tmp_path, cache):
-  stopped = Processes(tmp_path, cache)
-  stopped.wait_for_checkpoint(4)
+  stopped = kills.Processes(tmp_path, FIELDS, cache=cache)
+  _wait_for_checkpoint(stopped, 5)
   stopped.processes[1].send_signal(signal.SIGTERM)
   codes, outputs = stopped.wait()
   assert codes != [0, 0], outputs
   assert "resumes from the checkpoint" in outputs[0], outputs
-  codes, outputs = Processes(tmp_path, cache).wait()
+  codes, outputs = kills.Processes(tmp_path, FIELDS, cache=cache).wait()
   assert codes == [0, 0], outputs
   _assert_same_numbers(tmp_path, unbroken)
 
@@ -204,8 +154,106 @@ def test_processes_that_cannot_meet_are_told_what_to_set(monkeypatch):
     distributed.initialize(config)
 
 
+def _joined(**fields):
+  """The config of one of two processes."""
+  fields = {
+    "enable": True,
+    "coordinator": "localhost:12345",
+    "processes": 2,
+    "process": 1,
+    **fields,
+  }
+  return tiny.config(**{f"distributed__{k}": v for k, v in fields.items()})
+
+
+@pytest.mark.parametrize(
+  "address", ["localhost", "localhost:", "localhost:http", "host:70000", ":1"]
+)
+def test_an_address_that_is_none_is_refused(address):
+  with pytest.raises(settings.UserError, match="wanted host:port"):
+    distributed.initialize(_joined(coordinator=address))
+
+
+def test_a_port_that_is_taken_is_refused():
+  with socket.socket() as s:
+    s.bind(("", 0))
+    s.listen()
+    address = f"localhost:{s.getsockname()[1]}"
+    with pytest.raises(settings.UserError, match="process of an earlier run"):
+      distributed.initialize(_joined(coordinator=address, process=0))
+
+
+def test_who_waits_for_the_others_at_the_start_is_told_for_which(monkeypatch):
+  messages, ended = [], threading.Event()
+
+  def leave(message):
+    messages.append(message)
+    ended.set()
+
+  monkeypatch.setattr(watch, "leave", leave)
+  monkeypatch.setattr(
+    distributed.jax.distributed, "initialize", lambda **kwargs: ended.wait(60)
+  )
+  monkeypatch.setattr(distributed, "_answers", lambda address: False)
+  monkeypatch.setattr(
+    distributed.jax_distributed.global_state, "num_processes", 1
+  )
+  distributed.initialize(_joined(timeout=1))
+  (message,) = messages
+  assert "process 0 does not answer at localhost:12345" in message
+  assert "for 1 s, to join the other processes" in message
+
+
+class _Watch:
+  """Notes what the others are told."""
+
+  def __init__(self):
+    self.told = []
+
+  def failed(self, message):
+    self.told.append(message)
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "text"),
+  [
+    (settings.UserError("no space left"), 1, "no space left"),
+    (
+      jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed"),
+      1,
+      "process 0 lost the connection to another process: UNKNOWN: Gloo",
+    ),
+    (ZeroDivisionError("by zero"), 1, "ZeroDivisionError"),
+  ],
+)
+def test_an_error_ends_one_of_several_processes_at_once(
+  monkeypatch, capsys, error, code, text
+):
+  one, left = _Watch(), []
+  monkeypatch.setattr(distributed, "_watch", one)
+  monkeypatch.setattr(watch, "leave", lambda *found: left.append(found))
+  with distributed.membership():
+    raise error
+  assert one.told == [left[0][0]]
+  assert text in left[0][0]
+  assert left[0][1] == code
+  is_known = isinstance(error, settings.UserError) or "Gloo" in str(error)
+  assert ("Traceback" in capsys.readouterr().err) is not is_known
+
+
+def test_a_stop_of_all_processes_is_no_error(monkeypatch):
+  monkeypatch.setattr(distributed, "_watch", _Watch())
+  with pytest.raises(interrupt.StoppedError), distributed.membership():
+    raise interrupt.StoppedError("stopped", 15)
+  assert not distributed._watch.told
+
+
 def test_one_process_needs_no_cluster():
   distributed.initialize(tiny.config())
   assert distributed.is_main()
   distributed.barrier("none to wait for")
-  assert distributed.gather({"a": np.ones(2)})["a"].sum() == 2
+  assert distributed.agree(3) == 3
+  with distributed.waiting("finish an update"):
+    pass
+  params = {"a": np.ones(2)}
+  assert stored.gathered(params) is params

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import backslash_jax as bs
-from experiments import data, evaluate, scoring, settings, sharding
+from experiments import data, evaluate, lengths, scoring, settings, sharding
 from tests import tiny
 
 STEP = 2.0**-4
@@ -125,7 +125,7 @@ def test_code_lengths_bound_one_another():
     "narrow": np.float32(symbols[1] * STEP),
     "vector": np.float32(rng.normal(size=100)),  # Not quantized.
   }
-  bits = evaluate.code_lengths(params, STEP)
+  bits = lengths.code_lengths(params, STEP)
   pooled = np.concatenate([s.ravel() for s in symbols])
   assert bits["fixed"] == math.ceil(math.log2(np.unique(pooled).size))
   mean = sum(_entropy(s) * s.size for s in symbols) / pooled.size
@@ -138,12 +138,12 @@ def test_code_lengths_bound_one_another():
 def test_exp_golomb_counts_frequency_ranks():
   # Ranks 0, 1, 2, 3 cost 1, 3, 3, 5 bits, whatever the values are.
   symbols = np.repeat([7.0, -3.0, 0.0, 9.0], [8, 4, 3, 1]).reshape(4, 4)
-  bits = evaluate.code_lengths({"w": np.float32(symbols * STEP)}, STEP)
+  bits = lengths.code_lengths({"w": np.float32(symbols * STEP)}, STEP)
   assert bits["exp_golomb"] == (8 * 1 + 4 * 3 + 3 * 3 + 1 * 5) / 16
 
 
 def test_all_zeros_have_a_code_length():
-  bits = evaluate.code_lengths({"w": np.zeros((8, 8), np.float32)}, STEP)
+  bits = lengths.code_lengths({"w": np.zeros((8, 8), np.float32)}, STEP)
   assert bits["fixed"] == bits["entropy"] == 0
   assert bits["exp_golomb"] == 1
 
