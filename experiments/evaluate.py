@@ -168,7 +168,7 @@ def _steps_of_all(params, step, vectors):
   }
 
 
-def _quantized(config, file, source, score, steps, whole, base):
+def _quantized(config, file, source, score, steps, whole, base=None):
   """Codes source with steps, reads the file back and measures it.
 
   With a base, source is the whole model, coded as the difference from that.
