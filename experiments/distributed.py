@@ -7,6 +7,7 @@ system that all of them share.
 
 import contextlib
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -67,7 +68,6 @@ def initialize(config: ml_collections.ConfigDict) -> None:
       state.process_id,
       state.num_processes,
       fields.timeout,
-      watch.leave,
     )
     _watch.start()
 
@@ -116,8 +116,7 @@ def membership() -> Iterator[None]:
     else:
       traceback.print_exception(error)
       message = repr(error)
-    _watch.failed(message)
-    watch.leave(message, code)
+    _watch.leave(message, code)
 
 
 def ordered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,11 +196,13 @@ def _in_time(fields, found):
     missing = "not all of the others have come"
     if fields.process and not _answers(fields.coordinator):
       missing = f"process 0 does not answer at {fields.coordinator}"
-    watch.leave(
-      f"waiting since {since}, for {fields.timeout} s, to join the other"
+    print(
+      f"error: waiting since {since}, for {fields.timeout} s, to join the other"
       f" processes ({found}): {missing}. Are all of them running, and is the"
-      " port open between the hosts?"
+      " port open between the hosts?",
+      file=sys.stderr,
     )
+    watch.leave(1)
 
   timer = threading.Timer(fields.timeout, end)
   timer.daemon = True

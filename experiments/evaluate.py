@@ -27,6 +27,7 @@ from experiments import (
   lengths,
   scoring,
   settings,
+  sharding,
   stored,
   thresholds,
 )
@@ -187,7 +188,8 @@ def _quantized(config, file, source, score, steps, whole, base):
   distributed.barrier(f"coded {file.name}")
   size, bits = file.stat().st_size, None
   if base is None:
-    model = whole(stored.load(file, score.mesh))
+    mesh = sharding.make_mesh(config)
+    model = whole(stored.load(file, mesh))
     if distributed.is_main():
       bits = lengths.code_lengths(stored.tensors(file), steps)
   else:

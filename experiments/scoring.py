@@ -49,12 +49,10 @@ class Score:
     squares: (trained, count) -> every leaf's mean squared gradient, float32
       scalars: of the loss of each of the first `count` training batches. Of
       what is trained, see `finetune.split`; the params are the whole model.
-    mesh: over which parameters and batches are split.
   """
 
   function: Callable[[Any, str], dict[str, float]]
   squares: Callable[[Any, int], Any]
-  mesh: Mesh
 
   def __call__(self, params: Any, split: str) -> dict[str, float]:
     return self.function(params, split)
@@ -111,7 +109,7 @@ def make_score(
       found = jax.device_get(found)
     return jax.tree.map(lambda *x: np.mean(x), *found)
 
-  return Score(score, squares, mesh)
+  return Score(score, squares)
 
 
 def _put(values, shardings):

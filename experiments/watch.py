@@ -32,9 +32,10 @@ class Watch:
     client: of JAX's coordination service.
     process: number of this process.
     processes: how many there are.
-    timeout: seconds after which a wait ends, unless a process that is at work
-      causes it: then it ends after 10 times as long.
-    end: called with the message.
+    timeout: seconds after which a wait ends for which no other process is to
+      blame that is at work, or was until less than so long ago. With one it
+      ends after 10 times as long.
+    end: called with the message; None: `leave`.
   """
 
   def __init__(
@@ -43,17 +44,18 @@ class Watch:
     process: int,
     processes: int,
     timeout: float,
-    end: Callable[[str], None],
+    end: Callable[[str], None] | None = None,
   ):
     self._client, self._process, self._processes = client, process, processes
-    self._timeout, self._end = timeout, end
+    self._timeout, self._end = timeout, end or self.leave
     # Seconds between two beats; all processes ask one of them.
     self._interval = min(1 + processes / 64, timeout / 20)
     self._wait: tuple[str, float, str] | None = None
     self._error: str | None = None
     self._count = 0
-    # What each process published last, and when it was seen to change.
-    self._seen: dict[int, tuple[dict[str, Any], float]] = {}
+    # What each process published last, when that was seen to change, and when
+    # its wait was.
+    self._seen: dict[int, tuple[dict[str, Any], float, float]] = {}
     self._lock = threading.Lock()
 
   def start(self) -> None:
@@ -96,16 +98,16 @@ class Watch:
     finally:
       self._wait = before
 
-  def failed(self, message: str) -> None:
-    """Tells the others that this process ends because of an error.
-
-    Returns after they had the time to hear of it: the one that runs the
-    coordination service must not leave before.
-    """
+  def leave(self, message: str, code: int = 1) -> None:
+    """Ends the process with an error, and tells the others."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
     self._error = message
-    with _without_service():
-      self._publish()
-    time.sleep(3 * self._interval)
+    tell = threading.Thread(target=self.beat, daemon=True)
+    tell.start()
+    tell.join(3 * self._interval)
+    if self._process == 0:  # The service goes with it: the others hear first.
+      time.sleep(3 * self._interval)
+    leave(code)
 
   def _publish(self):
     with self._lock:
@@ -127,13 +129,17 @@ class Watch:
       number, state = int(key.rsplit("/", 1)[-1]), json.loads(text)
       if number == self._process:
         continue
-      before = self._seen.get(number)
-      if before is None or before[0]["count"] != state["count"]:
-        self._seen[number] = state, time.monotonic()
+      before, heard, waits = self._seen.get(number, (None, 0.0, 0.0))
+      time_now = time.monotonic()
+      if before is None or before["count"] != state["count"]:
+        heard = time_now
+      if before is None or _wait_of(before) != _wait_of(state):
+        waits = time_now
+      self._seen[number] = state, heard, waits
 
   def _reason(self, waited):
     """Why there is nothing to wait for any longer; None if there is."""
-    failed = [p for p, (s, _) in self._seen.items() if s["error"]]
+    failed = [p for p, (state, *_) in self._seen.items() if state["error"]]
     if failed:
       return self._describe(min(failed))
     if waited < self._timeout:
@@ -152,12 +158,15 @@ class Watch:
     return silence < self._timeout / 2
 
   def _waits(self, process):
-    return self._seen[process][0]["wait"] is not None
+    """Whether a process has been in one wait for too long itself."""
+    state, _, since = self._seen[process]
+    waited = time.monotonic() - since
+    return state["wait"] is not None and waited >= self._timeout
 
   def _describe(self, process):
     if process not in self._seen:
       return f"process {process} does not answer"
-    state, when = self._seen[process]
+    state, when, _ = self._seen[process]
     if state["error"]:
       return f"process {process} has ended with an error: {state['error']}"
     doing = "is at work"
@@ -169,11 +178,15 @@ class Watch:
     return f"process {process} {doing}"
 
 
-def leave(message: str, code: int = 1) -> None:
+def leave(code: int) -> None:
   """Ends the process at once: other threads may be blocked for ever."""
-  print(f"error: {message}", file=sys.stderr, flush=True)
   sys.stdout.flush()
+  sys.stderr.flush()
   os._exit(code)
+
+
+def _wait_of(state):
+  return state["wait"], state["since"]
 
 
 def _without_service():

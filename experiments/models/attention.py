@@ -97,7 +97,8 @@ def attend(
   options = {"query_scale": query_scale, "cap": cap}
   if implementation is None:
     implementation = "plain"
-    if size > _LONG:
+    # In a program that is exported for any length, the size is a symbol.
+    if isinstance(size, int) and size > _LONG:
       why = unsupported("splash", q_BxTxHxD, cap, platform)
       implementation = "chunked" if why else "splash"
   elif why := unsupported(implementation, q_BxTxHxD, cap, platform):

@@ -183,14 +183,11 @@ def test_a_port_that_is_taken_is_refused():
       distributed.initialize(_joined(coordinator=address, process=0))
 
 
-def test_who_waits_for_the_others_at_the_start_is_told_for_which(monkeypatch):
-  messages, ended = [], threading.Event()
-
-  def leave(message):
-    messages.append(message)
-    ended.set()
-
-  monkeypatch.setattr(watch, "leave", leave)
+def test_who_waits_for_the_others_at_the_start_is_told_for_which(
+  monkeypatch, capsys
+):
+  ended = threading.Event()
+  monkeypatch.setattr(watch, "leave", lambda code: ended.set())
   monkeypatch.setattr(
     distributed.jax.distributed, "initialize", lambda **kwargs: ended.wait(60)
   )
@@ -199,7 +196,7 @@ def test_who_waits_for_the_others_at_the_start_is_told_for_which(monkeypatch):
     distributed.jax_distributed.global_state, "num_processes", 1
   )
   distributed.initialize(_joined(timeout=1))
-  (message,) = messages
+  message = capsys.readouterr().err
   assert "process 0 does not answer at localhost:12345" in message
   assert "for 1 s, to join the other processes" in message
 
@@ -210,8 +207,8 @@ class _Watch:
   def __init__(self):
     self.told = []
 
-  def failed(self, message):
-    self.told.append(message)
+  def leave(self, message, code):
+    self.told.append((message, code))
 
 
 @pytest.mark.parametrize(
@@ -229,14 +226,13 @@ class _Watch:
 def test_an_error_ends_one_of_several_processes_at_once(
   monkeypatch, capsys, error, code, text
 ):
-  one, left = _Watch(), []
+  one = _Watch()
   monkeypatch.setattr(distributed, "_watch", one)
-  monkeypatch.setattr(watch, "leave", lambda *found: left.append(found))
   with distributed.membership():
     raise error
-  assert one.told == [left[0][0]]
-  assert text in left[0][0]
-  assert left[0][1] == code
+  ((message, found),) = one.told
+  assert text in message
+  assert found == code
   is_known = isinstance(error, settings.UserError) or "Gloo" in str(error)
   assert ("Traceback" in capsys.readouterr().err) is not is_known
 

@@ -1,5 +1,7 @@
 """A process that waits for the others in vain ends, and says for which."""
 
+import sys
+
 import pytest
 
 from experiments import watch
@@ -27,6 +29,7 @@ def run(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
   monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
+  monkeypatch.setattr(watch, "leave", sys.exit)
   messages = {}
 
   def make(processes):
@@ -74,7 +77,7 @@ def test_processes_that_wait_for_different_things_end(run):
   make, beat = run
   first, second = make(2)
   with first.waiting("finish update 12"), second.waiting("pass the barrier"):
-    found = beat([first, second], TIMEOUT)
+    found = beat([first, second], TIMEOUT + 5)
   assert "process 1 waits since" in found[0]
   assert "to pass the barrier" in found[0]
   assert "to finish update 12" in found[1]
@@ -88,11 +91,21 @@ def test_a_process_at_work_is_waited_for_but_not_for_ever(run):
     assert "process 1 is at work" in beat(both, 1)[0]
 
 
+def test_who_has_just_begun_to_wait_was_at_work_until_then(run):
+  make, beat = run
+  first, second = make(2)
+  with first.waiting("finish update 1"):
+    beat([first, second], TIMEOUT // 2)  # The second still compiles it.
+    with second.waiting("finish update 1"):
+      assert not beat([first, second], TIMEOUT - 2)
+
+
 def test_an_error_of_another_process_ends_the_wait_at_once(run):
   make, beat = run
   first, second = make(2)
   with first.waiting("finish update 12"):
-    second.failed("no space left")
+    with pytest.raises(SystemExit):
+      second.leave("no space left")
     found = beat([first, second], 5)
   assert "process 1 has ended with an error: no space left" in found[0]
 
