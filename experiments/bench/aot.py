@@ -215,11 +215,11 @@ def table(name: str, off: Program, on: Program) -> str:
     (f"seconds of {part}, at least", *(getattr(b, part) for b in bounds))
     for part in roofline.Roofline._fields
   ]
-  for label, values in (
-    ("all else hidden", [b.fraction for b in bounds]),
-    ("nothing hidden", [b.exposed for b in bounds]),
-  ):
-    rows.append((f"% of peak FLOPs, {label}", *(100 * v for v in values)))
+  a, b = bounds
+  rows += [
+    ("% of peak FLOPs, all else hidden", 100 * a.fraction, 100 * b.fraction),
+    ("% of peak FLOPs, nothing hidden", 100 * a.exposed, 100 * b.exposed),
+  ]
   lines = [
     f"| {name}, per chip and step | without rate | with rate | change |",
     "|---|---|---|---|",
@@ -227,8 +227,8 @@ def table(name: str, off: Program, on: Program) -> str:
   for label, a, b in rows:
     change = f"{100 * (b - a) / a:+.2f}%" if a else f"{b - a:+.4g}"
     lines.append(f"| {label} | {a:,.5g} | {b:,.5g} | {change} |")
-  a, b = (b.bound for b in bounds)
-  lines.append(f"| bounded by | {a} | {b} | |")
+  a, b = bounds
+  lines.append(f"| bounded by | {a.bound} | {b.bound} | |")
   return "\n".join(lines)
 
 
@@ -307,8 +307,7 @@ def _main(argv):
     sys.exit(error.exit_code)
   axes = ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
   if _SAVE.value:
-    results = {"off": off._asdict(), "on": on._asdict()}
-    results["topology"] = name
+    results = {"topology": name, "off": off._asdict(), "on": on._asdict()}
     command = " ".join(["python -m experiments.bench.aot", *sys.argv[1:]])
     timing.write(f"aot_{_SAVE.value}", command, results)
   print(f"{name}: {mesh.size} chips, mesh {axes}")

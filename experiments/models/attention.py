@@ -9,6 +9,7 @@ All have the same result to rounding, and one test. Shapes as in layers.py.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -201,14 +202,19 @@ def splash(
   else:
     seen = splash_attention_mask.LocalMask(shape, (mask.window - 1, 0), 0)
   block = math.gcd(size, _CHUNK)
-  names = ("block_q", "block_kv", "block_kv_compute")
-  names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-  names += ("block_q_dq", "block_kv_dq")
+  sizes = splash_attention_kernel.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
   kernel = splash_attention_kernel.make_splash_mha(
     splash_attention_mask.MultiHeadMask([seen] * heads),
-    block_sizes=splash_attention_kernel.BlockSizes(
-      **dict.fromkeys(names, block)
-    ),
+    block_sizes=sizes,
     attn_logits_soft_cap=cap,
     head_shards=1,
     q_seq_shards=1,
@@ -218,7 +224,7 @@ def splash(
   # Every query sees real keys, 1, and no others.
   segments = splash_attention_kernel.SegmentIds(jnp.ones_like(real), real)
   scale = jnp.asarray(1 / math.sqrt(query_scale), q_BxTxHxD.dtype)
-  y_BxHxTxD = jax.vmap(kernel)(
+  y_BxHxTxD: Any = jax.vmap(kernel)(
     (q_BxTxHxD * scale).swapaxes(1, 2),
     k_BxSxKxD.swapaxes(1, 2),
     v_BxSxKxD.swapaxes(1, 2),
@@ -235,7 +241,7 @@ def cudnn(
   *,
   query_scale,
   cap,
-  implementation="cudnn",
+  implementation: Any = "cudnn",
 ):
   """cuDNN's kernel for GPUs, as JAX calls it."""
   del cap
