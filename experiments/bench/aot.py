@@ -4,10 +4,11 @@ python -m experiments.bench.aot \
   --config=configs/quickstart.py --topology=v5e:2x2
 
 Needs libtpu (pip install 'backslash-jax[tpu]') and no TPU. Prints what one chip
-holds, computes and communicates in a step, with the rate term and without: the
-numbers are the compiler's, nothing is run. The body of a loop counts once, also
-where the layers are scanned. --vocabulary=N takes the place of the tokenizer's
-vocabulary, and --save=NAME keeps the numbers in experiments/bench/results.
+holds, computes and communicates in a step, with the rate term and without, and
+how long that takes at least. The numbers are read from the compiled program,
+nothing is run. --length=N and --vocabulary=N take the place of the data set's
+length and vocabulary, and --save=NAME keeps the numbers in
+experiments/bench/results.
 """
 
 import dataclasses
@@ -26,16 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from experiments import data, learner, optimizer, settings, sharding
-from experiments.bench import hlo, timing
-
-# Generation -> what libtpu calls a slice of it, GiB of memory per chip. Source:
-# Google Cloud's pages on the TPU versions.
-CHIPS = {
-  "v4": ("v4", 32),
-  "v5e": ("v5litepod", 16),
-  "v5p": ("v5p", 95),
-  "v6e": ("v6e", 32),
-}
+from experiments.bench import cost, hlo, roofline, timing
 
 
 class Program(NamedTuple):
@@ -46,9 +38,11 @@ class Program(NamedTuple):
     optimizer: of the optimizer state.
     temporary: of activations, gradients and everything else that is live.
     peak: of all memory at once.
-    flops: floating point operations.
-    moved: bytes read and written.
-    collectives: kind -> (number, bytes).
+    flops: floating point operations of matrix products and of the kernels of
+      attention.
+    moved: bytes read from the chip's memory and written to it.
+    sent: bytes sent to other chips.
+    collectives: kind -> (number, bytes), see `hlo.Collective`.
     kernels: Mosaic kernels of the moments in the program.
   """
 
@@ -58,6 +52,7 @@ class Program(NamedTuple):
   peak: int
   flops: float
   moved: float
+  sent: float
   collectives: dict[str, tuple[int, int]]
   kernels: int
 
@@ -69,17 +64,19 @@ def topology_devices(name: str) -> list[Any]:
     UserError: there is no libtpu, or no such topology.
   """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
-  if not match or match[1] not in CHIPS:
+  if not match or match[1] not in roofline.CHIPS:
     raise settings.UserError(
-      f"there is no topology {name!r}: a generation of {', '.join(CHIPS)}, a"
-      " colon and the chips in each direction are wanted, such as v5e:4x4,"
-      " v6e:2x4 or v5p:2x2x2"
+      f"there is no topology {name!r}: a generation of"
+      f" {', '.join(roofline.CHIPS)}, a colon and the chips in each direction"
+      " are wanted, such as v5e:4x4, v6e:2x4 or v5p:2x2x2"
     )
   # libtpu would otherwise ask the machine's metadata server, and lock the TPU.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{CHIPS[match[1]][0]}-16")
+  os.environ.setdefault(
+    "TPU_ACCELERATOR_TYPE", f"{roofline.CHIPS[match[1]].slice}-16"
+  )
   try:
     topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
   except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -97,6 +94,7 @@ def compile_step(
   *,
   rate: bool,
   vocabulary: int | None = None,
+  length: int | None = None,
 ) -> Program:
   """Compiles the training step for a mesh.
 
@@ -106,10 +104,11 @@ def compile_step(
     rate: whether with the rate term and what it measures; False trains with
       lmbda 0.
     vocabulary: tokens that the model knows; None: the tokenizer's.
+    length: tokens of a sequence; None: the data set's.
 
   Raises:
-    UserError: the mesh does not divide the model, or a chip's memory does not
-      hold it.
+    UserError: the mesh does not divide the model or the batch, the model has
+      fewer positions, or a chip's memory does not hold it.
   """
   config = ml_collections.ConfigDict(config.to_dict())
   if not rate:
@@ -120,9 +119,17 @@ def compile_step(
     task = data.load_task(config.data)
     if vocabulary is not None:
       task = dataclasses.replace(task, vocab_size=vocabulary)
+    if length is not None:
+      task = dataclasses.replace(task, seq_len=length)
     forward, params = learner.build_abstract(config, task)
   except (ValueError, OSError) as error:
     raise settings.UserError(str(error)) from error
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  if config.data.batch_size % parts:
+    raise settings.UserError(
+      f"config.data.batch_size is {config.data.batch_size}, wanted a multiple"
+      f" of {parts}: config.mesh.data and config.mesh.fsdp split a batch"
+    )
   placed = sharding.parameters(params, mesh)
   tx = optimizer.create(config, placed)
   opt_state = jax.eval_shape(tx.init, params)
@@ -156,8 +163,9 @@ def compile_step(
       " config.data.batch_size, or config.model.remat"
     ) from error
   memory: Any = compiled.memory_analysis()
-  cost: Any = compiled.cost_analysis()
   text = compiled.as_text() or ""
+  program = hlo.Program(text)
+  collectives = program.collectives()
   return Program(
     parameters=_bytes(params, placed),
     optimizer=_bytes(opt_state, state_shardings["opt_state"]),
@@ -166,16 +174,19 @@ def compile_step(
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
-    flops=cost["flops"],
-    moved=cost["bytes accessed"],
-    collectives=_count(hlo.collectives(text)),
+    flops=cost.flops(program),
+    moved=cost.moved(program),
+    sent=sum(c.sent for c in collectives),
+    collectives=_count(collectives),
     kernels=moments_kernels(text),
   )
 
 
-def table(name: str, off: Program, on: Program, memory: int) -> str:
-  """The two programs side by side, a Markdown table; memory is of one chip."""
-  mib = 2**20
+def table(name: str, off: Program, on: Program) -> str:
+  """The two programs side by side, a Markdown table, for a topology."""
+  chip = roofline.CHIPS[name.split(":")[0]]
+  memory, mib = chip.memory * 2**30, 2**20
+  bounds = [roofline.of(chip, p.flops, p.moved, p.sent) for p in (off, on)]
   rows = [
     ("parameters, MiB", off.parameters / mib, on.parameters / mib),
     ("optimizer state, MiB", off.optimizer / mib, on.optimizer / mib),
@@ -190,8 +201,9 @@ def table(name: str, off: Program, on: Program, memory: int) -> str:
       100 * off.peak / memory,
       100 * on.peak / memory,
     ),
-    ("GFLOP", off.flops / 1e9, on.flops / 1e9),
+    ("TFLOP", off.flops / 1e12, on.flops / 1e12),
     ("GB read and written", off.moved / 1e9, on.moved / 1e9),
+    ("GB sent", off.sent / 1e9, on.sent / 1e9),
   ]
   for kind in hlo.KINDS:
     a, b = (p.collectives.get(kind, (0, 0)) for p in (off, on))
@@ -199,6 +211,15 @@ def table(name: str, off: Program, on: Program, memory: int) -> str:
       rows.append((f"{kind}, number", a[0], b[0]))
       rows.append((f"{kind}, MiB", a[1] / mib, b[1] / mib))
   rows.append(("moments kernels (Mosaic)", off.kernels, on.kernels))
+  rows += [
+    (f"seconds of {part}, at least", *(getattr(b, part) for b in bounds))
+    for part in roofline.Roofline._fields
+  ]
+  a, b = bounds
+  rows += [
+    ("% of peak FLOPs, all else hidden", 100 * a.fraction, 100 * b.fraction),
+    ("% of peak FLOPs, nothing hidden", 100 * a.exposed, 100 * b.exposed),
+  ]
   lines = [
     f"| {name}, per chip and step | without rate | with rate | change |",
     "|---|---|---|---|",
@@ -206,6 +227,8 @@ def table(name: str, off: Program, on: Program, memory: int) -> str:
   for label, a, b in rows:
     change = f"{100 * (b - a) / a:+.2f}%" if a else f"{b - a:+.4g}"
     lines.append(f"| {label} | {a:,.5g} | {b:,.5g} | {change} |")
+  a, b = bounds
+  lines.append(f"| bounded by | {a.bound} | {b.bound} | |")
   return "\n".join(lines)
 
 
@@ -216,7 +239,7 @@ def moments_kernels(text: str) -> int:
 
 def batch(config, task):
   """The shapes of a training batch."""
-  size, length = config.data.batch_size, config.data.seq_len
+  size, length = config.data.batch_size, task.seq_len
   targets = (size,) if task.kind == "classification" else (size, length)
   shape = jax.ShapeDtypeStruct
   return {
@@ -239,7 +262,7 @@ def _count(collectives):
   counts: dict[str, tuple[int, int]] = {}
   for c in collectives:
     number, size = counts.get(c.kind, (0, 0))
-    counts[c.kind] = number + 1, size + c.bytes
+    counts[c.kind] = number + c.times, size + c.times * c.bytes
   return counts
 
 
@@ -254,6 +277,9 @@ _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The TPU slice.")
 _VOCABULARY = flags.DEFINE_integer(
   "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
 )
+_LENGTH = flags.DEFINE_integer(
+  "length", None, "Tokens of a sequence; the data set's if not set."
+)
 _SAVE = flags.DEFINE_string("save", None, "Name to keep the numbers by.")
 
 
@@ -267,21 +293,25 @@ def _main(argv):
       raise settings.UserError("--config=FILE is needed")
     mesh = sharding.make_mesh(config, topology_devices(name))
     off, on = (
-      compile_step(config, mesh, rate=r, vocabulary=_VOCABULARY.value)
+      compile_step(
+        config,
+        mesh,
+        rate=r,
+        vocabulary=_VOCABULARY.value,
+        length=_LENGTH.value,
+      )
       for r in (False, True)
     )
   except settings.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
   axes = ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
-  memory = CHIPS[name.split(":")[0]][1] * 2**30
   if _SAVE.value:
-    results = {"off": off._asdict(), "on": on._asdict()}
-    results |= {"topology": name, "memory": memory}
+    results = {"topology": name, "off": off._asdict(), "on": on._asdict()}
     command = " ".join(["python -m experiments.bench.aot", *sys.argv[1:]])
     timing.write(f"aot_{_SAVE.value}", command, results)
   print(f"{name}: {mesh.size} chips, mesh {axes}")
-  print(table(name, off, on, memory))
+  print(table(name, off, on))
 
 
 if __name__ == "__main__":

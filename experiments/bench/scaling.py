@@ -137,7 +137,7 @@ def _moments(document) -> str:
 def _compiled(document) -> str:
   results = document["results"]
   off, on = (aot.Program(**results[k]) for k in ("off", "on"))
-  table = aot.table(results["topology"], off, on, results["memory"])
+  table = aot.table(results["topology"], off, on)
   return _origin(document) + "\n\n" + table
 
 

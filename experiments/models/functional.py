@@ -57,7 +57,7 @@ def forward(config: Config) -> Forward:
   return split(nnx.eval_shape(lambda: models.from_config(config)))[0]
 
 
-def split(model: nnx.Module) -> tuple[Forward, Any]:
+def split(model: Any) -> tuple[Forward, Any]:
   """A module as a function of its parameters, and these."""
   structure, params, rest = nnx.split(model, nnx.Param, ...)
   config: Config = model.config  # pyrefly: ignore[missing-attribute]

@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from backslash_jax.moments import tree_moments
 from experiments import settings, sharding
-from experiments.bench import aot, hlo
+from experiments.bench import aot, hlo, roofline
 from tests import tiny
 
 TOPOLOGIES = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
@@ -58,8 +58,85 @@ def test_a_step_compiles_with_and_without_the_rate():
   # Nothing is gathered for the rate.
   gathers = [p.collectives.get("all-gather", (0, 0))[1] for p in (off, on)]
   assert gathers[1] <= gathers[0]
-  text = aot.table("v5e:2x2", off, on, 16 * 2**30)
+  text = aot.table("v5e:2x2", off, on)
   assert "| parameters, MiB |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_a_tpu_reduces_gradients_to_shards(tensor, monkeypatch):
+  """And it runs the kernel of attention on long sequences."""
+  config = tiny.config(
+    mesh__data=1,
+    mesh__fsdp=-1,
+    mesh__tensor=tensor,
+    model__name="llama",
+    model__width=256,
+    model__heads=4,
+    model__mlp=512,
+    model__depth=3,
+    model__dtype="bfloat16",
+    model__scan=True,
+    model__remat=True,
+    rate__lmbda=0.0,
+  )
+  texts = []
+  read = hlo.Program
+  monkeypatch.setattr(hlo, "Program", lambda t: texts.append(t) or read(t))
+  mesh = sharding.make_mesh(config, _devices("v5e:2x4"))
+  aot.compile_step(config, mesh, rate=False, vocabulary=1024, length=1152)
+  (text,) = texts
+  assert "%splash_mha_dkv" in text
+  found = hlo.collectives(text)
+  in_blocks = [c for c in found if c.times == 3]
+  scattered = sum(c.bytes for c in in_blocks if c.kind == "reduce-scatter")
+  block = 2 * (4 * 256 * 256 + 3 * 256 * 512) / tensor
+  if tensor == 1:
+    assert scattered == block
+    # Gathered forward and backward, and reduced.
+    assert sum(c.bytes for c in in_blocks) < 3.3 * block
+  else:
+    # Two sums of activations in each direction, and attention's again.
+    sums = [c for c in in_blocks if c.kind == "all-reduce" and c.devices == 2]
+    activations = 16 // 4 * 1152 * 256 * 2
+    assert sum(c.bytes for c in sums) == 5 * activations
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_explained():
+  config = tiny.config(mesh__fsdp=8, mesh__data=1, data__batch_size=12)
+  with pytest.raises(
+    settings.UserError, match="batch_size is 12, wanted a multiple of 8"
+  ):
+    aot.compile_step(config, sharding.make_mesh(config), rate=False)
+
+
+def test_a_length_beyond_the_positions_is_explained():
+  config = tiny.config(model__name="bert", model__size="minilm-l6")
+  mesh = sharding.make_mesh(config)
+  with pytest.raises(
+    settings.UserError, match="600 tokens is longer than the model's 512"
+  ):
+    aot.compile_step(config, mesh, rate=False, length=600)
+
+
+def test_a_kernel_that_the_platform_lacks_is_refused():
+  config = tiny.config(
+    model__name="llama",
+    model__attention="splash",
+    data__name="python_stdlib/bytes",
+  )
+  mesh = sharding.make_mesh(config)
+  with pytest.raises(
+    settings.UserError, match=r"'splash', which needs a TPU, but.*on CPU"
+  ):
+    aot.compile_step(config, mesh, rate=False)
+
+
+def test_the_roofline_is_of_the_part_that_takes_longest():
+  bound = roofline.of(roofline.CHIPS["v5e"], 197e12, 819e9 / 2, 2 * 200e9)
+  assert bound == (1.0, 0.5, 2.0)
+  assert bound.bound == "links"
+  assert (bound.fraction, bound.exposed) == (0.5, 1 / 3.5)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "4x4"])
