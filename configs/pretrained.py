@@ -83,8 +83,8 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
       "delta_dggr",
     ),
     differences={
-      "steps": tuple(2.0 ** (-k / 2) for k in range(11, 17)),
-      "balances": (0.3,),
+      "steps": tuple(2.0 ** (-k / 2) for k in range(11, 19)),
+      "balances": (0.1, 0.3),
       "bits": (0.03, 0.06, 0.1),
       "ranks": (4, 8, 16),
       "rank_steps": tuple(2.0**-k for k in (2, 3, 4, 6)),

@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
+from configs import default
 from experiments import atomic, digest, settings
 
 # Fields that may change when a run is resumed: they do not affect the trained
@@ -53,13 +54,22 @@ def decisive(config: ml_collections.ConfigDict) -> dict[str, object]:
   return _decisive(json.loads(json.dumps(config.to_dict())))
 
 
+def with_new_fields(before: dict[str, Any]) -> dict[str, Any]:
+  """Decisive fields of an earlier run, with those that did not exist then.
+
+  A new field has a default that changes nothing, so a run of before the field
+  has that value.
+  """
+  return decisive(default.get_config()) | before
+
+
 def check_same(
   config: ml_collections.ConfigDict, directory: pathlib.Path
 ) -> None:
   """Raises UserError if the run in directory has another configuration."""
   path = directory / "config.json"
   try:
-    before = _decisive(json.loads(path.read_text()))
+    before = with_new_fields(_decisive(json.loads(path.read_text())))
   except FileNotFoundError:
     raise settings.UserError(
       f"{path} is missing, so the checkpoints beside it cannot be trusted to"

@@ -1,6 +1,7 @@
 """Every test runs on eight CPU devices, and a warning is an error."""
 
 import os
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -13,6 +14,14 @@ if _CACHE not in os.environ:
   _directory = tempfile.TemporaryDirectory(prefix="backslash_jax_tests_")
   os.environ[_CACHE] = _directory.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+# Where tests run in the background, these are ignored, also by what they start.
+for _number in (signal.SIGINT, signal.SIGHUP):
+  if signal.getsignal(_number) is signal.SIG_IGN:
+    _is_interrupt = _number == signal.SIGINT
+    signal.signal(
+      _number, signal.default_int_handler if _is_interrupt else signal.SIG_DFL
+    )
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

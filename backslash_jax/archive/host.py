@@ -69,7 +69,7 @@ def copied(name: str, leaf: Any) -> np.ndarray:
   if not (jax and isinstance(leaf, jax.Array)):
     return np.asarray(leaf)
   if leaf.is_fully_replicated:
-    return np.asarray(leaf.addressable_data(0).copy())
+    return _own(jax, leaf.addressable_data(0))
   if not leaf.is_fully_addressable:
     raise ValueError(
       f"tensor {name!r} is split over the devices of several processes: gather"
@@ -78,5 +78,10 @@ def copied(name: str, leaf: Any) -> np.ndarray:
   found = np.empty(leaf.shape, leaf.dtype)
   for shard in leaf.addressable_shards:
     if shard.replica_id == 0:
-      found[shard.index] = np.asarray(shard.data.copy())
+      found[shard.index] = _own(jax, shard.data)
   return found
+
+
+def _own(jax, x) -> np.ndarray:
+  """A copy of an array of one device. No computation: a mesh may be in use."""
+  return np.asarray(jax.device_put(x, x.sharding, may_alias=False))

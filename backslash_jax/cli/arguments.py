@@ -40,6 +40,20 @@ Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
 (rms error / rms of the tensor) would exceed --max-error, and tensors whose code
 would be larger than the exact tensor. The output lists them.
 
+Give one of --bits, --size and --step. --bits and --size find the steps: each is
+in proportion to the square root of the tensor's root mean square.
+
+What to expect, as loss in nats at bits per parameter of the whole file:
+
+  model                    exact   5 bits  4 bits  3 bits  2 bits
+  stories260K (Llama)      1.301   1.327   1.406   1.979
+  MiniLM tuned on SST-2    0.327                   0.332   0.391
+  SmolLM2-135M-Instruct    4.005           4.247
+
+With one --step, stories260K takes 5.0, 4.0 and 3.0 bits at 0.0154, 0.0318 and
+0.0653; MiniLM takes 3.0 and 2.0 bits at 0.0288 and 0.0602; SmolLM2-135M takes
+4.0 bits at 0.0435.
+
 With --base, the tensors of the base are subtracted first, matched by name, and
 the differences are quantized, those of biases and norms with a quarter of the
 step. A directory can then be coded to one file: give an output that ends in
@@ -99,9 +113,19 @@ def parser(
   sub = add("compress", compress, "compress a model", description=_COMPRESS)
   writes(sub, "coded file or directory")
   of_base(sub, "file or directory that the model was fine-tuned from")
-  sub.add_argument(
+  size = sub.add_mutually_exclusive_group(required=True)
+  size.add_argument(
+    "--bits",
+    type=float,
+    help="bits per parameter of the whole output, such as 3.5; finds the step",
+  )
+  size.add_argument(
+    "--size",
+    help="bytes of the whole output, such as 40MB (10^6), 40MiB (2^20) or "
+    "40000000; finds the step",
+  )
+  size.add_argument(
     "--step",
-    required=True,
     help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
     "tensor's largest magnitude divided by 127",
   )

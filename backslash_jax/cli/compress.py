@@ -1,79 +1,73 @@
 """The command compress."""
 
-import fnmatch
 import statistics
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from backslash_jax import archive, tree
-from backslash_jax.archive import bases, differences, naming, plain
-from backslash_jax.cli import beside, files, show, staging, steps
+from backslash_jax import archive
+from backslash_jax.archive import bases, naming, plain
+from backslash_jax.cli import beside, files, goal, show, staging, steps
 
 BASE = "backslash_jax.base"  # The key of the base's name in the metadata.
 
 
+class _Job(NamedTuple):
+  """A file to write.
+
+  Attributes:
+    source: the file, or a directory whose files become one.
+    target: the coded file.
+    params: the tensors by name.
+    allocation: gives the steps.
+    keywords: the arguments of `archive.save` but the steps.
+  """
+
+  source: Path
+  target: Path
+  params: dict
+  allocation: steps.Allocation
+  keywords: dict[str, Any]
+
+
 def run(options, console) -> dict:
   """Codes a file or a directory; returns what it reports, as JSON."""
-  base = None
-  if steps.parse(options.step) is None and options.base:
-    raise ValueError(
-      f"--step {options.step}: with --base, give a number such as 2^-8"
-    )
+  steps.check(options)
   files.check_base(options.base, options.output)
-  if (
-    options.base
-    and options.input.is_dir()
-    and (files.is_model_file(options.output))
-  ):
-    plan = files.plan_file(options.input, options.output, force=options.force)
-  else:
-    plan = files.plan(
-      options.input,
-      options.output,
-      naming.coded,
-      force=options.force,
-      redundant=False,
-    )
+  plan = _plan(options)
   models = [_uncoded(source) for source, _ in plan.models]
-  chosen = _chosen(models, options)
-  if options.base:
-    base = archive.Base(options.base)
+  chosen = steps.chosen(models, options)
+  parameters = sum(x.size for params in models for x in params.values())
+  wanted = goal.parse(options.bits, options.size, parameters)
+  base = archive.Base(options.base) if options.base else None
   reports, costs = [], dict.fromkeys(archive.CODERS, 0)
   with files.writing(plan) as staged:
-    for (source, target), params, names in zip(
-      staged.models, models, chosen, strict=True
-    ):
-      keywords: dict[str, Any] = dict(
-        step=steps.of_tensors(options.step, {n: params[n] for n in names}),
-        mu=options.mu,
-        max_error=options.max_error,
-        metadata=_metadata(source, console),
+    jobs = [
+      _Job(
+        source,
+        target,
+        params,
+        steps.allocation(params, names, base, options),
+        _keywords(source, base, options, console),
       )
-      if base is not None:
-        keywords |= _of_difference(source, params, names, base, options)
-        keywords["metadata"] = keywords["metadata"] | _of_base(source, options)
-      target.parent.mkdir(parents=True, exist_ok=True)
-      total = sum(x.size for x in params.values())
-      with (
-        show.Bar(console, f"compress {source.name}", total) as advance,
-        warnings.catch_warnings(record=True) as warned,
-      ):
+      for (source, target), params, names in zip(
+        staged.models, models, chosen, strict=True
+      )
+    ]
+    scale = _scale(jobs, wanted, console) if wanted else None
+    for job in jobs:
+      job.keywords["step"] = job.allocation(scale)
+      with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        reports.append(
-          archive.save(
-            target, params, coder=options.coder, progress=advance, **keywords
-          )
-        )
+        reports.append(_save(job, console))
       for warning in warned:
         text = str(warning.message)
         if staged.folder and plan.folder:
           text = staging.renamed(text, staged.folder, plan.folder)
         show.line(console, f"warning: {text}")
-      if options.report:
-        for coder in archive.CODERS:
-          costs[coder] += _cost(target.parent, params, coder, keywords)
+      for coder in archive.CODERS if options.report else ():
+        costs[coder] += _cost(job, coder=coder)
     copy(staged, console)
   result = _summary([s for s, _ in plan.models], reports)
   show.compressed(console, result, options.max_error)
@@ -83,21 +77,56 @@ def run(options, console) -> dict:
   return result
 
 
-def _of_difference(source, params, names, base, options) -> dict:
-  """The arguments of `archive.save` for a difference."""
-  step = steps.parse(options.step)
-  taken = differences.taken_from(base, params)
-  found = dict.fromkeys(names, step)
-  if options.mask is None:
-    (excluded,) = _matching("--exclude", options.exclude, [params])
-    found = {
-      name: own
-      for name, own in differences.steps(
-        params, step, tree.matrices, taken
-      ).items()
-      if name not in excluded and not _is_narrow(params[name].dtype.name)
-    }
-  return {"base": base, "step": found}
+def _plan(options) -> files.Plan:
+  if (
+    options.base
+    and options.input.is_dir()
+    and files.is_model_file(options.output)
+  ):
+    return files.plan_file(options.input, options.output, force=options.force)
+  return files.plan(
+    options.input,
+    options.output,
+    naming.coded,
+    force=options.force,
+    redundant=False,
+  )
+
+
+def _save(job: _Job, console) -> archive.Report:
+  job.target.parent.mkdir(parents=True, exist_ok=True)
+  total = sum(x.size for x in job.params.values())
+  with show.Bar(console, f"compress {job.source.name}", total) as advance:
+    return archive.save(
+      job.target, job.params, progress=advance, **job.keywords
+    )
+
+
+def _keywords(source: Path, base, options, console) -> dict[str, Any]:
+  found: dict[str, Any] = dict(
+    coder=options.coder,
+    mu=options.mu,
+    max_error=options.max_error,
+    metadata=_metadata(source, console),
+  )
+  if base is not None:
+    found["base"] = base
+    found["metadata"] = found["metadata"] | _of_base(source, options)
+  return found
+
+
+def _scale(jobs: list[_Job], wanted: goal.Goal, console) -> float:
+  """The scale of the steps at which all files together meet the goal."""
+
+  def size(scale: float) -> int:
+    return sum(_cost(job, step=job.allocation(scale)) for job in jobs)
+
+  start = goal.start([job.allocation for job in jobs], wanted.bits)
+  scale = goal.solve(size, wanted, start)
+  found = [own for job in jobs for own in job.allocation(scale).values()]
+  low, high = min(found, default=0), max(found, default=0)
+  show.line(console, f"{wanted.text}: steps from {low:.4g} to {high:.4g}")
+  return scale
 
 
 def _of_base(source: Path, options) -> dict[str, str]:
@@ -131,15 +160,16 @@ def _metadata(source: Path, console) -> dict[str, str]:
   return {} if found == plain.METADATA else found
 
 
-def _cost(folder: Path, params: dict, coder: str, keywords: dict) -> int:
-  """Bytes of a model with another coder."""
+def _cost(job: _Job, **keywords) -> int:
+  """Bytes of a file with another coder, or other steps."""
+  job.target.parent.mkdir(parents=True, exist_ok=True)
   with (
-    tempfile.TemporaryDirectory(dir=folder) as scratch,
+    tempfile.TemporaryDirectory(dir=job.target.parent) as scratch,
     warnings.catch_warnings(),
   ):
     warnings.simplefilter("ignore")
     path = Path(scratch) / "file"
-    return archive.save(path, params, coder=coder, **keywords).bytes
+    return archive.save(path, job.params, **job.keywords | keywords).bytes
 
 
 def _uncoded(source: Path) -> dict:
@@ -182,50 +212,6 @@ def _summary(sources: list[Path], reports: list[archive.Report]) -> dict:
     "exact": {
       "error": [t.name for t in tensors if t.kept == "error"],
       "size": [t.name for t in tensors if t.kept == "size"],
-      "dtype": [t.name for t in tensors if _is_narrow(t.dtype)],
+      "dtype": [t.name for t in tensors if steps.is_narrow(t.dtype)],
     },
   }
-
-
-def _chosen(models: list[dict], options) -> list[list[str]]:
-  """The names of the tensors to quantize, of each file.
-
-  A pattern has to match a tensor of one of the files, not of each.
-  """
-  floating = [{n: x for n, x in m.items() if tree.is_float(x)} for m in models]
-  if options.mask is None:
-    flags = [tree.select(params, tree.matrices) for params in models]
-    chosen = [{n for n, flag in own.items() if flag} for own in flags]
-  else:
-    chosen = _matching("--mask", options.mask, floating)
-  excluded = _matching("--exclude", options.exclude, models)
-  return [
-    [
-      name
-      for name in params
-      if name in own - other and not _is_narrow(params[name].dtype.name)
-    ]
-    for params, own, other in zip(models, chosen, excluded, strict=True)
-  ]
-
-
-def _matching(option: str, patterns, models: list[dict]) -> list[set[str]]:
-  """The names that match a pattern, of each file; ValueError if none does."""
-  found: list[set[str]] = [set() for _ in models]
-  for pattern in patterns:
-    own = [
-      {pattern} & params.keys() or set(fnmatch.filter(params, pattern))
-      for params in models
-    ]
-    if not any(own):
-      raise ValueError(
-        f"{option}: no tensor that can be chosen matches {pattern!r}"
-      )
-    found = [a | b for a, b in zip(found, own, strict=True)]
-  return found
-
-
-def _is_narrow(dtype: str) -> bool:
-  """Whether values are quantized already: a float of 8 bits or fewer."""
-  # The underscore tells float6_e2m3fn from float64.
-  return dtype.startswith(("float8_", "float6_", "float4_"))

@@ -338,7 +338,7 @@ def _devices(rest):
 
 
 # Of JAX's kernel of attention: parts of its name, and products of matrices.
-_KERNELS = {"_fwd_": 2, "_dq_": 3, "_dkv_": 4}
+_KERNELS = {"_fwd": 2, "_dq": 3, "_dkv": 4}
 
 
 def _products(i, computation):

@@ -55,7 +55,7 @@ def read(workdir: pathlib.Path) -> list[Cell]:
 def files_of(cells: list[Cell], method: str, seed: int) -> list[dict[str, Any]]:
   """The files of a method and seed, of all points, the smallest first."""
   files = [
-    {"bits": 8 * q["bytes"] / cell["parameters"], **q}
+    q | {"bits": 8 * q["bytes"] / cell["parameters"]}
     for cell in cells
     if (cell["method"], cell["seed"]) == (method, seed)
     for q in cell["quantized"]

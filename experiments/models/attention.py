@@ -9,6 +9,7 @@ All have the same result to rounding, and one test. Shapes as in layers.py.
 import dataclasses
 import functools
 import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ def attend(
   options = {"query_scale": query_scale, "cap": cap}
   if implementation is None:
     implementation = "plain"
-    if size > _LONG:
+    # In a program that is exported for any length, the size is a symbol.
+    if isinstance(size, int) and size > _LONG:
       why = unsupported("splash", q_BxTxHxD, cap, platform)
       implementation = "chunked" if why else "splash"
   elif why := unsupported(implementation, q_BxTxHxD, cap, platform):
@@ -201,13 +203,17 @@ def splash(
   else:
     seen = splash_attention_mask.LocalMask(shape, (mask.window - 1, 0), 0)
   block = math.gcd(size, _CHUNK)
-  names = ("block_q", "block_kv", "block_kv_compute")
-  names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-  names += ("block_q_dq", "block_kv_dq")
   kernel = splash_attention_kernel.make_splash_mha(
     splash_attention_mask.MultiHeadMask([seen] * heads),
     block_sizes=splash_attention_kernel.BlockSizes(
-      **dict.fromkeys(names, block)
+      block_q=block,
+      block_kv=block,
+      block_kv_compute=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_kv_dkv_compute=block,
+      block_q_dq=block,
+      block_kv_dq=block,
     ),
     attn_logits_soft_cap=cap,
     head_shards=1,
@@ -218,7 +224,7 @@ def splash(
   # Every query sees real keys, 1, and no others.
   segments = splash_attention_kernel.SegmentIds(jnp.ones_like(real), real)
   scale = jnp.asarray(1 / math.sqrt(query_scale), q_BxTxHxD.dtype)
-  y_BxHxTxD = jax.vmap(kernel)(
+  y_BxHxTxD: Any = jax.vmap(kernel)(
     (q_BxTxHxD * scale).swapaxes(1, 2),
     k_BxSxKxD.swapaxes(1, 2),
     v_BxSxKxD.swapaxes(1, 2),
@@ -235,7 +241,7 @@ def cudnn(
   *,
   query_scale,
   cap,
-  implementation="cudnn",
+  implementation: Literal["cudnn", "xla"] = "cudnn",
 ):
   """cuDNN's kernel for GPUs, as JAX calls it."""
   del cap

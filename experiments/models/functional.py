@@ -60,7 +60,8 @@ def forward(config: Config) -> Forward:
 def split(model: nnx.Module) -> tuple[Forward, Any]:
   """A module as a function of its parameters, and these."""
   structure, params, rest = nnx.split(model, nnx.Param, ...)
-  forward = Forward(structure, rest, model.config.dtype)
+  config: Config = model.config  # pyrefly: ignore[missing-attribute]
+  forward = Forward(structure, rest, config.dtype)
   return forward, nnx.to_pure_dict(params)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax.coding import exp_golomb
+from configs import default
 from configs.paper import common, rows, sweep, table6
 from experiments import atomic, cells, evaluate, metrics, resume, settings
 from experiments.data import bpe
@@ -152,7 +153,11 @@ def read(cell: Cell) -> dict[str, Any] | None:
   """The record of a cell; None without one of the same configuration."""
   try:
     record = json.loads(cell.record.read_text())
-    return record if record["config"] == _described(cell.config) else None
+    before = resume.with_new_fields(record["config"])
+    before = {k: v for k, v in before.items() if k not in _PLACES}
+    new = _described(default.get_config())["evaluate"]
+    before["evaluate"] = new | record["config"].get("evaluate", {})
+    return record if before == _described(cell.config) else None
   except FileNotFoundError:
     return None
   except (ValueError, KeyError, TypeError) as error:

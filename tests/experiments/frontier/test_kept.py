@@ -18,7 +18,12 @@ def _write(directory, name, exact, files):
     "parameters": 800,
     "exact": {s: scores(exact) for s in ("validation", "test")},
     "quantized": [
-      {"bytes": size, "validation": scores(value), "test": scores(value)}
+      {
+        "bytes": size,
+        "bits": {"entropy": 0.1},
+        "validation": scores(value),
+        "test": scores(value),
+      }
       for size, value in files
     ],
   }

@@ -1,0 +1,173 @@
+"""How to share bits among tensors without data, by loss at equal bytes.
+
+python -m experiments.bench.allocation MODEL... [--text=FILE] [--bits=2,3,4]
+
+A MODEL is a Hugging Face directory of a language model, with samples.npz in it
+(token sequences, key "test") or with --text (a text file, or .jsonl.xz with a
+field "text"), or the directory of one finished training of a classifier.
+For each rule, each model is coded to the same sizes, and its loss measured.
+Writes results/allocation_cpu.json and the table of docs/compress.md.
+"""
+
+import argparse
+import itertools
+import json
+import lzma
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+import backslash_jax as bs
+from backslash_jax import archive, tree
+from backslash_jax.archive import naming
+from backslash_jax.cli import goal
+from experiments import cells, data, include, learner, scoring, sharding
+from experiments.bench import timing
+from experiments.data import tokenizer
+from experiments.huggingface import weights
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "compress.md"
+RULES = {
+  "one step": goal.one,
+  "square root of rms": goal.root,
+  "rms": goal.rms,
+  "largest magnitude": goal.largest,
+}
+Loss = Callable[[pathlib.Path], float]
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("models", type=pathlib.Path, nargs="+")
+  parser.add_argument("--text", type=pathlib.Path)
+  parser.add_argument("--bits", default="2,3,4,5")
+  parser.add_argument("--sequences", type=int, default=16)
+  options = parser.parse_args()
+  path = timing.RESULTS / "allocation_cpu.json"
+  for model in options.models:
+    params, loss = _open(model, options)
+    with tempfile.TemporaryDirectory() as folder:
+      file = pathlib.Path(folder) / naming.coded("model.safetensors")
+      measured = _measure(params, loss, file, options.bits)
+    found = json.loads(path.read_text())["results"] if path.exists() else {}
+    found[model.name] = measured
+    command = "python -m experiments.bench.allocation MODEL..."
+    timing.write("allocation", command, found)
+    include.update(DOCS, {"allocation": _table(found)})
+
+
+def _measure(params, loss: Loss, file, bits: str) -> dict[str, Any]:
+  """Loss by rule and size; nothing is stored exactly for its error."""
+  chosen = tree.selected(params, tree.matrices)
+  parameters = sum(x.size for x in params.values())
+  bs.save(file, params, step=None)
+  found: dict[str, Any] = {
+    "parameters": parameters,
+    "exact": {"bytes": file.stat().st_size, "loss": loss(file)},
+  }
+  print(found, flush=True)
+  for rule, weight in RULES.items():
+    steps = goal.Steps(chosen, archive.MAX_ERROR, weight)
+
+    def size(scale, steps=steps):
+      return bs.save(file, params, step=steps(scale)).bytes
+
+    found[rule] = {}
+    for wanted in map(float, bits.split(",")):
+      aim = goal.parse(wanted, None, parameters)
+      assert aim is not None
+      try:
+        scale = goal.solve(size, aim, steps.scale(wanted))
+      except ValueError as error:
+        print(rule, wanted, error, flush=True)
+        continue
+      own = {"bytes": size(scale), "scale": scale, "loss": loss(file)}
+      found[rule][f"{wanted:g}"] = own
+      print(rule, wanted, own, flush=True)
+  return found
+
+
+def _open(model: pathlib.Path, options) -> tuple[dict, Loss]:
+  """The parameters by name, and the loss of a coded file of them."""
+  if (model / cells.TRAINED).exists():
+    return _open_classifier(model, options)
+  if options.text:
+    tokens = _tokens(model, options.text, options.sequences)
+  else:
+    tokens = np.load(model / "samples.npz")["test"][: options.sequences]
+  tokens = jnp.asarray(tokens, jnp.int32)
+
+  def loss(file):
+    (file.parent / "config.json").write_bytes(
+      (model / "config.json").read_bytes()
+    )
+    return float(_cross_entropy(weights.load(file.parent), tokens))
+
+  tensors = archive.Base(model).tensors
+  return {name: np.asarray(x) for name, x in tensors.items()}, loss
+
+
+def _cross_entropy(model, tokens):
+  logits = model(tokens, jnp.ones_like(tokens, bool))
+  losses = optax.softmax_cross_entropy_with_integer_labels
+  return losses(logits[:, :-1], tokens[:, 1:]).mean()
+
+
+def _tokens(model, path, count, length=128):
+  """The first tokens of the first texts that have as many."""
+  if path.suffix == ".xz":
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+      lines = itertools.islice(file, 20 * count)
+      texts = [json.loads(line)["text"] for line in lines]
+  else:
+    texts = [path.read_text()]
+  encode = tokenizer.load(model).backend.encode
+  found = [ids for text in texts if len(ids := encode(text).ids) >= length]
+  return np.array([ids[:length] for ids in found[:count]])
+
+
+def _open_classifier(run, options):
+  config = ml_collections.ConfigDict(
+    json.loads((run / "config.json").read_text())
+  )
+  config.data.max_eval = 16 * options.sequences
+  forward, _ = learner.build_abstract(config, data.load_task(config.data))
+  params = bs.load(run / cells.TRAINED)["params"]
+  score = scoring.make_score(config, forward, sharding.make_mesh(config))
+  leaves, structure = jax.tree.flatten(params)
+  del leaves
+
+  def loss(file):
+    coded = bs.load(file)
+    flat = [coded[name] for name, _ in tree.named_leaves(params)]
+    return score(jax.tree.unflatten(structure, flat), "validation")["loss"]
+
+  return dict(tree.named_leaves(params)), loss
+
+
+def _table(found: dict[str, Any]) -> str:
+  lines = [
+    f"| model | bits per parameter | {' | '.join(RULES)} | exact |",
+    f"|---|---:|{'---:|' * (len(RULES) + 1)}",
+  ]
+  for model, own in found.items():
+    bits = sorted({b for rule in RULES for b in own[rule]}, key=float)
+    for b in bits:
+      cells_ = [
+        f"{own[rule][b]['loss']:.3f}" if b in own[rule] else "-"
+        for rule in RULES
+      ]
+      exact = f"{own['exact']['loss']:.3f}"
+      lines.append(f"| {model} | {b} | {' | '.join([*cells_, exact])} |")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  main()
