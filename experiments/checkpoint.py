@@ -10,6 +10,7 @@ the damage.
 import asyncio
 import contextlib
 import gc
+import itertools
 import pathlib
 import re
 import sys
@@ -25,6 +26,11 @@ from experiments import digest, distributed, settings
 
 # Seconds that the readers of a refused checkpoint get to end.
 _PATIENCE = 10.0
+
+# Numbers the questions whether to stop, in all trainings of this process. The
+# processes agree on the question after the last that one of them has asked: the
+# update's number would never be that if the signal came before the first one.
+_asked = itertools.count(1)
 
 
 class Checkpoints:
@@ -60,9 +66,9 @@ class Checkpoints:
   def latest_update(self) -> int | None:
     return self._manager.latest_step()
 
-  def reached_preemption(self, update: int) -> bool:
-    """Whether the processes agreed to stop after `update`; all must ask."""
-    return self._manager.reached_preemption(update)
+  def reached_preemption(self) -> bool:
+    """Whether the processes agreed to stop now; all must ask equally often."""
+    return self._manager.reached_preemption(next(_asked))
 
   def save(self, update: int, state: Any, batches: grain.DatasetIterator):
     """Starts to write the checkpoint of `update`, in the background."""

@@ -100,7 +100,7 @@ def train(
         record(*pending)
       pending = update, values, flags
       last = update == total
-      stop = signals or checkpoints.reached_preemption(update)
+      stop = signals or checkpoints.reached_preemption()
       evaluates = last or update % config.eval_every == 0
       saves = last or stop or update % config.checkpoint_every == 0
       if evaluates or saves:

@@ -32,8 +32,8 @@ class Watch:
     client: of JAX's coordination service.
     process: number of this process.
     processes: how many there are.
-    timeout: seconds after which a wait ends for which no other process is to
-      blame that is at work, or was until less than so long ago. With one it
+    timeout: seconds after which a wait ends, if another process has been silent
+      or all others have been waiting for as long. While one is at work the wait
       ends after 10 times as long.
     end: called with the message; None: `leave`.
   """
@@ -155,7 +155,7 @@ class Watch:
     if process not in self._seen:
       return False
     silence = time.monotonic() - self._seen[process][1]
-    return silence < self._timeout / 2
+    return silence < self._timeout
 
   def _waits(self, process):
     """Whether a process has been in one wait for too long itself."""

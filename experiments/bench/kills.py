@@ -23,7 +23,7 @@ from absl import app, flags
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/kills", "Is emptied first.")
 _KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments and the victims.")
-_TIMEOUT = flags.DEFINE_integer("timeout", 60, "config.distributed.timeout.")
+_TIMEOUT = flags.DEFINE_integer("timeout", 120, "config.distributed.timeout.")
 _LIMIT = flags.DEFINE_integer("limit", 900, "Seconds; then a process hangs.")
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,7 +1,6 @@
 """Tensors that are split over devices pass through the host one at a time."""
 
 import gc
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import backslash_jax as bs
 from backslash_jax import tree
 from backslash_jax.archive import file, host, index, parallel
+from tests import alive as counting
 
 SPECS = [(), ("x",), (None, "x"), ("x", "y"), (("x", "y"),), (None, "y")]
 
@@ -52,33 +52,13 @@ def small_chunks(monkeypatch):
   monkeypatch.setattr(index, "CHUNK", 1 << 11)
 
 
-class Alive:
-  """Wraps a function whose arrays it counts, until they are gone."""
-
-  def __init__(self, function):
-    self.function, self.now, self.most = function, 0, 0
-
-  def __call__(self, *args):
-    result = self.function(*args)
-    self.count(result)
-    return result
-
-  def count(self, array):
-    self.now += 1
-    self.most = max(self.most, self.now)
-    weakref.finalize(array, self.drop)
-
-  def drop(self):
-    self.now -= 1
-
-
 @pytest.mark.parametrize("step", [2.0**-6, None])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_saving_holds_two_tensors_and_one_per_worker(
   params, split, tmp_path, monkeypatch, step, workers
 ):
   monkeypatch.setattr(parallel, "workers", lambda: workers)
-  alive = Alive(host.copied)
+  alive = counting.Alive(host.copied)
   monkeypatch.setattr(host, "copied", alive)
   mask = () if step is None else bs.matrices
   bs.save(tmp_path / "split", split, step=step, mask=mask)
@@ -95,7 +75,7 @@ def test_loading_onto_devices_holds_no_more_than_the_workers_need(
   params, shardings, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(parallel, "workers", lambda: 1)
-  alive = Alive(file._placed)
+  alive = counting.Alive(file._placed)
 
   def placed(array, sharding):
     alive.count(array.base)

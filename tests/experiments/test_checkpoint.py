@@ -205,3 +205,23 @@ def test_missing_digests_are_refused(copied):
   shutil.rmtree(copied / str(UPDATE) / "written")
   with pytest.raises(settings.UserError, match="cannot read the checkpoint"):
     _restore(copied)
+
+
+def test_the_processes_agree_on_a_question_and_not_on_an_update(
+  tmp_path, monkeypatch
+):
+  # They agree on the one after the last that was asked: 1 before the first.
+  asked = []
+
+  def ask(manager, number):
+    asked.append(number)
+    return False
+
+  monkeypatch.setattr(
+    checkpoint.ocp.CheckpointManager, "reached_preemption", ask
+  )
+  for name in ("one", "another"):
+    with checkpoint.Checkpoints(tmp_path / name, 1) as checkpoints:
+      checkpoints.reached_preemption()
+      checkpoints.reached_preemption()
+  assert asked == list(range(asked[0], asked[0] + 4))
