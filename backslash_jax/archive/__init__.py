@@ -2,7 +2,14 @@
 
 from backslash_jax.archive.bases import Base
 from backslash_jax.archive.container import ArchiveError
-from backslash_jax.archive.file import CODERS, MAX_ERROR, load, save, stream
+from backslash_jax.archive.file import (
+  CODERS,
+  MAX_ERROR,
+  QUANTIZERS,
+  load,
+  save,
+  stream,
+)
 from backslash_jax.archive.report import Report, TensorReport, inspect
 from backslash_jax.archive.schema import MAX_METADATA
 
@@ -10,6 +17,7 @@ __all__ = [
   "CODERS",
   "MAX_ERROR",
   "MAX_METADATA",
+  "QUANTIZERS",
   "ArchiveError",
   "Base",
   "Report",

@@ -7,7 +7,7 @@ the model.
 import collections
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -184,17 +184,17 @@ class Decoder:
     columns = entry.matrix[1]
     array = self._arrays[part.tensor]
     out = array[part.start * columns : part.stop * columns]
-    if entry.step is None:
+    unit, model = entry.unit, cast(Any, entry.model)
+    if unit is None:
       out[:] = values
       return
-    model: Any = entry.model
     if entry.coder == "rans" and models.is_constant(model):
-      out[:] = quantize.dequantize(values[:1], entry.step, array.dtype)
+      out[:] = quantize.dequantize(values[:1], unit, array.dtype)
       return
     for start in range(0, values.size, quantizing.BLOCK):
       block = values[start : start + quantizing.BLOCK]
       out[start : start + block.size] = quantize.dequantize(
-        block, entry.step, array.dtype
+        block, unit, array.dtype
       )
 
 

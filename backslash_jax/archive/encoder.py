@@ -19,7 +19,8 @@ from backslash_jax.archive import (
 )
 from backslash_jax.archive.index import Entry, Part
 from backslash_jax.archive.quantizing import Distortion
-from backslash_jax.coding import coders, exact
+from backslash_jax.coding import coders, exact, fit_trellis, trellis
+from backslash_jax.quantize import viterbi
 
 _SAMPLE = 1 << 15  # Elements from which the size of an exact tensor is known.
 
@@ -32,16 +33,27 @@ class Encoder:
     entries: one per leaf, without models.
     mu: squared error in step^2 accepted per bit saved, see
       quantize.rate_distortion.
+    use_trellis: whether a trellis quantizes the tensors that suit it.
   """
 
-  def __init__(self, leaves: list, entries: list[Entry], mu: float):
+  def __init__(
+    self, leaves: list, entries: list[Entry], mu: float, use_trellis: bool
+  ):
     self._leaves = leaves
     self._mu = mu
+    self._trellis = [
+      use_trellis
+      and entry.step is not None
+      and entry.base is None
+      and viterbi.suits(leaf, entry.step)
+      for entry, leaf in zip(entries, leaves, strict=True)
+    ]
     self._bits = [0.0] * len(entries)
     self._distortions = [Distortion()] * len(entries)
     self._entries = list(entries)
     try:
-      same = sharing.equal_tensors(leaves, entries, mu)
+      by_bytes = mu > 0 or use_trellis
+      same = sharing.equal_tensors(leaves, entries, by_bytes=by_bytes)
       for i, j in enumerate(same):
         self._entries[i] = self._entries[i]._replace(same=j)
       self._entries = list(
@@ -86,7 +98,7 @@ class Encoder:
     entry = self._entries[i]
     if entry.same is None or entry.step is None:
       return self._distortions[i]
-    if self._mu:  # Its values are those of the other tensor.
+    if self._mu or self._trellis[i]:  # Its values are the other tensor's.
       return self._distortions[entry.same]
     found, flat = Distortion(), np.asarray(self._leaves[i]).reshape(-1)
     for start in range(0, flat.size, quantizing.BLOCK):
@@ -121,7 +133,10 @@ class Encoder:
     if entry.same is not None:
       return entry
     entry = entry._replace(axes=views.best_axes(leaf, entry))
-    return entry._replace(repeats=sharing.equal_rows(leaf, entry, self._mu))
+    repeats = sharing.equal_rows(
+      leaf, entry, self._mu, trellis=self._trellis[i]
+    )
+    return entry._replace(repeats=repeats)
 
   def _tasks(self) -> Iterator[list[Part]]:
     for i, entry in enumerate(self._entries):
@@ -145,8 +160,7 @@ class Encoder:
     rows = entry.stored[0]
     sample = entry.coder == "rans" and not self._constant(i)
     array = self._rows(i, sampling.strata(rows, count if sample else rows))
-    own = quantizing.symbols(entry, array, self._mu)
-    self._fit(i, array, own, sample)
+    self._fit(i, array, self._symbols(i, array), sample)
     if entry.repeats is not None:
       left_out = self._matrix(i)[entry.repeats.rows]
       own = quantizing.symbols(entry, left_out)
@@ -160,7 +174,14 @@ class Encoder:
     pieces, found = [], []
     for i, start, stop in parts:
       entry = self._entries[i]
-      if (start, stop) == (0, entry.stored[0]):
+      is_whole = (start, stop) == (0, entry.stored[0])
+      if self._trellis[i]:
+        array = self._rows(i, slice(start, stop))
+        levels = self._symbols(i, array)
+        if is_whole:
+          self._fit(i, self._matrix(i), levels)
+        found.append(self._trellis_distortion(i, array, levels))
+      elif is_whole:
         leaf = np.asarray(self._leaves[i])
         levels = sharing.whole_symbols(leaf, entry, self._mu)
         found.append(quantizing.distortion(leaf, levels, entry.step))
@@ -170,10 +191,25 @@ class Encoder:
         self._fit(i, self._matrix(i), levels)
       else:
         array = self._rows(i, slice(start, stop))
-        levels = quantizing.symbols(entry, array, self._mu)
+        levels = self._symbols(i, array)
         found.append(quantizing.distortion(array, levels, entry.step))
       pieces.append((levels, self._entries[i].model))
     return parts, *coders.encode(first.coder, pieces), found
+
+  def _symbols(self, i: int, array: np.ndarray) -> np.ndarray:
+    """The symbols of an array of rows of tensor i."""
+    own = quantizing.trellis_symbols if self._trellis[i] else quantizing.symbols
+    return own(self._entries[i], array, self._mu)
+
+  def _trellis_distortion(self, i: int, array, symbols) -> Distortion:
+    """That of the rows of tensor i in a part, and of those repeated."""
+    entry, levels = self._entries[i], trellis.levels(symbols)
+    assert entry.step is not None
+    if entry.repeats is not None:
+      array = self._matrix(i)
+      levels = levels[entry.repeats.places(array.shape[0])]
+    found = quantizing.distortion(array, levels, entry.step / 2)
+    return found._replace(error=found.error / 4, power=found.power / 4)
 
   def _matrix(self, i: int) -> np.ndarray:
     return np.asarray(self._leaves[i]).reshape(self._entries[i].matrix)
@@ -200,7 +236,10 @@ class Encoder:
   ) -> None:
     """Sets the model of tensor i from its values and symbols, or a sample."""
     entry = self._entries[i]
-    model = coders.fit(entry.coder, levels, sample=sample)
+    if self._trellis[i]:
+      model = fit_trellis.fit_trellis(levels, sample=sample)
+    else:
+      model = coders.fit(entry.coder, levels, sample=sample)
     nu, alpha = reported.shape_and_scale(array)
     self._entries[i] = entry._replace(
       model=model, reported_nu=nu, reported_alpha=alpha

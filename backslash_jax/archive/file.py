@@ -32,6 +32,7 @@ from backslash_jax.archive.report import Report
 from backslash_jax.coding import coders
 
 CODERS = coders.NAMES
+QUANTIZERS = ("scalar", "trellis")
 # The bound of `compress` on the relative error of a tensor. Above half the root
 # mean square of the tensor, the step was not meant for it.
 MAX_ERROR = 0.5
@@ -46,6 +47,7 @@ def save(
   base: Any = None,
   coder: str = "rans",
   mu: float = 0.0,
+  quantizer: str = "scalar",
   max_error: float = math.inf,
   metadata: Mapping[str, str] | None = None,
   progress: Callable[[int], object] | None = None,
@@ -71,6 +73,12 @@ def save(
     coder: one of CODERS.
     mu: extra squared error, in step^2, accepted per bit saved: 0 rounds to
       nearest, see quantize.rate_distortion.
+    quantizer: one of QUANTIZERS. "scalar" (default): all values are multiples
+      of the step. "trellis": dependent quantization, with fewer bytes at the
+      same error, for the coder "rans". Values are multiples of half a step, and
+      move by up to a step. Not for models that were trained with rounding.
+      Small, constant and very finely quantized tensors and the differences from
+      a base are scalar nevertheless.
     max_error: tensors whose relative error would be larger are stored exactly.
       By default none are; the command line takes MAX_ERROR.
     metadata: free text by name that the file keeps, as that of a safetensors
@@ -93,6 +101,14 @@ def save(
     raise ValueError(f"max_error is {max_error}: it must not be negative")
   if coder not in CODERS:
     raise ValueError(f"coder {coder!r}: it must be one of {', '.join(CODERS)}")
+  if quantizer not in QUANTIZERS:
+    raise ValueError(
+      f"quantizer {quantizer!r}: it must be one of {', '.join(QUANTIZERS)}"
+    )
+  if quantizer == "trellis" and coder != "rans":
+    raise ValueError(
+      f"coder {coder!r}: the quantizer 'trellis' needs the coder 'rans'"
+    )
   metadata = schema.check_metadata(metadata)
   structure, leaves = nesting.describe(params)
   dtypes = {name: _dtype(name, leaf) for name, leaf in leaves}
@@ -123,7 +139,8 @@ def save(
     ]
 
   with container.Writer(path) as writer:
-    encoder, chunks = _write(writer, arrays(), entries, mu, progress)
+    encoder = Encoder(arrays(), entries, mu, quantizer == "trellis")
+    chunks = _write(writer, encoder, progress)
     errors = [
       differences.relative_error(encoder.distortion(i), entry, leaf)
       for i, (entry, (_, leaf)) in enumerate(zip(entries, leaves, strict=True))
@@ -133,7 +150,8 @@ def save(
       for i in kept:
         entries[i] = entries[i]._replace(step=None, coder=index.EXACT)
       writer.restart()
-      encoder, chunks = _write(writer, arrays(), entries, mu, None)
+      encoder = Encoder(arrays(), entries, mu, quantizer == "trellis")
+      chunks = _write(writer, encoder, None)
     entries = encoder.entries()
     if filler := schema.filler(entries, writer.payload_size):
       chunks.append(writer.chunk(bytes(filler)))
@@ -152,14 +170,14 @@ def save(
   return dataclasses.replace(found, tensors=tuple(tensors))
 
 
-def _write(writer, arrays, entries, mu, progress):
-  """Encodes all chunks; returns the encoder and their [size, checksum]."""
-  encoder, chunks = Encoder(arrays, entries, mu), []
+def _write(writer, encoder: Encoder, progress) -> list:
+  """Writes all chunks; returns the [size, checksum] of each."""
+  chunks = []
   for parts, data in encoder.chunks():
     chunks.append(writer.chunk(data))
     if progress:
       progress(encoder.parameters(parts))
-  return encoder, chunks
+  return chunks
 
 
 def _warnings(encoder, entries: list[Entry], base) -> Iterator[str]:

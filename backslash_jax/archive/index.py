@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from backslash_jax.coding import models
+
 CHUNK = 1 << 21  # Symbols of a chunk, or bytes of one of exact tensors.
 EXACT = "exact"
 MAX_DIMENSIONS = 64
@@ -84,6 +86,13 @@ class Entry(NamedTuple):
   @property
   def nbytes(self) -> int:
     return self.size * self.dtype.itemsize
+
+  @property
+  def unit(self) -> float | None:
+    """What the decoded integers are multiples of; None if exact."""
+    if isinstance(self.model, models.Trellis) and self.step is not None:
+      return self.step / 2
+    return self.step
 
   @property
   def stored_dtype(self) -> np.dtype:

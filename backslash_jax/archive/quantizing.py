@@ -6,6 +6,7 @@ import numpy as np
 
 from backslash_jax import quantize
 from backslash_jax.archive.index import Entry
+from backslash_jax.quantize import viterbi
 
 BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
 
@@ -63,10 +64,19 @@ def symbols(entry: Entry, array: np.ndarray, mu: float = 0.0) -> np.ndarray:
     raise ValueError(f"tensor {entry.name!r}: {error}") from None
 
 
+def trellis_symbols(entry: Entry, array: np.ndarray, mu: float) -> np.ndarray:
+  """As `symbols`, of an entry with a trellis; these are int32 as well."""
+  assert entry.step is not None
+  try:
+    return viterbi.symbols(array, entry.step, mu)
+  except ValueError as error:
+    raise ValueError(f"tensor {entry.name!r}: {error}") from None
+
+
 def distortion(array: np.ndarray, levels: np.ndarray, step) -> Distortion:
   """What dequantized symbols differ by from the array they stand for.
 
-  In units of the step, so that no square overflows.
+  In units of the step that is given, so that no square overflows.
   """
   values, levels = array.reshape(-1), levels.reshape(-1)
   error, power, nonzero = 0.0, 0.0, False

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from backslash_jax.archive import container, index, schema
+from backslash_jax.coding import models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TensorReport:
     bytes: its part of the payload; where tensors share a chunk, by their bits.
     relative_error: rms of the quantization error / rms of the tensor. Only
       `save` knows it; None from `inspect`.
+    quantizer: "scalar" or "trellis"; None if it is exact.
     kept: why `save` stored it exactly although it has a step: "error" or
       "size"; None otherwise, and from `inspect`.
     same: the name of the equal tensor that is stored for both; None if it is
@@ -47,6 +49,7 @@ class TensorReport:
   bits: int
   bytes: int
   relative_error: float | None = None
+  quantizer: str | None = None
   kept: str | None = None
   same: str | None = None
   repeated_rows: int = 0
@@ -99,6 +102,7 @@ def inspect(path: str | os.PathLike) -> Report:
         nu=entry.reported_nu,
         alpha=entry.reported_alpha,
         coder=entry.coder,
+        quantizer=_quantizer(entry, entries),
         bits=entry.bits,
         bytes=int(size),
         same=None if entry.same is None else entries[entry.same].name,
@@ -109,6 +113,13 @@ def inspect(path: str | os.PathLike) -> Report:
     )
     parameters = sum(math.prod(entry.shape) for entry in entries)
     return Report(reader.path, reader.size, parameters, tensors, metadata)
+
+
+def _quantizer(entry: index.Entry, entries: list[index.Entry]) -> str | None:
+  if entry.step is None:
+    return None
+  stored = entry if entry.same is None else entries[entry.same]
+  return "trellis" if isinstance(stored.model, models.Trellis) else "scalar"
 
 
 def read_index(reader: container.Reader):

@@ -23,7 +23,7 @@ from backslash_jax.archive.index import (
   dtype_of,
   plan,
 )
-from backslash_jax.coding import coders
+from backslash_jax.coding import coders, models
 
 FREE = 1 << 26  # A file may claim so many decoded bytes,
 RATIO = 1 << 12  # and so many more for each of its own bytes.
@@ -109,6 +109,8 @@ def from_json(
   for i, (name, *own) in enumerate(zip(names, *columns, strict=True)):
     rare = dict(zip(_SOME, (items.get(i) for items in some), strict=True))
     entries.append(_entry(name, entries, rare, *own))
+    if version == 1 and isinstance(entries[-1].model, models.Trellis):
+      raise ValueError(f"tensor {name!r} has a trellis, which version 1 lacks")
   claimed = sum(entry.nbytes for entry in entries)
   if claimed > FREE + RATIO * file_size:
     raise ValueError(f"{claimed} bytes of tensors in a file of {file_size}")

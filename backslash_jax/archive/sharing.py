@@ -23,14 +23,18 @@ _LARGE = 255  # with all larger magnitudes taken together.
 
 
 def equal_tensors(
-  leaves: list, entries: list[Entry], mu: float
+  leaves: list, entries: list[Entry], *, by_bytes: bool
 ) -> list[int | None]:
   """For each tensor the number of the first one that is equal to it, or None.
 
   Very small tensors, and those of one symbol or value, are left out: they cost
   less than a reference.
-  With mu only tensors of equal bytes are equal, because the symbols of a value
-  then depend on all values of its chunk.
+
+  Args:
+    leaves: the tensors.
+    entries: theirs.
+    by_bytes: whether only tensors of equal bytes are equal, because the symbol
+      of a value depends on all values of its chunk, as with mu.
   """
   found: list[int | None] = [None] * len(entries)
   alike: dict[tuple, list[int]] = {}
@@ -39,15 +43,15 @@ def equal_tensors(
       continue
     flat = _flat(leaves[i])
     sample = flat[sampling.strata(flat.size, _SAMPLE)]
-    content = _content(entry, sample, mu)
+    content = _content(entry, sample, by_bytes)
     if content == content[: len(content) // sample.size] * sample.size:
-      if _is_constant(entry, flat, mu):
+      if _is_constant(entry, flat, by_bytes):
         continue
     others = alike.setdefault(
       (entry.dtype, entry.stored_dtype, entry.shape, entry.step, content), []
     )
     for j in others:
-      if _are_equal(entry, flat, _flat(leaves[j]), mu):
+      if _are_equal(entry, flat, _flat(leaves[j]), by_bytes):
         found[i] = j
         break
     else:
@@ -55,34 +59,40 @@ def equal_tensors(
   return found
 
 
-def equal_rows(leaf, entry: Entry, mu: float) -> Repeats | None:
+def equal_rows(
+  leaf, entry: Entry, mu: float, *, trellis: bool = False
+) -> Repeats | None:
   """The rows of a tensor's matrix that are better not stored; None if none are.
 
   Args:
     leaf: the tensor.
     entry: its entry.
     mu: as for quantizing.symbols.
+    trellis: whether a trellis will quantize the tensor. Its rows are then equal
+      if their values are.
   """
   rows, columns = entry.matrix
   weight = columns * (entry.dtype.itemsize if entry.step is None else 1)
   is_large = rows * weight > index.CHUNK
-  if min(rows, columns) < 2 or (mu and entry.step is not None and is_large):
-    return None  # With mu the symbols depend on the other rows of the chunk.
+  depend = entry.step is not None and (trellis or mu > 0)
+  if min(rows, columns) < 2 or (depend and is_large):
+    return None  # The symbols depend on the other rows of the chunk.
   matrix = np.asarray(leaf).reshape(rows, columns)
+  compared = entry._replace(step=None) if trellis else entry
   sample = matrix[:, sampling.strata(columns, _COLUMNS)]
-  keys = _hashes(_integers(entry, sample))
+  keys = _hashes(_integers(compared, sample))
   _, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
   likely = np.flatnonzero(counts[place] > 1)
   if not likely.size:
     return None
-  if mu and entry.step is not None:
+  if depend and not trellis:
     matrix = whole_symbols(leaf, entry, mu).reshape(matrix.shape)
-    entry = entry._replace(step=None)
+    compared = entry = entry._replace(step=None)
   _, first, place = np.unique(
-    _hashes_of(entry, matrix, likely), return_index=True, return_inverse=True
+    _hashes_of(compared, matrix, likely), return_index=True, return_inverse=True
   )
   sources = likely[first[place]]
-  repeated = _verified(entry, matrix, likely, sources)
+  repeated = _verified(compared, matrix, likely, sources)
   rows_, sources = likely[repeated], sources[repeated]
   if not rows_.size:
     return None
@@ -114,24 +124,26 @@ def _integers(entry: Entry, array: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
-def _content(entry: Entry, values: np.ndarray, mu: float) -> bytes:
-  if mu:
+def _content(entry: Entry, values: np.ndarray, by_bytes: bool) -> bytes:
+  if by_bytes:
     entry = entry._replace(step=None)
   return _integers(entry, values).tobytes()
 
 
-def _are_equal(entry: Entry, a: np.ndarray, b: np.ndarray, mu: float) -> bool:
+def _are_equal(
+  entry: Entry, a: np.ndarray, b: np.ndarray, by_bytes: bool
+) -> bool:
   return all(
-    _content(entry, a[start : start + quantizing.BLOCK], mu)
-    == _content(entry, b[start : start + quantizing.BLOCK], mu)
+    _content(entry, a[start : start + quantizing.BLOCK], by_bytes)
+    == _content(entry, b[start : start + quantizing.BLOCK], by_bytes)
     for start in range(0, a.size, quantizing.BLOCK)
   )
 
 
-def _is_constant(entry: Entry, flat: np.ndarray, mu: float) -> bool:
-  first = _content(entry, flat[:1], mu)
+def _is_constant(entry: Entry, flat: np.ndarray, by_bytes: bool) -> bool:
+  first = _content(entry, flat[:1], by_bytes)
   return all(
-    _content(entry, block, mu) == first * block.size
+    _content(entry, block, by_bytes) == first * block.size
     for start in range(0, flat.size, quantizing.BLOCK)
     for block in [flat[start : start + quantizing.BLOCK]]
   )

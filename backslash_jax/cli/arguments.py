@@ -158,6 +158,13 @@ def parser(
     "nearest (default), 0.1 is a usual value",
   )
   sub.add_argument(
+    "--quantizer",
+    choices=archive.QUANTIZERS,
+    default="scalar",
+    help="scalar (default): values are multiples of the step; trellis: "
+    "dependent quantization, with fewer bytes at the same error",
+  )
+  sub.add_argument(
     "--max-error",
     type=float,
     default=archive.MAX_ERROR,

@@ -67,7 +67,8 @@ def run(options, console) -> dict:
           text = staging.renamed(text, staged.folder, plan.folder)
         show.line(console, f"warning: {text}")
       for coder in archive.CODERS if options.report else ():
-        costs[coder] += _cost(job, coder=coder)
+        own = options.quantizer if coder == "rans" else "scalar"
+        costs[coder] += _cost(job, coder=coder, quantizer=own)
     copy(staged, console)
   result = _summary([s for s, _ in plan.models], reports)
   show.compressed(console, result, options.max_error)
@@ -106,6 +107,7 @@ def _keywords(source: Path, base, options, console) -> dict[str, Any]:
   found: dict[str, Any] = dict(
     coder=options.coder,
     mu=options.mu,
+    quantizer=options.quantizer,
     max_error=options.max_error,
     metadata=_metadata(source, console),
   )

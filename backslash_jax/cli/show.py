@@ -121,7 +121,7 @@ def report(console, weighed: archive.Report) -> None:
       _number(t.step),
       _number(t.nu),
       _number(t.alpha),
-      t.coder if t.same is None else "same",
+      _coder(t),
       f"{t.bits / max(math.prod(t.shape), 1):.3f}",
       f"{t.bytes:,}",
     )
@@ -148,6 +148,13 @@ def shortened(text: str, width: int, dots: str) -> str:
   room = width - len(dots)
   end = cells.set_cell_size(text[::-1], room - room // 2)[::-1]
   return cells.set_cell_size(text, room // 2) + dots + end
+
+
+def _coder(tensor: archive.TensorReport) -> str:
+  if tensor.same is not None:
+    return "same"
+  trellis = ", trellis" if tensor.quantizer == "trellis" else ""
+  return tensor.coder + trellis
 
 
 def difference(console, weighed: archive.Report, name: str | None) -> None:

@@ -106,6 +106,18 @@ def from_json(coder: str, fields: object) -> Any:
         None if column is None else _int(column),
       )
       return models.check(model)
+    case "rans", [nu_index, alpha_index, tail, row, column, *odd] if (
+      len(odd) == 3
+    ):
+      model = models.Trellis(
+        _int(nu_index),
+        _int(alpha_index),
+        _int(tail),
+        None if row is None else _int(row),
+        None if column is None else _int(column),
+        *map(_int, odd),
+      )
+      return models.check(model)
     case "huffman", [lowest, list(lengths), bool(escape)]:
       model = huffman.Model(_int(lowest), _ints(lengths), escape)
       return huffman.check(model)

@@ -19,13 +19,15 @@ _TOTAL = 1 << PRECISION
 
 
 @functools.lru_cache(8192)
-def costs(nu_index: int, alpha_index: int, tail: int = 0) -> np.ndarray:
+def costs(
+  nu_index: int, alpha_index: int, tail: int = 0, *, odd: bool = False
+) -> np.ndarray:
   """Bits of each magnitude, sign included, float64 [LARGEST + 2], read-only.
 
   The last one is that of all larger magnitudes. Bits of escaped magnitudes are
-  estimates.
+  estimates. `odd` as for frequencies.one_sided.
   """
-  shares = _shares(nu_index, alpha_index)
+  shares = _shares(nu_index, alpha_index, odd)
   known = 1 + np.count_nonzero(shares[1:] >= 0.5 / _TOTAL)
   free = _TOTAL - 2 * known + 1 - (1 << tail)
   units = shares[:known] * free + 1
@@ -45,7 +47,7 @@ def mean_magnitude(nu_index: int, alpha_index: int) -> float:
   return float(2 * (shares @ np.arange(shares.size)))
 
 
-def _shares(nu_index: int, alpha_index: int) -> np.ndarray:
+def _shares(nu_index: int, alpha_index: int, odd: bool = False) -> np.ndarray:
   """The probability of zero and of each magnitude of one sign.
 
   They add up to 1: what the density has beyond LARGEST is left out, as in
@@ -59,7 +61,11 @@ def _shares(nu_index: int, alpha_index: int) -> np.ndarray:
   starts = starts[: max(bins, 2)]
   points = starts[-1] + (8 if starts.size <= _FINE else 1)
   density = np.exp(-np.exp2(shape * (logs[:points] - alpha_index / 16)))
-  masses = np.add.reduceat(density * weights[:points], starts)
+  density *= weights[:points]
+  if odd:
+    masses = frequencies.odd_bins(density, starts, _FINE)
+  else:
+    masses = np.add.reduceat(density, starts)
   return masses / (masses[0] + 2 * masses[1:].sum())
 
 

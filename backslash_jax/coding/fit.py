@@ -10,7 +10,7 @@ from backslash_jax import sampling
 from backslash_jax.coding import classes, expected, frequencies, models
 from backslash_jax.coding.models import QuantizedGGD, Table
 
-_SAMPLE = 1 << 18  # Models are compared on about this many symbols.
+SAMPLE = 1 << 18  # Models are compared on about this many symbols.
 _WIDE = 128  # Larger symbols have low bits that a model cannot predict.
 _ANY = 64  # An alpha_index whose table has all classes.
 
@@ -48,19 +48,19 @@ def quantized_ggd(symbols: np.ndarray) -> tuple[QuantizedGGD, float]:
   columns = symbols.shape[-1] if symbols.ndim > 1 else 1
   matrix = symbols.reshape(-1, columns)
   rows = matrix.shape[0]
-  taken = sampling.strata(rows, max(rows * _SAMPLE // max(symbols.size, 1), 1))
+  taken = sampling.strata(rows, max(rows * SAMPLE // max(symbols.size, 1), 1))
   weight = rows / max(taken.size, 1)
   shift = _shift(matrix[taken])
   sizes = classes.magnitudes(matrix, shift)
   keys = np.minimum(sizes[taken], frequencies.LARGEST + 1).astype(np.intp)
-  histograms = _histograms(keys, 0)
-  model, _ = _search(histograms, None, (4, 2))
+  histograms = histograms_of(keys, 0)
+  model, _ = search(histograms, None, (4, 2))
   side = 0.0
   if min(matrix.shape) > 1:
     model, histograms, side = _fit_classes(
       model, classes.means(sizes), keys, taken
     )
-  model, bits = _search(histograms, model, (2, 1))
+  model, bits = search(histograms, model, (2, 1))
   bits = bits * weight + side + shift * symbols.size
   return model._replace(shift=shift), bits
 
@@ -97,7 +97,7 @@ def _fit_classes(
     model = plain._replace(row_alpha_index=row, column_alpha_index=column)
     row_class, column_class = classes.assign(means, model)
     total = row_class[taken, None] + column_class
-    histograms = _histograms(keys, total)
+    histograms = histograms_of(keys, total)
     side = 0.0
     if row is not None:
       row, bits = _fit_alpha_index(row_class)
@@ -113,7 +113,7 @@ def _fit_classes(
   return best
 
 
-def _histograms(keys: np.ndarray, total) -> list[tuple[int, np.ndarray]]:
+def histograms_of(keys: np.ndarray, total) -> list[tuple[int, np.ndarray]]:
   """(class sum, counts by magnitude) for each sum that occurs."""
   low, high = int(np.min(total)), int(np.max(total))
   width = int(keys.max()) + 1
@@ -142,13 +142,16 @@ def _fit_alpha_index(values: np.ndarray) -> tuple[int, float]:
   return best, costs[best]
 
 
-def _search(histograms, start: QuantizedGGD | None, strides):
+def search(
+  histograms, start: QuantizedGGD | None, strides, *, odd: bool = False
+) -> tuple[QuantizedGGD, float]:
   """Descends over the grid: the model of fewest bits, and those bits.
 
   Args:
     histograms: (class sum, counts by magnitude) pairs.
     start: the first model; None for one that has the mean magnitude.
     strides: distances of the grid points to compare, one after another.
+    odd: of the odd quantizer of a trellis.
   """
   known = {}
 
@@ -158,9 +161,9 @@ def _search(histograms, start: QuantizedGGD | None, strides):
       model = QuantizedGGD(*point)
       known[point] = sum(
         counts
-        @ expected.costs(nu_index, models.class_alpha_index(model, c), tail)[
-          : counts.size
-        ]
+        @ expected.costs(
+          nu_index, models.class_alpha_index(model, c), tail, odd=odd
+        )[: counts.size]
         for c, counts in histograms
       )
     return known[point]

@@ -40,7 +40,12 @@ def alpha_value(alpha_index: int) -> float:
 
 @functools.lru_cache(4096)
 def one_sided(
-  nu_index: int, alpha_index: int, tail: int, precision: int = PRECISION
+  nu_index: int,
+  alpha_index: int,
+  tail: int,
+  precision: int = PRECISION,
+  *,
+  odd: bool = False,
 ) -> np.ndarray:
   """The frequencies of the magnitudes 0, 1, ..., L and of the escape.
 
@@ -52,12 +57,15 @@ def one_sided(
     tail: in TAIL_RANGE. The escape gets 2**tail units more than the density
       gives it, for values with heavier tails than the density.
     precision: log2 of the sum of the frequencies, 10 to 15.
+    odd: of the odd quantizer of a trellis: magnitude k > 0 stands for the value
+      k - 1/2. Its bin is that between k - 1 and k, without the bin of 0, which
+      ends at 1/4.
 
   Returns:
     int64 [L + 2], read-only. The frequencies of 1 to L are those of one sign:
     f[0] + 2 * sum(f[1:-1]) + f[-1] is 2**precision.
   """
-  masses = _masses(nu_index, alpha_index)
+  masses = (_odd_masses if odd else _masses)(nu_index, alpha_index)
   total = int(masses[0]) + 2 * int(masses[1:].sum())
   largest = np.count_nonzero(masses[1:] >= total >> (precision + 1))
   largest = min(largest, (1 << (precision - 2)) - 1)
@@ -78,6 +86,36 @@ def _masses(nu_index: int, alpha_index: int) -> np.ndarray:
 
   Bins at the end whose sum is zero are left out.
   """
+  density, starts = _densities(nu_index, alpha_index)
+  return np.add.reduceat(density, starts)
+
+
+def _odd_masses(nu_index: int, alpha_index: int) -> np.ndarray:
+  """Twice the same of the bins of the odd quantizer."""
+  return odd_bins(*_densities(nu_index, alpha_index), _FINE)
+
+
+def odd_bins(density: np.ndarray, starts: np.ndarray, fine: int) -> np.ndarray:
+  """Twice the sums over the bins of the odd quantizer, from halves of bins.
+
+  Args:
+    density: at the sample points, weighted: 8 for each octave of the zero bin,
+      both signs together; 8 for each bin below `fine`; one for each other bin.
+    starts: the first point of each bin.
+    fine: the first bin with one point.
+  """
+  stop = starts[1] + 8 * min(starts.size - 1, fine - 1)
+  halves = [
+    density[:8].sum(keepdims=True),  # One side of the octave from 1/4 to 1/2.
+    2 * density[starts[1] : stop].reshape(-1, 4).sum(1),
+    np.repeat(density[stop:], 2),
+  ]
+  bins = np.concatenate(halves)[:-1].reshape(-1, 2).sum(1)
+  return np.append(2 * density[8 : starts[1]].sum(), bins)
+
+
+def _densities(nu_index: int, alpha_index: int):
+  """The weighted densities at the sample points, and each bin's first point."""
   logarithms, weights, starts = _points()
   # Where the exponent has more than 25 bits the density is exactly zero.
   reach = alpha_value(alpha_index) * 20.0 ** (1 / nu_value(nu_index))
@@ -89,7 +127,7 @@ def _masses(nu_index: int, alpha_index: int) -> np.ndarray:
   exponent = ((logarithms - (alpha_index << 20)) * slope) >> 20
   exponent += _LOG2_LOG2_E
   power = _exp2(np.clip(exponent, -40 * _ONE, 6 * _ONE - 1))
-  return np.add.reduceat(_exp2(-power) * weights, starts)
+  return _exp2(-power) * weights, starts
 
 
 @functools.cache

@@ -93,6 +93,7 @@ class Decoder:
     symbols: np.ndarray,
     offsets: np.ndarray | None,
     size: int,
+    machines: np.ndarray | None = None,
   ) -> np.ndarray:
     """Decodes the next `size` symbols, int16 [size].
 
@@ -103,6 +104,8 @@ class Decoder:
       offsets: uint32 [size], the first slot of each symbol's table; None if
         there is one table only.
       size: number of symbols.
+      machines: of a trellis, the states of its machines, uint8, changed in
+        place. If one has the odd quantizer, the symbol's table is the next one.
     """
     out = np.empty(size, np.int16)
     done = 0
@@ -115,15 +118,16 @@ class Decoder:
           self._retire()
         width = self._few
       stop = done + part
-      self._position = self._rows.decode_rows(
-        self._states[:width],
-        self._words,
-        self._position,
-        table,
-        symbols,
-        None if offsets is None else offsets[done:stop],
-        out[done:stop],
-      )
+      own = None if offsets is None else offsets[done:stop]
+      common = (self._states[:width], self._words, self._position, table)
+      if machines is None:
+        self._position = self._rows.decode_rows(
+          *common, symbols, own, out[done:stop]
+        )
+      else:
+        self._position = self._rows.decode_trellis(
+          *common, symbols, own, out[done:stop], machines, done
+        )
       self._head -= part
       self._left -= part
       done = stop

@@ -8,7 +8,7 @@ chunks in parallel.
 import numba
 import numpy as np
 
-from backslash_jax.coding import loops_numpy
+from backslash_jax.coding import loops_numpy, trellis
 from backslash_jax.coding.frequencies import PRECISION
 
 _MASK = np.uint32((1 << PRECISION) - 1)
@@ -40,6 +40,29 @@ def decode_rows(states, words, position, table, symbols, offsets, out):
   """See `loops_numpy.decode_rows`."""
   offsets = _NONE if offsets is None else offsets
   stop = _decode(states, words, position, table, symbols, offsets, out)
+  if stop < 0:
+    raise ValueError("the stream ends too early")
+  return int(stop)
+
+
+def decode_trellis(
+  states, words, position, table, symbols, offsets, out, machines, done
+):
+  """See `loops_numpy.decode_trellis`."""
+  offsets = _NONE if offsets is None else offsets
+  # The moves are an argument: numba's cache keeps globals of other files.
+  stop = _decode_trellis(
+    states,
+    words,
+    position,
+    table,
+    symbols,
+    offsets,
+    out,
+    machines,
+    done,
+    trellis.NEXT,
+  )
   if stop < 0:
     raise ValueError("the stream ends too early")
   return int(stop)
@@ -111,4 +134,32 @@ def _decode(states, words, position, table, symbols, offsets, out):
         x = np.uint32((x << _SIXTEEN) | words[position])
         position += 1
       states[lane] = x
+  return position
+
+
+@numba.njit(nogil=True, cache=True)
+def _decode_trellis(
+  states, words, position, table, symbols, offsets, out, machines, done, moves
+):
+  width, count = states.size, machines.size
+  lane, machine = 0, done % count
+  for i in range(out.size):
+    x = states[lane]
+    state = machines[machine]
+    slot = (x & _MASK) + (np.uint32(state & 1) << _SHIFT)
+    if offsets.size:
+      slot = slot + offsets[i]
+    entry = table[slot]
+    symbol = symbols[slot]
+    out[i] = symbol
+    machines[machine] = moves[2 * state + (symbol & 1)]
+    x = np.uint32((entry >> _SIXTEEN) * (x >> _SHIFT) + (entry & _LOW))
+    if x < _FLOOR:
+      if position >= words.size:
+        return -1
+      x = np.uint32((x << _SIXTEEN) | words[position])
+      position += 1
+    states[lane] = x
+    lane = lane + 1 if lane + 1 < width else 0
+    machine = machine + 1 if machine + 1 < count else 0
   return position

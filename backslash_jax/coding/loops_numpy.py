@@ -6,6 +6,7 @@ frequency << 16 | start, where the frequencies sum to 2**PRECISION.
 
 import numpy as np
 
+from backslash_jax.coding import trellis
 from backslash_jax.coding.frequencies import PRECISION
 
 FLOOR = 1 << 16  # The smallest state of a lane between two symbols.
@@ -166,4 +167,56 @@ def decode_rows(
         x[empty] = under
         position = stop
     symbols.take(slots[:count], out=out[start : start + count], mode="clip")
+  return position
+
+
+def decode_trellis(
+  states: np.ndarray,
+  words: np.ndarray,
+  position: int,
+  table: np.ndarray,
+  symbols: np.ndarray,
+  offsets: np.ndarray | None,
+  out: np.ndarray,
+  machines: np.ndarray,
+  done: int,
+) -> int:
+  """As `decode_rows`, of the symbols of a trellis.
+
+  Args:
+    states: and the next six as for decode_rows; the offsets are those of the
+      tables of the even quantizer.
+    words: see there.
+    position: see there.
+    table: see there.
+    symbols: see there.
+    offsets: see there.
+    out: see there.
+    machines: states of the machines of the trellis, uint8, changed in place.
+    done: how many symbols of the piece were decoded before.
+  """
+  start, width, count = 0, states.size, machines.size
+  while start < out.size:
+    # Up to where the lanes or the machines begin anew.
+    lane, machine = start % width, (done + start) % count
+    n = min(width - lane, count - machine, out.size - start)
+    x, state = states[lane : lane + n], machines[machine : machine + n]
+    slot = (x & _MASK) + ((state & 1).astype(np.uint32) << _SHIFT)
+    if offsets is not None:
+      slot += offsets[start : start + n]
+    entry = table.take(slot, mode="clip")
+    found = symbols.take(slot, mode="clip")
+    out[start : start + n] = found
+    trellis.NEXT.take(2 * state + (found & 1).astype(np.uint8), out=state)
+    x >>= _SHIFT
+    x *= entry >> _SIXTEEN
+    x += entry & _LOW
+    empty = (x < FLOOR).nonzero()[0]
+    if empty.size:
+      stop = position + empty.size
+      if stop > words.size:
+        raise ValueError("the stream ends too early")
+      x[empty] = (x[empty] << _SIXTEEN) | words[position:stop]
+      position = stop
+    start += n
   return position

@@ -3,7 +3,8 @@
 The table of a `QuantizedGGD` is computed from a grid point of shape and scale
 (see `frequencies`). A `Table` holds its frequencies. The scale of a grid point
 may vary by row and by column of a matrix, in quarters of an octave: an element
-of row class r and column class c has the scale alpha_index + 4 * (r + c).
+of row class r and column class c has the scale alpha_index + 4 * (r + c). A
+`Trellis` has two such distributions, one for each quantizer (see `trellis`).
 """
 
 import functools
@@ -16,7 +17,10 @@ from backslash_jax.coding import frequencies
 from backslash_jax.coding.frequencies import PRECISION
 
 TOTAL = 1 << PRECISION
-ESCAPE = -(1 << 15)  # Marks an escape in decoding tables; never a symbol.
+# They mark escapes in decoding tables and are never symbols of these. With a
+# trellis there are two, for even and for odd symbols.
+ESCAPE = -(1 << 15)
+ODD_ESCAPE = ESCAPE + 1
 CLASS_STEP = 4  # One class changes alpha_index by this much.
 CLASS_NU_INDEX = 8  # Classes are coded under a normal distribution, nu = 2.
 MAX_CLASS = 12
@@ -44,6 +48,41 @@ class QuantizedGGD(NamedTuple):
   column_alpha_index: int | None = None
 
 
+class Trellis(NamedTuple):
+  """The distributions of the symbols of the two quantizers of a trellis.
+
+  Attributes:
+    nu_index: of the even quantizer, as in QuantizedGGD.
+    alpha_index: likewise.
+    tail: likewise, at least 1: each of the two escapes has half of it.
+    row_alpha_index: as in QuantizedGGD, for both quantizers.
+    column_alpha_index: likewise.
+    odd_nu_index: of the odd quantizer.
+    odd_alpha_index: likewise.
+    odd_tail: likewise, at least 1.
+  """
+
+  nu_index: int
+  alpha_index: int
+  tail: int
+  row_alpha_index: int | None
+  column_alpha_index: int | None
+  odd_nu_index: int
+  odd_alpha_index: int
+  odd_tail: int
+
+  @property
+  def even(self) -> QuantizedGGD:
+    """The distribution of the even quantizer, with the classes."""
+    points = (self.row_alpha_index, self.column_alpha_index)
+    return QuantizedGGD(*self[:3], 0, *points)
+
+  @property
+  def odd(self) -> QuantizedGGD:
+    """The distribution of the odd quantizer, without the classes."""
+    return QuantizedGGD(*self[5:])
+
+
 class Table(NamedTuple):
   """Explicit frequencies, one per integer from `lowest` on; TOTAL in all.
 
@@ -54,7 +93,7 @@ class Table(NamedTuple):
   counts: tuple[int, ...]
 
 
-Model = QuantizedGGD | Table
+Model = QuantizedGGD | Table | Trellis
 
 
 def check(model: Model) -> Model:
@@ -68,6 +107,10 @@ def check(model: Model) -> Model:
         and _within(frequencies.TAIL_RANGE, tail)
         and 0 <= shift <= MAX_SHIFT
       )
+    case Trellis(tail=tail, odd_tail=odd_tail):
+      check(model.even)
+      check(model.odd)
+      ok = tail > 0 and odd_tail > 0
     case Table(lowest, counts):
       ok = len(counts) > 0 and min(counts) >= 0 and sum(counts) == TOTAL
       if is_constant(model):
@@ -101,9 +144,21 @@ def class_alpha_index(model: QuantizedGGD, class_sum: int) -> int:
 def tabulate(nu_index: int, alpha_index: int, tail: int = 0) -> Table:
   """The symmetric table of a grid point; the last count is the escape's."""
   sides = frequencies.one_sided(nu_index, alpha_index, tail)
-  largest = sides.size - 2
-  counts = np.concatenate([sides[largest:0:-1], sides])
-  return Table(-largest, tuple(counts.tolist()))
+  return _symmetric(sides[:-1], sides[-1:])
+
+
+@functools.lru_cache(1024)
+def tabulate_trellis(
+  nu_index: int, alpha_index: int, tail: int, odd: bool
+) -> Table:
+  """That of one quantizer; the last two counts are those of the escapes."""
+  sides = frequencies.one_sided(nu_index, alpha_index, tail, odd=odd)
+  return _symmetric(sides[:-1], np.repeat(sides[-1:] // 2, 2))
+
+
+def _symmetric(sides: np.ndarray, escapes: np.ndarray) -> Table:
+  counts = np.concatenate([sides[:0:-1], sides, escapes])
+  return Table(1 - sides.size, tuple(counts.tolist()))
 
 
 def reach(nu_index: int, alpha_index: int) -> int:
@@ -112,12 +167,13 @@ def reach(nu_index: int, alpha_index: int) -> int:
 
 
 @functools.lru_cache(256)
-def decoding(table: Table, escapes: bool) -> tuple[np.ndarray, np.ndarray]:
+def decoding(table: Table, escapes: int) -> tuple[np.ndarray, np.ndarray]:
   """What a decoder looks up by slot, the state's low PRECISION bits.
 
   Args:
     table: the table.
-    escapes: whether its last symbol is the escape, decoded as ESCAPE.
+    escapes: how many of its last symbols are escapes, decoded as ESCAPE and
+      ODD_ESCAPE.
 
   Returns:
     uint32 frequency << 16 | (slot - start) and the int16 symbol, [TOTAL] each.
@@ -128,19 +184,23 @@ def decoding(table: Table, escapes: bool) -> tuple[np.ndarray, np.ndarray]:
   bias = np.arange(TOTAL, dtype=np.uint32) - starts[place]
   symbols = np.arange(table.lowest, table.lowest + counts.size)
   if escapes:
-    symbols[-1] = ESCAPE
+    symbols[-escapes:] = (ESCAPE, ODD_ESCAPE)[:escapes]
   return (counts[place] << 16) | bias, symbols.astype(np.int16)[place]
 
 
 @functools.lru_cache(512)
-def encoding(table: Table, reach: int | None = None) -> np.ndarray:
+def encoding(
+  table: Table, reach: int | None = None, escapes: int = 1
+) -> np.ndarray:
   """What an encoder looks up by symbol: uint32 frequency << 16 | start.
 
   Args:
     table: the table.
     reach: None for the symbols of the table from `lowest` on. Otherwise the
-      table's last symbol is the escape, and the entries are those of the
-      symbols from -reach - 1 to reach + 1, escaped where the table lacks them.
+      table's last symbols are the escapes, and the entries are those of the
+      symbols of magnitude at most reach + escapes, escaped where the table
+      lacks them.
+    escapes: how many there are; of two, the first is that of even symbols.
 
   Returns:
     The entries; 0 for a symbol of frequency 0.
@@ -150,7 +210,9 @@ def encoding(table: Table, reach: int | None = None) -> np.ndarray:
   entries = np.where(counts > 0, (counts << 16) | starts, np.uint32(0))
   if reach is None:
     return entries
-  out = np.full(2 * reach + 3, entries[-1], np.uint32)
-  place = table.lowest + reach + 1
-  out[place : place + entries.size - 1] = entries[:-1]
+  known, ends = entries[:-escapes], entries[-escapes:]
+  symbols = np.arange(-reach - escapes, reach + escapes + 1)
+  out = ends[symbols % escapes]
+  place = table.lowest + reach + escapes
+  out[place : place + known.size] = known
   return out

@@ -8,9 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backslash_jax.coding import bits, classes, lanes, loops, models
+from backslash_jax.coding import (
+  bits,
+  classes,
+  fit_trellis,
+  lanes,
+  loops,
+  models,
+  trellis,
+)
 from backslash_jax.coding.frequencies import PRECISION
-from backslash_jax.coding.models import Model, QuantizedGGD, Table
+from backslash_jax.coding.models import Model, QuantizedGGD, Table, Trellis
 
 # Bits of a symbol by its frequency.
 BITS = PRECISION - np.log2(np.maximum(np.arange(models.TOTAL + 1), 1))
@@ -47,11 +55,14 @@ class Decoded(NamedTuple):
     symbols: int32 vector; ESCAPE stands for escaped elements.
     places: the indices of the escaped elements.
     limits: for each of them the largest magnitude that is not escaped.
+    odd: of a trellis, the quantizer of each symbol, uint8; else None. Its
+      escapes have the parity of the symbols.
   """
 
   symbols: np.ndarray
   places: np.ndarray
   limits: np.ndarray | int
+  odd: np.ndarray | None = None
 
 
 def prepare(symbols: np.ndarray, model: Model) -> Coded:
@@ -64,6 +75,8 @@ def prepare(symbols: np.ndarray, model: Model) -> Coded:
     return Coded([], b"", _NONE, 0.0)
   if isinstance(model, QuantizedGGD):
     return _prepare_ggd(symbols, model)
+  if isinstance(model, Trellis):
+    return _prepare_trellis(symbols, model)
   if symbols.min() < model.lowest or (
     symbols.max() >= model.lowest + len(model.counts)
   ):
@@ -85,19 +98,62 @@ def _prepare_ggd(symbols: np.ndarray, model: QuantizedGGD) -> Coded:
     low = bits.pack(fields, np.full(fields.size, model.shift))
     length += model.shift * fields.size
     symbols = (wide >> model.shift).astype(np.int32)
-  points = (model.row_alpha_index, model.column_alpha_index)
   sides = tuple(np.zeros(n, np.int64) for n in symbols.shape)
-  if points != (None, None):
+  if (model.row_alpha_index, model.column_alpha_index) != (None, None):
     sizes = classes.magnitudes(symbols, 0)
     sides = classes.assign(classes.means(sizes), model)
+  segments, own = _prepare_classes(sides, model)
+  length += own
+  entries, escapes, own = _entries(symbols, model, *sides)
+  return Coded([*segments, entries], low, escapes, length + own)
+
+
+def _prepare_classes(sides, model: QuantizedGGD):
+  """The segments of the classes that the model codes, and their bits."""
+  segments, length = [], 0.0
+  points = (model.row_alpha_index, model.column_alpha_index)
   for alpha_index, side in zip(points, sides, strict=True):
     if alpha_index is not None:
       plain = QuantizedGGD(models.CLASS_NU_INDEX, alpha_index)
       part = _prepare_ggd(side[:, None].astype(np.int32), plain)
       segments += part.segments
       length += part.length
-  entries, escapes, own = _entries(symbols, model, *sides)
-  return Coded([*segments, entries], low, escapes, length + own)
+  return segments, length
+
+
+def _prepare_trellis(symbols: np.ndarray, model: Trellis) -> Coded:
+  odd = trellis.is_odd(symbols)
+  sides = classes.assign(fit_trellis.means(symbols, odd), model.even)
+  segments, length = _prepare_classes(sides, model.even)
+  tables = _trellis_tables(model, *sides)
+  limits = np.array([-table.lowest for table in tables])
+  reach = int(limits.max())
+  codes = np.stack([models.encoding(table, reach, 2) for table in tables])
+  row_class, column_class = (2 * (side - side.min()) for side in sides)
+  table = row_class[:, None] + column_class
+  table += odd
+  limit = limits[table]
+  sizes = np.abs(symbols.astype(np.int64))
+  escaped = sizes > limit
+  # Beyond the reach there is an escape for each parity.
+  places = np.where(sizes > reach, reach + 2 - (reach + symbols) % 2, symbols)
+  entries = codes[table, places + (reach + 2)].ravel()
+  excess = np.sign(symbols[escaped]) * (sizes - limit)[escaped]
+  length += float(BITS[entries >> 16].sum())
+  return Coded([*segments, entries], b"", excess.astype(np.int32), length)
+
+
+def _trellis_tables(model: Trellis, row_class, column_class):
+  """Those of the even and of the odd quantizer, for each sum of classes."""
+  low = int(row_class.min() + column_class.min())
+  high = int(row_class.max() + column_class.max())
+  return [
+    models.tabulate_trellis(
+      own.nu_index, models.class_alpha_index(own, c), own.tail, bool(odd)
+    )
+    for c in range(low, high + 1)
+    for odd, own in enumerate((model.even, model.odd))
+  ]
 
 
 def _entries(symbols, model: QuantizedGGD, row_class, column_class):
@@ -130,7 +186,7 @@ def coded_size(piece: Piece) -> int:
   if models.is_constant(model) or height * width == 0:
     return 0
   size = height * width
-  if isinstance(model, QuantizedGGD):
+  if isinstance(model, QuantizedGGD | Trellis):
     size += height if model.row_alpha_index is not None else 0
     size += width if model.column_alpha_index is not None else 0
   return size
@@ -143,29 +199,40 @@ def decode(decoder: lanes.Decoder, piece: Piece) -> Decoded:
   if not coded_size(piece):
     value = model.lowest if isinstance(model, Table) else 0
     return Decoded(np.full(size, value, np.int32), _NONE, 0)
-  if not isinstance(model, QuantizedGGD):
-    found = decoder.segment(*models.decoding(model, False), None, size)
+  if isinstance(model, Table):
+    found = decoder.segment(*models.decoding(model, 0), None, size)
     return Decoded(found.astype(np.int32), _NONE, 0)
   sides = (
     _decode_classes(decoder, model.row_alpha_index, height),
     _decode_classes(decoder, model.column_alpha_index, width),
   )
-  made = _class_tables(model, *sides)
+  if isinstance(model, Trellis):
+    quantizers, made = 2, _trellis_tables(model, *sides)
+  else:
+    quantizers, made = 1, _class_tables(model, *sides)
   table, symbols = (
     np.concatenate(parts)
-    for parts in zip(*(models.decoding(t, True) for t in made), strict=True)
+    for parts in zip(
+      *(models.decoding(t, quantizers) for t in made), strict=True
+    )
   )
   offsets = None
-  if len(made) > 1:
+  if len(made) > quantizers:
     row_place, column_place = (
-      ((side - side.min()) << PRECISION).astype(np.uint32) for side in sides
+      ((side - side.min()) * quantizers << PRECISION).astype(np.uint32)
+      for side in sides
     )
     offsets = (row_place[:, None] + column_place).ravel()
-  found = decoder.segment(table, symbols, offsets, size).astype(np.int32)
-  places = (found == models.ESCAPE).nonzero()[0]
+  machines = trellis.start(size) if quantizers == 2 else None
+  found = decoder.segment(table, symbols, offsets, size, machines)
+  found = found.astype(np.int32)
+  odd = None if machines is None else trellis.is_odd(found)
+  places = (found <= models.ODD_ESCAPE).nonzero()[0]
   limits = np.array([-table.lowest for table in made])
   own = 0 if offsets is None else offsets[places] >> PRECISION
-  return Decoded(found, places, limits[own])
+  if odd is not None:
+    own = own + odd[places]
+  return Decoded(found, places, limits[own], odd)
 
 
 def _decode_classes(
@@ -175,19 +242,29 @@ def _decode_classes(
   if alpha_index is None:
     return np.zeros(count, np.int32)
   table = models.tabulate(models.CLASS_NU_INDEX, alpha_index)
-  side = decoder.segment(*models.decoding(table, True), None, count)
+  side = decoder.segment(*models.decoding(table, 1), None, count)
   side = side.astype(np.int32)
   if np.abs(side).max() > models.MAX_CLASS:
     raise ValueError("a class beyond the format's limit")
   return side
 
 
-def unshift(symbols: np.ndarray, low: np.ndarray, model: Model) -> np.ndarray:
-  """Puts the low bits back; ValueError if a symbol is outside int32."""
-  if not low.size or isinstance(model, Table):
-    return symbols
-  wide = (symbols.astype(np.int64) << model.shift) + low.astype(np.int64)
-  wide -= 1 << (model.shift - 1)
+def finish(part: Decoded, low: np.ndarray, model: Model) -> np.ndarray:
+  """The int32 integers of a piece whose escapes are filled in.
+
+  They are the symbols with their low bits, or of a trellis the levels.
+
+  Raises:
+    ValueError: if one is outside int32.
+  """
+  wide = part.symbols
+  if part.odd is not None:
+    wide = trellis.levels(part.symbols.astype(np.int64), part.odd)
+  elif low.size and isinstance(model, QuantizedGGD):
+    wide = (wide.astype(np.int64) << model.shift) + low.astype(np.int64)
+    wide -= 1 << (model.shift - 1)
+  else:
+    return wide
   if wide.min() < -(2**31) or wide.max() >= 2**31:
     raise ValueError("a symbol outside int32")
   return wide.astype(np.int32)

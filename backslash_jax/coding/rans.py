@@ -118,7 +118,7 @@ def decode_pieces(
     position = stop
   _fill_escapes(found, data[position:])
   return [
-    piece.unshift(part.symbols, fields, one.model)
+    piece.finish(part, fields, one.model)
     for part, fields, one in zip(found, low, pieces, strict=True)
   ]
 
@@ -163,9 +163,11 @@ def _fill_escapes(pieces: list[piece.Decoded], data: memoryview) -> None:
   excess = exp_golomb.decode_escapes(data, count)
   if not excess.all():
     raise ValueError("an escape for a symbol that has a code")
-  for found, places, limits in pieces:
+  for found, places, limits, odd in pieces:
     own, excess = excess[: places.size].astype(np.int64), excess[places.size :]
     own += np.sign(own) * limits
     if own.size and not -(2**31) <= own.min() <= own.max() < 2**31:
       raise ValueError("a symbol outside int32")
+    if odd is not None and ((own ^ found[places]) & 1).any():
+      raise ValueError("an escape of the other parity than its symbol")
     found[places] = own

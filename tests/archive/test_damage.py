@@ -255,6 +255,12 @@ def test_forged_indices_are_refused(tmp_path, change):
     ("exp_golomb_ranked", [0, [10**11]]),
     ("exp_golomb_ranked", [0, [-(2**31) - 1]]),
     ("exp_golomb_ranked", [0, [1.5]]),
+    ("rans", [0, 8, 0, None, None, 2, 12, 1]),
+    ("rans", [0, 8, 1, None, None, 2, 12]),
+    ("rans", [0, 8, 1, None, 999, 2, 12, 1]),
+    ("rans", [0, 8, 1, None, None, 2, 12, 1.0]),
+    ("rans", [0, 8, 1, None, None, 2, None, 1]),
+    ("rans", [0, 8, 1, None, None, 2, 12, 10**30]),
   ],
 )
 def test_forged_models_are_refused(tmp_path, coder, model):
@@ -548,4 +554,16 @@ def test_version_1_has_none_of_the_new_fields(tmp_path):
   )
   path.write_bytes(data)
   with pytest.raises(archive.ArchiveError, match="fields"):
+    archive.load(path)
+
+
+def test_version_1_has_no_trellis(tmp_path):
+  path = tmp_path / "file"
+  w = np.random.default_rng(0).normal(size=(40, 40))
+  archive.save(path, {"w": w}, step=0.5, quantizer="trellis")
+  data = path.read_bytes().replace(
+    b'"backslash_jax":"2"', b'"backslash_jax":"1"'
+  )
+  path.write_bytes(data)
+  with pytest.raises(archive.ArchiveError, match="'w' has a trellis"):
     archive.load(path)

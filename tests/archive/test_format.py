@@ -45,25 +45,33 @@ def _exp2(x):
   return (t + (t * (e + (e * e >> 25)) >> 24)) >> min(6 - (x >> 24), 62)
 
 
-def _frequencies(nu_index, alpha_index, tail):
-  """[(symbol, frequency)] of a GGD; the symbol of the escape is None."""
+@functools.cache
+def _frequencies(nu_index, alpha_index, tail, odd=None):
+  """[(symbol, frequency)] of a GGD; the symbol of the escape is None.
+
+  With `odd`, of a quantizer of a trellis, whose escapes are "even" and "odd".
+  """
   n = _root(160 + nu_index, 3)
 
   def g(logarithm):
     z = ((logarithm - (alpha_index << 20)) * n >> 20) + 8872266
     return _exp2(-_exp2(min(max(z, -40 * _E), 6 * _E - 1)))
 
-  odd = range(1, 16, 2)
-  mass = [
-    sum(
-      g(_log2(16 + u) - (o + 5) * _E) << (25 - o)
-      for o in range(1, 25)
-      for u in odd
-    )
+  first = [
+    [g(_log2(16 + u) - (o + 5) * _E) for u in range(1, 16, 2)]
+    for o in range(1, 25)
   ]
+  halves = []  # The halves of the bins from 1 on.
   for k in range(1, 32):
-    mass.append(sum(g(_log2(16 * k - 8 + u) - 4 * _E) for u in odd) << 25)
-  mass += [g(_log2(k)) << 28 for k in range(32, 2048)]
+    fine = [g(_log2(16 * k - 8 + u) - 4 * _E) for u in range(1, 16, 2)]
+    halves += [sum(fine[:4]) << 25, sum(fine[4:]) << 25]
+  for k in range(32, 2048):
+    halves += [g(_log2(k)) << 27] * 2
+  mass = [sum(sum(first[o - 1]) << (25 - o) for o in range(1, 25))]
+  if odd:
+    mass[0] = 2 * mass[0] - (sum(first[0]) << 25)
+    halves = [sum(first[0]) << 24, *(2 * half for half in halves[:-1])]
+  mass += [a + b for a, b in zip(halves[::2], halves[1::2], strict=True)]
   total = mass[0] + 2 * sum(mass[1:])
   largest = sum(m >= total >> 15 for m in mass[1:])
   free = _M - 2 * largest - 1 - (1 << tail)
@@ -73,7 +81,10 @@ def _frequencies(nu_index, alpha_index, tail):
   f = {k: unit[k] - unit[k + 1] + 1 for k in range(1, largest + 1)}
   f[0] = free - 2 * unit[1] + 1
   table = [(k, f[abs(k)]) for k in range(-largest, largest + 1)]
-  return [*table, (None, 2 * unit[largest + 1] + (1 << tail))]
+  escape = 2 * unit[largest + 1] + (1 << tail)
+  if odd is not None:
+    return [*table, ("even", escape // 2), ("odd", escape // 2)]
+  return [*table, (None, escape)]
 
 
 def _slots(table):
@@ -151,6 +162,11 @@ def _apart(data, parts, decode):
   return out
 
 
+def _points(model):
+  """The scales of the row and of the column classes of a model of rANS."""
+  return {2: (None, None), 6: model[4:], 8: model[3:5]}[len(model)]
+
+
 def _rans(data, parts):
   """The symbols of each (rows, columns, model) of a chunk."""
   cut = 10
@@ -161,8 +177,8 @@ def _rans(data, parts):
   cut += 2 * count
   total = sum(
     rows * columns
-    + (0 if len(m) == 2 or m[4] is None else rows)
-    + (0 if len(m) == 2 or m[5] is None else columns)
+    + (0 if _points(m)[0] is None else rows)
+    + (0 if _points(m)[1] is None else columns)
     for rows, columns, m in parts
     if len(m) > 2 or len(m[1]) > 1
   )
@@ -180,51 +196,78 @@ def _rans(data, parts):
         row = min(row, total - tail - done)
       for lane in range(row):
         x = states[lane]
-        s, f, bias = slots_of(len(out))[x % _M]
+        s, f, bias = slots_of(out)[x % _M]
         out.append(s)
         x = f * (x >> 14) + bias
         states[lane] = x if x >= 1 << 16 else x << 16 | words.pop()
       done += row
     return out
 
-  decoded = []
+  decoded, odd_of = [], []
   for rows, columns, m in parts:
     if len(m) == 2:
       table = list(enumerate(m[1], m[0]))
       slots = _slots(table)
       constant = len(table) == 1
       size = rows * columns
+      odd_of.append(None)
       decoded.append(
         [m[0]] * size if constant else segment(lambda _, s=slots: s, size)
       )
       continue
-    nu_index, alpha_index, extra, shift, row_index, column_index = m
+    nu_index, alpha_index, extra = m[:3]
     classes = []
-    for point, n in ((row_index, rows), (column_index, columns)):
+    for point, n in zip(_points(m), (rows, columns), strict=True):
       if point is None:
         classes.append([0] * n)
       else:
         slots = _slots(_frequencies(8, point, 0))
         classes.append(segment(lambda _, s=slots: s, n))
     r, c = classes
-    points = [
-      min(max(alpha_index + 4 * (a + b), -320), 176) for a in r for b in c
-    ]
-    tables = {p: _slots(_frequencies(nu_index, p, extra)) for p in set(points)}
-    found = segment(lambda i, t=tables, p=points: t[p[i]], rows * columns)
+    sums = [a + b for a in r for b in c]
+    ggds = [(nu_index, alpha_index, extra), tuple(m[5:])][: len(m) // 4]
+    odd = [None] if len(m) == 6 else [False, True]
+    tables = {
+      (total, o or 0): _frequencies(
+        ggd[0], min(max(ggd[1] + 4 * total, -320), 176), ggd[2], o
+      )
+      for total in set(sums)
+      for o, ggd in zip(odd, ggds, strict=True)
+    }
+    slots = {key: _slots(table) for key, table in tables.items()}
+    size = rows * columns
+    machines = [0] * min(max(size // 256, 1), 4096)
+    quantizers = []
+
+    def slots_of(out, sums=sums, slots=slots, machines=machines, q=quantizers):
+      i = len(out)
+      if len(slots) > len(set(sums)):
+        j = i % len(machines)
+        if i >= len(machines):
+          last = out[i - len(machines)]
+          is_odd = last == "odd" if type(last) is str else last % 2
+          s = machines[j]
+          machines[j] = s >> 1 ^ 33 * (s % 2) ^ 10 * is_odd
+        q.append(machines[j] % 2)
+      else:
+        q.append(0)
+      return slots[sums[i], q[i]]
+
+    found = segment(slots_of, size)
     decoded.append(
       [
-        (None, max(s for s, _, _ in tables[p] if s is not None))
-        if y is None
-        else y
-        for y, p in zip(found, points, strict=True)
+        y
+        if type(y) is int
+        else (y, max(s for s, _ in tables[total, o] if type(s) is int))
+        for y, total, o in zip(found, sums, quantizers, strict=True)
       ]
     )
+    odd_of.append(quantizers if len(m) == 8 else None)
   assert not words
   assert set(states) == {1 << 16}
   low = []
   for rows, columns, m in parts:
-    width = m[3] if len(m) > 2 else 0
+    width = m[3] if len(m) == 6 else 0
     size = rows * columns * width
     low.append(
       _fields(data[cut : cut + (size + 7) // 8], [width] * rows * columns)
@@ -234,13 +277,18 @@ def _rans(data, parts):
   excess = iter(
     _exp_golomb(data[cut + 1 :], data[cut], escapes) if escapes else []
   )
-  for out, fields, (_, _, m) in zip(decoded, low, parts, strict=True):
-    shift = m[3] if len(m) > 2 else 0
+  for out, fields, odd, (_, _, m) in zip(
+    decoded, low, odd_of, parts, strict=True
+  ):
+    shift = m[3] if len(m) == 6 else 0
     for i, y in enumerate(out):
       if type(y) is tuple:
-        e = next(excess)
-        y = e + y[1] if e > 0 else e - y[1]
+        e, (parity, largest) = next(excess), y
+        y = e + largest if e > 0 else e - largest
+        assert parity in (None, ("even", "odd")[y % 2])
       out[i] = (y << shift) + fields[i] - (1 << shift >> 1)
+      if odd:
+        out[i] = 2 * y - (odd[i] if y > 0 else -odd[i] if y < 0 else 0)
   return decoded
 
 
@@ -392,7 +440,8 @@ def _read(path):
     for i, values in zip(group, decoded, strict=True):
       if i in repeats:
         values = _all_rows(values, matrices[i][1], repeats[i])
-      found[i] = (values, steps[i])
+      is_trellis = len(fields["model"][i] or []) == 8
+      found[i] = (values, steps[i] / 2 if is_trellis else steps[i])
   digests = {int(k): v for k, v in fields.get("base", {}).items()}
   return {
     name: (*found[same.get(i, i)], digests.get(i))
@@ -457,6 +506,30 @@ def _example_2():
     "flags": rng.random(300) < 0.1,
     "again": bias,
     "ones": np.ones(50, np.float32),
+  }
+
+
+def _example_of_trellis():
+  """What a trellis quantizes, and what it leaves."""
+  rng = np.random.default_rng(10)
+  spread = np.exp(0.4 * rng.normal(size=(60, 1)) + 0.4 * rng.normal(size=40))
+  scaled = rng.normal(size=(60, 40)) * spread
+  scaled[5, 5], scaled[50, 30] = 5000.0, -3001.0
+  heavy = rng.standard_cauchy(size=(50, 30)).clip(-900, 900)
+  table = rng.normal(size=(90, 20)).astype(np.float32)
+  table[rng.permutation(90)[:25]] = table[7]
+  return {
+    "scaled": scaled.astype(np.float32),
+    "heavy": heavy.astype(np.float16),
+    "table": table,
+    "tied": table,
+    "kernel": rng.normal(size=(24, 12, 5)),
+    "sparse": rng.laplace(scale=0.1, size=(40, 40)).astype(np.float32),
+    "zeros": np.zeros((50, 30)),
+    "few": rng.normal(size=(5, 7)),
+    "fine": rng.normal(size=(40, 30)) * 1e5,
+    "ones": np.ones((50, 30), np.float32),
+    "bias": rng.normal(size=40).astype(np.float32),
   }
 
 
@@ -526,6 +599,17 @@ def test_the_second_decoder_agrees_on_what_version_2_adds(tmp_path, coder):
   assert report.metadata == metadata
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.05])
+def test_the_second_decoder_agrees_on_a_trellis(tmp_path, mu):
+  path, params = tmp_path / "file", _example_of_trellis()
+  report = archive.save(path, params, step=0.5, quantizer="trellis", mu=mu)
+  loaded = _check(path)
+  names = ["scaled", "heavy", "table", "tied", "kernel", "sparse"]
+  assert names == [t.name for t in report.tensors if t.quantizer == "trellis"]
+  for name in names:
+    assert np.abs(loaded[name].astype(np.float64) - params[name]).max() < 0.51
+
+
 @pytest.mark.parametrize("coder", archive.CODERS)
 def test_the_second_decoder_agrees_on_differences(tmp_path, coder):
   path = tmp_path / "file"
@@ -545,6 +629,7 @@ def test_the_second_decoder_agrees_on_differences(tmp_path, coder):
   [
     *("version1", "version1_huffman", "version1_exp_golomb"),
     *("version1_exp_golomb_ranked", "version2", "version2_difference"),
+    "version2_trellis",
   ],
 )
 def test_old_files_always_load(name):

@@ -180,6 +180,22 @@ def test_a_step_per_tensor_and_a_price(model, tmp_path):
   assert steps["embed.weight"] == np.abs(_model()["embed.weight"]).max() / 15
 
 
+def test_a_trellis(model, tmp_path, capsys):
+  coded = tmp_path / "coded"
+  options = ("--step=2^-5", "--quantizer=trellis", "--mu=0.05")
+  assert _run("compress", model, coded, *options, "--report") == 0
+  assert "huffman" in capsys.readouterr().out
+  assert _run("inspect", coded) == 0
+  assert capsys.readouterr().out.count("rans, trellis") == 2
+  assert _run("decompress", coded, tmp_path / "plain.safetensors") == 0
+  found = load_file(tmp_path / "plain.safetensors")["embed.weight"]
+  assert not (found % 2**-6).any()
+  assert np.abs(found - _model()["embed.weight"]).max() <= 2**-5
+  options = (*options, "--coder=huffman", "--force")
+  assert _run("compress", model, coded, *options) == 1
+  assert "needs the coder 'rans'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   "step",
   [

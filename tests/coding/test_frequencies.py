@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from backslash_jax.coding import frequencies
+from backslash_jax.coding import expected, frequencies
 
 _GRID = [
   (nu, alpha) for nu in range(-16, 33, 8) for alpha in range(-64, 97, 32)
@@ -54,6 +54,43 @@ def test_masses_agree_with_the_distribution(nu, alpha):
   survival = stats.gennorm(shape, scale=scale).sf(np.arange(20) - 0.5)
   wanted = survival[:-1] - survival[1:]
   np.testing.assert_allclose(p[1:19], wanted[1:], rtol=3e-3)
+
+
+@pytest.mark.parametrize(("nu", "alpha"), _GRID)
+def test_those_of_the_odd_quantizer_fill_the_table(nu, alpha):
+  for tail in (1, 8):
+    f = frequencies.one_sided(nu, alpha, tail, odd=True)
+    assert f[0] + 2 * f[1:-1].sum() + f[-1] == 1 << 14
+    assert f.min() >= 1
+    assert f[-1] % 2 == 0
+    assert f[-1] >= 1 << tail
+
+
+@pytest.mark.parametrize(("nu", "alpha"), [(0, 16), (8, 48), (-8, 16)])
+def test_masses_of_the_odd_quantizer_agree_with_the_distribution(nu, alpha):
+  """Its bins begin at 1/4, 1, 2, 3 and so on."""
+  masses = frequencies._odd_masses(nu, alpha).astype(np.float64)
+  p = masses / (masses[0] + 2 * masses[1:].sum())
+  shape, scale = frequencies.nu_value(nu), frequencies.alpha_value(alpha)
+  edges = np.append(0.25, np.arange(1.0, 20.0))
+  survival = stats.gennorm(shape, scale=scale).sf(edges)
+  wanted = survival[:-1] - survival[1:]
+  np.testing.assert_allclose(p[1:19], wanted[:18], rtol=3e-3)
+  f = frequencies.one_sided(nu, alpha, 1, odd=True)
+  costs = expected.costs(nu, alpha, 1, odd=True)
+  np.testing.assert_allclose(costs[:9], 14 - np.log2(f[:9]), atol=0.02)
+
+
+def test_every_platform_has_the_same_tables_of_the_odd_quantizer():
+  digest = hashlib.sha256()
+  for nu in range(-32, 33, 6):
+    for alpha in range(-320, 177, 14):
+      f = frequencies.one_sided(nu, alpha, 1 + alpha % 8, odd=True)
+      digest.update(f.astype("<i8").tobytes())
+  # Legitimate to update only together with the format's version.
+  assert digest.hexdigest() == (
+    "38abdefb1fbd52f72720d452b348791deeb8dd77e5ec769acdf23c1cf1e22a80"
+  )
 
 
 def test_every_platform_has_the_same_tables():

@@ -20,6 +20,7 @@ from experiments.bench import (
   scaling,
   shapes,
   timing,
+  trellis,
 )
 
 
@@ -126,3 +127,26 @@ def test_fine_tunes_share_one_base(tmp_path, monkeypatch):
   assert found["fine_tunes_bytes"] < 0.1 * found["base_bytes"]
   # The base and one fine-tune, however many there are.
   assert found["device_bytes"] - before <= 2 * found["base_bytes"]
+
+
+def test_savings_at_equal_error_are_those_of_the_better_mu():
+  """Curves of 6 dB per bit: the trellis has 0.1 bits less than the best."""
+  points = [
+    {"quantizer": quantizer, "mu": mu, "bits": bits}
+    | dict.fromkeys(("error", "weighted error", "divergence"), error)
+    for quantizer, mu, more in (
+      *(("scalar", 0.0, 0.3), ("scalar", 0.05, 0.1)),
+      *(("trellis", 0.0, 0.0), ("trellis", 0.05, 0.5)),
+    )
+    for bits in np.arange(1.0, 3.6, 0.001)
+    for error in [4.0 ** (more - bits)]
+  ]
+  savings = trellis.compare(points)
+  assert savings.keys() == {"error", "weighted error", "divergence"}
+  for saved in savings.values():
+    assert list(saved) == ["1.8", "2", "2.5", "3"]
+    for rate, own in saved.items():
+      assert own == pytest.approx(0.1 / (float(rate) + 0.1), abs=1e-4)
+  lines = trellis.table(savings).splitlines()
+  assert lines[2] == "| 1.8 | 5.3% | 5.3% | 5.3% |"
+  assert lines[-1] == "| 3.75 | - | - | - |"
