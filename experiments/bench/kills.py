@@ -70,18 +70,22 @@ class Processes:
     if cache:
       environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
       environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    joined = {
-      "distributed.enable": count > 1,
-      "distributed.coordinator": f"localhost:{port}",
-      "distributed.processes": count,
-    }
+    joined: dict[str, object] = {}
+    if count > 1:
+      joined = {
+        "distributed.enable": True,
+        "distributed.coordinator": f"localhost:{port}",
+        "distributed.processes": count,
+      }
     self.workdir = workdir
     self._logs = [
       workdir.with_name(f"{workdir.name}.log.{i}") for i in range(count)
     ]
     self.processes = []
     for i, log in enumerate(self._logs):
-      every = fields | joined | {"distributed.process": i}
+      every = fields | joined
+      if count > 1:
+        every["distributed.process"] = i
       with log.open("w") as out:
         self.processes.append(
           subprocess.Popen(
