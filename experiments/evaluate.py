@@ -72,7 +72,7 @@ def evaluate(
     "shipped": the index in "quantized" of the file that is shipped.
 
   Raises:
-    UserError: a file cannot be written.
+    UserError: a file cannot be written, or a step is too fine for a tensor.
   """
   base, source = base or {}, params if source is None else source
   path = directory / "evaluation.json"
@@ -114,6 +114,10 @@ def evaluate(
       files.pop(result["shipped"]).replace(directory / SHIPPED)
       for file in files:
         file.unlink()
+  except ValueError as error:
+    raise settings.UserError(
+      f"a step of config.evaluate does not suit the model: {error}"
+    ) from error
   except OSError as error:
     raise settings.UserError(
       f"cannot write {error.filename or directory}: {error.strerror or error}"

@@ -234,3 +234,10 @@ def test_directory_that_is_gone_is_named(params, score, tmp_path):
   directory = tmp_path / "gone"
   with pytest.raises(settings.UserError, match=str(directory)):
     evaluate.evaluate(tiny.config(), directory, "run", params, score)
+
+
+def test_a_step_that_is_too_fine_for_a_tensor_is_named(params, score, tmp_path):
+  large = jax.tree.map(lambda x: 1e4 * x, params)
+  config = tiny.config(evaluate__steps=(2.0**-26,))
+  with pytest.raises(settings.UserError, match=r"config\.evaluate .*kernel"):
+    evaluate.evaluate(config, tmp_path, "run", large, score)

@@ -302,5 +302,5 @@ def test_missing_config_is_one_line(tmp_path):
 )
 def test_bad_arguments_are_explained(argument, expected):
   argv = ["main", "--config=configs/default.py", "--workdir=x", argument]
-  explained = settings.explain_flags(argv, ValueError("the cause"))
+  explained = main.explain_flags(argv, ValueError("the cause"))
   assert re.search(expected, explained)
