@@ -172,10 +172,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The TPU slice.")
 _VOCABULARY = flags.DEFINE_integer(
-  "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
+  "vocabulary",
+  None,
+  "Tokens that the model knows; the tokenizer's if not set.",
+  lower_bound=1,
 )
 _LENGTH = flags.DEFINE_integer(
-  "length", None, "Tokens of a sequence; the data set's if not set."
+  "length",
+  None,
+  "Tokens of a sequence; the data set's if not set.",
+  lower_bound=1,
 )
 _SAVE = flags.DEFINE_string("save", None, "Name to keep the numbers by.")
 
@@ -188,6 +194,7 @@ def _main(argv):
   try:
     if not config:
       raise settings.UserError("--config=FILE is needed")
+    settings.check(config)
     mesh = sharding.make_mesh(config, topology_devices(name))
     off, on = (
       compile_update(

@@ -110,28 +110,6 @@ def test_a_batch_that_the_mesh_does_not_divide_is_explained():
     aot.compile_update(config, sharding.make_mesh(config), rate=False)
 
 
-def test_a_length_beyond_the_positions_is_explained():
-  config = tiny.config(model__name="bert", model__size="minilm-l6")
-  mesh = sharding.make_mesh(config)
-  with pytest.raises(
-    settings.UserError, match="600 tokens is longer than the model's 512"
-  ):
-    aot.compile_update(config, mesh, rate=False, length=600)
-
-
-def test_a_kernel_that_the_platform_lacks_is_refused():
-  config = tiny.config(
-    model__name="llama",
-    model__attention="splash",
-    data__name="python_stdlib/bytes",
-  )
-  mesh = sharding.make_mesh(config)
-  with pytest.raises(
-    settings.UserError, match=r"'splash', which needs a TPU, but.*on CPU"
-  ):
-    aot.compile_update(config, mesh, rate=False)
-
-
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "4x4"])
 def test_a_topology_that_is_none_is_explained(name):
   with pytest.raises(settings.UserError, match="such as v5e:4x4"):
