@@ -1,0 +1,113 @@
+"""Arrays from coded weights, inside jit."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from backslash_jax.coded import exact, xla
+from backslash_jax.coded.leaves import Coded, Packed
+
+IMPLEMENTATIONS = {"xla": xla}
+
+
+def decode(x: Any, *, implementation: str | None = None) -> Any:
+  """The arrays of coded or packed weights, bit-equal to those of `bs.load`.
+
+  Runs inside and outside of `jit`, and under `vmap`, `scan` and `shard_map`.
+
+  Args:
+    x: a leaf of `bs.load(path, coded=...)`, or a pytree with such leaves. What
+      is already an array stays as it is.
+    implementation: that of `Coded` leaves: "xla". None (default) takes "xla".
+
+  Returns:
+    The array, or the tree with arrays.
+
+  Raises:
+    NotImplementedError: if there is no such implementation.
+  """
+  name = "xla" if implementation is None else implementation
+  if name not in IMPLEMENTATIONS:
+    raise NotImplementedError(
+      f"decode has no implementation {name!r}; there are"
+      f" {', '.join(IMPLEMENTATIONS)}"
+    )
+  module = IMPLEMENTATIONS[name]
+
+  def leaf(x):
+    if isinstance(x, Coded):
+      return _blocks(x, lambda own: _coded(own, x.rows, module))
+    if isinstance(x, Packed):
+      return _blocks(x, lambda own: _packed(own, x.bits))
+    return x
+
+  return jax.tree.map(
+    leaf, x, is_leaf=lambda node: isinstance(node, Coded | Packed)
+  )
+
+
+def _blocks(x, decode_one) -> jax.Array:
+  """Decodes every block of a leaf, and puts them in their places."""
+  shape = x.shape  # Refuses what was sliced where it is not divided.
+  grid = x._grid()
+  block = x.block[x.divided - len(grid) :]
+
+  def one(x):
+    levels = decode_one(x).reshape(block)
+    return _patched(_values(levels, x), x)
+
+  for _ in grid:
+    one = jax.vmap(one)
+  found = one(x)
+  count = len(grid)
+  # [grid..., block...] to the axes of the tensor.
+  order = [axis for i in range(count) for axis in (i, count + i)]
+  order += range(2 * count, count + len(block))
+  return found.transpose(order).reshape(shape)
+
+
+def _values(levels, x) -> jax.Array:
+  if x.scale.shape[-1] == 2:
+    return exact.dequantize(levels, x.scale, x.dtype)
+  lowest = x.lowest if isinstance(x, Packed) else -128
+  return jnp.take(x.scale, levels.astype(jnp.int32) - lowest, mode="clip")
+
+
+def _patched(array, x) -> jax.Array:
+  """The array with the values that no level stands for."""
+  if not x.places.size:
+    return array
+  flat = array.reshape(-1).at[x.places].set(x.values, mode="drop")
+  return flat.reshape(array.shape)
+
+
+def _coded(x: Coded, rows: int, module) -> jax.Array:
+  """The levels of one block, int32 [size]."""
+  size, columns = matrix(x.block)
+  height = -(-size // rows)
+  steps = -(-height * columns // x.states.shape[-1])
+  found = module.ids(x.words, x.counts, x.states, x.frequency, x.tuples, steps)
+  found = found.reshape(-1)[: height * columns].reshape(height, 1, columns)
+  shifts = jnp.arange(24, 24 - 8 * rows, -8, dtype=jnp.uint32)
+  found = (found << shifts[None, :, None]).astype(jnp.int32) >> 24
+  return found.reshape(-1)[: size * columns]
+
+
+def _packed(x: Packed, bits: int) -> jax.Array:
+  """The levels of one block, int32 [size]."""
+  size = math.prod(x.block)
+  if bits < 8:
+    shifts = jnp.arange(0, 8, bits, dtype=jnp.uint8)
+    octets = (x.octets[None] >> shifts[:, None]) & ((1 << bits) - 1)
+  else:
+    octets = x.octets
+  return octets.reshape(-1)[:size].astype(jnp.int32) + x.lowest
+
+
+def matrix(block: tuple[int, ...]) -> tuple[int, int]:
+  """Rows and columns of a block."""
+  size = math.prod(block)
+  columns = block[-1] if len(block) > 1 and size else 1
+  return size // columns, columns
