@@ -1,11 +1,11 @@
 """Compiles the decoding step of a model for a TPU slice that is not there.
 
-python -m experiments.bench.aot_serve --save=serve
+python -m experiments.bench.aot_serve --write
 
 A row of tokens goes through the model with a full cache of keys and values, in
 bfloat16, with dense, packed and coded weights. Needs libtpu and no TPU. Prints
 what one chip holds and the smallest slice that the step fits, by the compiler's
-own count; nothing is run. --save=NAME keeps the numbers in
+own count; nothing is run. --write keeps the numbers in
 experiments/bench/results.
 """
 
@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from flax import traverse_util
+from flax import nnx, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
 from backslash_jax import tree
 from experiments import settings, sharding
 from experiments.bench import aot, roofline, timing
-from experiments.models import cache, compact, functional, llama
+from experiments.models import cache, compact, functional, llama, sizes
 
 # Name -> the size, and slots of the cache of one row.
 MODELS = {
@@ -119,31 +119,32 @@ def compile_step(
 
 def stored(config: llama.ModelConfig, kind: str) -> Any:
   """The shapes of a model's parameters as they lie in memory."""
-  flat = functional.flatten(
-    jax.eval_shape(lambda: functional.split(_fresh(config))[1])
+  state = nnx.state(sizes.abstract(config), nnx.Param)
+  flat = functional.flatten(nnx.to_pure_dict(state))
+  if not kind.startswith("dense"):
+    flat |= {
+      name: _parameter(name, x, kind) for name, x in tree.selected(flat).items()
+    }
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _parameter(name: str, x: Any, kind: str) -> compact.Parameter:
+  """A matrix in memory: its layers apart, or by blocks of tokens."""
+  if "/layers/" in name:
+    return compact.Parameter(_leaf(x, kind, x.shape[0]))
+  is_head = name.startswith("lm_head")  # Stored with a row for each token.
+  if is_head:
+    x = jax.ShapeDtypeStruct(x.shape[::-1], x.dtype)
+  blocks = compact.block_count(*x.shape)
+  return compact.Parameter(
+    _leaf(x, kind, blocks), transposed=is_head, blocks=blocks
   )
-  matrices = tree.selected(flat)
-  return traverse_util.unflatten_dict(
-    {
-      name: compact.Parameter(_leaf(name, x, kind)) if name in matrices else x
-      for name, x in flat.items()
-    },
-    sep="/",
-  )
 
 
-def _fresh(config):
-  from experiments import models
-
-  return models.from_config(config)
-
-
-def _leaf(name: str, x: Any, kind: str) -> Any:
-  """The shapes of one matrix in memory, its layers apart if it has some."""
-  if kind.startswith("dense"):
-    return x
-  grid = x.shape[:1] if "/layers/" in name else ()
-  block = (*(1 for _ in grid), *x.shape[len(grid) :])
+def _leaf(x: Any, kind: str, blocks: int) -> Any:
+  """The shapes of a matrix that is coded or packed in equal blocks of rows."""
+  grid = (blocks,)
+  block = (x.shape[0] // blocks, *x.shape[1:])
   size = int(np.prod(block))
   bits = KINDS[kind]
 
@@ -180,18 +181,10 @@ def _leaf(name: str, x: Any, kind: str) -> Any:
 
 def _placed(params: Any, mesh: Mesh) -> Any:
   """Where the leaves lie: dense ones are split, the others are not."""
-  whole = NamedSharding(mesh, PartitionSpec())
-  split = sharding.parameters(
-    jax.tree.map(
-      lambda p: p.source if compact.is_parameter(p) else p,
-      params,
-      is_leaf=compact.is_parameter,
-    ),
-    mesh,
-  )
   if mesh.size == 1:
+    whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda _: whole, params)
-  return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(split))
+  return sharding.parameters(params, mesh)
 
 
 def _bytes(shapes: Any, placed: Any) -> int:
@@ -236,7 +229,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-_SAVE = flags.DEFINE_string("save", None, "Name to keep the numbers by.")
+_WRITE = flags.DEFINE_bool("write", False, "Keeps the numbers.")
 
 
 def _main(argv):
@@ -262,10 +255,10 @@ def _main(argv):
   except settings.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
-  if _SAVE.value:
+  if _WRITE.value:
     command = " ".join(["python -m experiments.bench.aot_serve", *sys.argv[1:]])
     memory = roofline.CHIPS["v5e"].memory
-    timing.write(_SAVE.value, command, {"GiB": memory, "models": results})
+    timing.write("decoding", command, {"GiB": memory, "models": results})
   print(table(results))
 
 

@@ -212,8 +212,9 @@ class Blocks(nnx.Module):
 
 def _in_rounds(params: Any, begin: int, end: int, size: int) -> Any:
   """Of stacked parameters [depth, ...] some, [rounds, size, ...]."""
+  rounds = (end - begin) // size
   return jax.tree.map(
-    lambda p: p[begin:end].reshape(-1, size, *p.shape[1:]), params
+    lambda p: p[begin:end].reshape(rounds, size, *p.shape[1:]), params
   )
 
 

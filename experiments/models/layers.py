@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models import attention, cache, partition, rotary
+from experiments.models import attention, cache, compact, partition, rotary
 from experiments.models import config as model_config
 
 _LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
@@ -139,7 +139,10 @@ def table(embed: nnx.Embed) -> jax.Array:
 
 def lookup(embed: nnx.Embed, tokens_BxL: jax.Array) -> jax.Array:
   """The embeddings of tokens, [B, L, W]."""
-  x_BxLxW = jnp.take(table(embed), tokens_BxL, axis=0)
+  if compact.is_parameter(embed.embedding[...]):
+    x_BxLxW = compact.lookup(embed.embedding[...], tokens_BxL, embed.dtype)
+  else:
+    x_BxLxW = jnp.take(table(embed), tokens_BxL, axis=0)
   return partition.constrain(x_BxLxW, "batch", None, None)
 
 

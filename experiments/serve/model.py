@@ -148,14 +148,17 @@ def _trained(path: pathlib.Path, kind: str, dtype: str) -> Served:
       )
   config = dataclasses.replace(trained.model_config, dtype=dtype)
   is_stacked = kind != "dense" and getattr(config, "scan", False)
-  found = _load(trained.file, kind, ["*/layers/*"] if is_stacked else ())
+  stacked = ["*/layers/*"] if is_stacked else ()
+  found = _load(trained.file, kind, config, stacked=stacked)
   tensors = {name: _on_device(x) for name, x in found.items()}
   return Served(
     path=path,
     config=config,
     forward=functional.forward(config),
     tensors=tensors,
-    views={name: compact.Parameter(name) for name in tensors},
+    views=_by_token(
+      {name: compact.Parameter(name) for name in tensors}, tensors, config
+    ),
     words=vocabulary.load(trained.config.data.tokenizer),
     training=trained,
   )
@@ -173,7 +176,7 @@ def _hugging_face(path: pathlib.Path, kind: str, dtype: str) -> Served:
   )
   state = nnx.state(sizes.abstract(config), nnx.Param)
   wanted: Any = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
-  found = ((name, _on_device(x)) for name, x in _tensors(path, kind))
+  found = ((name, _on_device(x)) for name, x in _tensors(path, kind, config))
   table = pretrained.TABLES[type(config)]
   tensors, views = convert.views(path, found, table, config, wanted)
   words = None
@@ -184,12 +187,14 @@ def _hugging_face(path: pathlib.Path, kind: str, dtype: str) -> Served:
     config=config,
     forward=functional.forward(config),
     tensors=tensors,
-    views=views,
+    views=_by_token(views, tensors, config),
     words=words,
   )
 
 
-def _tensors(path: pathlib.Path, kind: str) -> Iterator[tuple[str, Any]]:
+def _tensors(
+  path: pathlib.Path, kind: str, config: Any
+) -> Iterator[tuple[str, Any]]:
   """(name, array or coded weights) of a directory's tensors."""
   if kind == "dense":
     yield from files.read_tensors(path)
@@ -201,14 +206,36 @@ def _tensors(path: pathlib.Path, kind: str) -> Iterator[tuple[str, Any]]:
       f" `backslash-jax compress {path} CODED` and serve CODED"
     )
   for file in found:
-    yield from _load(file, kind, (), names=["*"]).items()
+    yield from _load(file, kind, config, names=["*"]).items()
 
 
-def _load(file: pathlib.Path, kind: str, stacked: Any, **options) -> Any:
+def _load(file: pathlib.Path, kind: str, config: Any, **options) -> Any:
   """The tensors of a coded file by name."""
-  if kind != "dense":
-    options |= {"coded": WEIGHTS[kind], "stacked": stacked}
+  if kind == "dense":
+    return functional.flatten(bs.load(file))
+  blocks = {t.name: _blocks(t, config) for t in bs.inspect(file).tensors}
+  blocks = {name: count for name, count in blocks.items() if count > 1}
+  options |= {"coded": WEIGHTS[kind], "blocks": blocks}
   return functional.flatten(bs.load(file, **options))
+
+
+def _by_token(
+  views: dict[str, compact.Parameter], tensors: Mapping[str, Any], config: Any
+) -> dict[str, compact.Parameter]:
+  """The views; embeddings and heads are used by blocks of tokens."""
+  for path, view in views.items():
+    if path.endswith("embedding") or view.transposed:
+      count = _blocks(tensors[view.source], config)
+      views[path] = dataclasses.replace(view, blocks=count)
+  return views
+
+
+def _blocks(x: Any, config: Any) -> int:
+  """Into how many blocks a matrix with a row for each token is divided."""
+  shape = tuple(x.shape)
+  if len(shape) != 2 or shape[0] != config.vocab_size:
+    return 1
+  return compact.block_count(*shape)
 
 
 def _on_device(x: Any) -> Any:

@@ -4,15 +4,19 @@ import json
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
 
+import backslash_jax as bs
 from backslash_jax.cli import main as cli
 from experiments import settings
 from experiments.models import cache
 from experiments.serve import chat, model, serve
 from tests import paths
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WORDS = ["a", "bad", "film", "good", "is", "it", "the", "was"]
 
@@ -82,15 +86,13 @@ def test_scores_are_those_of_the_logits(directories, monkeypatch, capsys):
   texts.write_text("it was good\n\nthe film is a bad film\n")
   found = json.loads(run(monkeypatch, capsys, plain, f"--score={texts}").out)
   served = model.read(plain)
+  apply = jax.jit(lambda t, *batch: served.forward(served.params(t), *batch))
   losses = []
   for text in texts.read_text().split("\n"):
     if ids := served.words.tokenizer.encode(text):
       tokens = np.array([ids], np.int32)
-      logits = np.asarray(
-        served.forward(served.params(served.tensors), tokens, tokens >= 0)
-      )[0]
-      logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-      losses += [-logits[i, t] for i, t in enumerate(ids[1:])]
+      logits = jax.nn.log_softmax(apply(served.tensors, tokens, tokens >= 0))
+      losses += [-logits[0, i, t] for i, t in enumerate(ids[1:])]
   assert found["targets"] == len(losses) == 7
   np.testing.assert_allclose(found["loss"], np.mean(losses), atol=1e-5)
 
@@ -190,5 +192,8 @@ def test_dense_packed_and_coded_weights_have_equal_outputs(name, directories):
   else:
     targets = np.zeros(len(tokens), np.int32)
     outputs = [s.losses(s.tensors, tokens, mask, targets)[0] for s in kinds]
+  for leaf, served in zip((bs.Packed, bs.Coded), kinds[1:], strict=True):
+    assert any(isinstance(x, leaf) for x in served.tensors.values())
+    assert served.nbytes < kinds[0].nbytes
   np.testing.assert_array_equal(outputs[1], outputs[0])
   np.testing.assert_array_equal(outputs[2], outputs[0])
