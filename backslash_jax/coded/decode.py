@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from backslash_jax.coded import exact, xla
-from backslash_jax.coded.leaves import Coded, Packed
+from backslash_jax.coded.leaves import Coded, Packed, matrix
 
 IMPLEMENTATIONS = {"xla": xla}
 
@@ -38,7 +38,7 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
 
   def leaf(x):
     if isinstance(x, Coded):
-      return _blocks(x, lambda own: _coded(own, x.rows, module))
+      return _blocks(x, lambda own: _coded(own, module))
     if isinstance(x, Packed):
       return _blocks(x, lambda own: _packed(own, x.bits))
     return x
@@ -83,14 +83,11 @@ def _patched(array, x) -> jax.Array:
   return flat.reshape(array.shape)
 
 
-def _coded(x: Coded, rows: int, module) -> jax.Array:
+def _coded(x: Coded, module) -> jax.Array:
   """The levels of one block, int32 [size]."""
   size, columns = matrix(x.block)
-  height = -(-size // rows)
-  steps = -(-height * columns // x.states.shape[-1])
-  found = module.ids(x.words, x.counts, x.states, x.frequency, x.tuples, steps)
-  found = found.reshape(-1)[: height * columns].reshape(height, 1, columns)
-  shifts = jnp.arange(24, 24 - 8 * rows, -8, dtype=jnp.uint32)
+  found = module.tuples(x).reshape(-1, 1, x.width)[:, :, :columns]
+  shifts = jnp.arange(24, 24 - 8 * x.rows, -8, dtype=jnp.uint32)
   found = (found << shifts[None, :, None]).astype(jnp.int32) >> 24
   return found.reshape(-1)[: size * columns]
 
@@ -104,10 +101,3 @@ def _packed(x: Packed, bits: int) -> jax.Array:
   else:
     octets = x.octets
   return octets.reshape(-1)[:size].astype(jnp.int32) + x.lowest
-
-
-def matrix(block: tuple[int, ...]) -> tuple[int, int]:
-  """Rows and columns of a block."""
-  size = math.prod(block)
-  columns = block[-1] if len(block) > 1 and size else 1
-  return size // columns, columns

@@ -8,12 +8,20 @@ then have the grid's axes first.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
 _STATIC = {"static": True}
+
+
+def matrix(block: tuple[int, ...]) -> tuple[int, int]:
+  """Rows and columns of a block: its last axis is the columns."""
+  size = math.prod(block)
+  columns = block[-1] if len(block) > 1 and size else 1
+  return size // columns, columns
 
 
 class _Leaf:
@@ -47,7 +55,7 @@ class _Leaf:
 
   @property
   def size(self) -> int:
-    return int(np.prod(self.shape, dtype=np.int64))
+    return math.prod(self.shape)
 
   @property
   def nbytes(self) -> int:
@@ -80,22 +88,23 @@ def _register(cls):
 class Coded(_Leaf):
   """A tensor as entropy-coded levels; `bs.decode` gives the array.
 
-  The levels of a block are coded as tuples of `rows` consecutive rows of its
-  matrix, whose columns are its last axis. G are the axes of the grid.
+  See `layout` for the words. G are the axes of the grid.
 
   Attributes:
     words: uint16 [*G, words], those of all lanes.
     counts: uint16 [*G, lanes], how many words each lane has.
     states: uint32 [*G, lanes].
-    frequency: uint16 [*G, ids], 2^12 in all.
-    tuples: uint32 [*G, ids], the levels of an id, a signed byte each.
+    frequency: uint16 [*G, tables, ids], 2^12 in each table.
+    tuples: int8 [*G, tables, ids, rows], the levels that an id stands for.
+    row_classes: int8 [*G, height], or [*G, 0] if the rows have none.
+    column_classes: int8 [*G, width], likewise.
     places: int32 [*G, n], where in the block a value is not that of its level.
     values: [*G, n], these values.
     scale: what the levels are multiplied by, float32 [*G, 2], or a table of the
       values of the levels from -128 to 127, [*G, 256].
     block: shape of a block.
     divided: how many leading axes of the tensor are divided into blocks.
-    rows: of a tuple, 1 to 4.
+    segments: steps of the lanes for a row of tuples.
     dtype: of the decoded array.
   """
 
@@ -104,16 +113,39 @@ class Coded(_Leaf):
   states: Any
   frequency: Any
   tuples: Any
+  row_classes: Any
+  column_classes: Any
   places: Any
   values: Any
   scale: Any
   block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
   divided: int = dataclasses.field(metadata=_STATIC)
-  rows: int = dataclasses.field(metadata=_STATIC)
+  segments: int = dataclasses.field(metadata=_STATIC)
   dtype: Any = dataclasses.field(metadata=_STATIC)
 
   def _grid(self):
     return self.words.shape[:-1]
+
+  @property
+  def rows(self) -> int:
+    """Rows of a tuple, 1 to 4."""
+    return self.tuples.shape[-1]
+
+  @property
+  def width(self) -> int:
+    """Columns of tuples."""
+    if self.segments > 1:
+      return self.states.shape[-1] * self.segments
+    return matrix(self.block)[1]
+
+  @property
+  def steps(self) -> int:
+    """Tuples of each lane."""
+    lanes = self.states.shape[-1]
+    height = -(-matrix(self.block)[0] // self.rows)
+    if self.segments > 1:
+      return height * self.segments
+    return -(-height // (lanes // self.width))
 
 
 @_register

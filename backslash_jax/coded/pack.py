@@ -34,51 +34,54 @@ def coded(x: Tensor, grid: tuple[int, ...], place: Place) -> Coded:
     place: from a NumPy array with the grid's axes first to one of JAX.
   """
   blocks = layout.blocks(x.levels, grid)
-  rows = layout.rows(blocks, x.dtype.itemsize)
-  price = rows * 8 * (4 + x.dtype.itemsize)
-  keys = [layout.keys(block, rows) for block in blocks]
-  alphabets = [
-    layout.alphabet(*np.unique(own, return_counts=True), price) for own in keys
-  ]
-  tuples = keys[0].size
-  lanes = layout.lanes(float(np.mean([a.bits for a in alphabets])), tuples)
-  ids, places, values = [], [], []
-  for block, own, alphabet in zip(blocks, keys, alphabets, strict=True):
-    found = np.searchsorted(alphabet.keys, own)
-    escaped = alphabet.keys[np.minimum(found, alphabet.keys.size - 1)] != own
-    found[escaped] = alphabet.keys.size
-    filled = np.full(-(-tuples // lanes) * lanes, _commonest(alphabet))
-    filled[:tuples] = found.ravel()
-    ids.append(filled.reshape(-1, lanes))
-    beside = np.repeat(escaped, rows, 0)[: len(block)] & (block != 0)
-    at, y = _beside(block, beside | layout.is_beyond(block), x)
+  shape, classes = layout.plan(blocks, x.dtype.itemsize)
+  sides = [layout.classes_of(block, shape.rows, classes) for block in blocks]
+  low, high = layout.tables_of(sides)
+  tables = high - low + 1
+  ids, alphabets, places, values = [], [], [], []
+  for block, (row, column) in zip(blocks, sides, strict=True):
+    table = np.clip(row[:, None] + column - low, 0, tables - 1)
+    own, found, escaped = _look_up(block, table, tables, shape.rows, x)
+    alphabets.append(own)
+    ids.append(_laid_out(found, shape))
+    rows = np.repeat(escaped, shape.rows, 0)[: len(block)]
+    at, y = _beside(block, rows & (block != 0) | layout.is_beyond(block), x)
     places.append(at)
     values.append(y)
-  width = max(a.frequency.size for a in alphabets)
-  frequency = np.stack([_padded(a.frequency, width, 0) for a in alphabets])
+  frequency, keys = _tabulated(alphabets)
   states, counts, words = _encode(ids, frequency)
-  lowest = min(int(a.keys.size and _levels(a.keys).min()) for a in alphabets)
-  highest = max(int(a.keys.size and _levels(a.keys).max()) for a in alphabets)
-  scale = exact.scales(x.unit, lowest, highest)
+  levels = _levels(keys)
+  scale = exact.scales(x.unit, int(levels.min()), int(levels.max()))
   if scale is None:
     scale = exact.values(np.arange(-128, 128), x.unit, x.dtype)
+  # A row's class is that of its table where the columns have none.
+  row_classes = [_padded(row, shape.height, row[-1]) - low for row, _ in sides]
+  column_classes = [_padded(own, shape.width, own[-1]) for _, own in sides]
+  if not classes.by_row:
+    column_classes = [own - low for own in column_classes]
+  if not classes.by_row or tables == 1:
+    row_classes = [own[:0] for own in row_classes]
+  if not classes.by_column or tables == 1:
+    column_classes = [own[:0] for own in column_classes]
 
   def child(parts):
     parts = np.stack(parts)
     return place(parts.reshape(grid + parts.shape[1:]))
 
   return Coded(
-    words=child(_even([*words, np.zeros(1, np.uint16)], 0)[:-1]),
+    words=child(_even(words, 0, 1)),
     counts=child(counts),
     states=child(states),
-    frequency=child(frequency.astype(np.uint16)),
-    tuples=child([_padded(a.keys, width, 0) for a in alphabets]),
+    frequency=child(frequency),
+    tuples=child(levels[..., : shape.rows]),
+    row_classes=child([own.astype(np.int8) for own in row_classes]),
+    column_classes=child([own.astype(np.int8) for own in column_classes]),
     places=child(_even(places, blocks[0].size)),
     values=child(_even(values, 0)),
     scale=child([scale] * len(blocks)),
     block=_block(x, grid),
     divided=len(grid),
-    rows=rows,
+    segments=shape.segments,
     dtype=x.dtype,
   )
 
@@ -133,29 +136,79 @@ def _block(x: Tensor, grid) -> tuple[int, ...]:
   )
 
 
+def _look_up(block, table, tables: int, rows: int, x: Tensor):
+  """The alphabet of each table, the id of each tuple, and which are escapes.
+
+  An id is counted from that of its table, MAX_IDS after the one before.
+  """
+  keys = layout.keys(block, rows)
+  price = layout.price(rows, x.dtype.itemsize)
+  ids = np.empty(keys.shape, np.int32)
+  escaped = np.empty(keys.shape, bool)
+  alphabets = []
+  for i in range(tables):
+    mine = slice(None) if tables == 1 else table == i
+    known, at, counts = np.unique(
+      keys[mine], return_inverse=True, return_counts=True
+    )
+    if not known.size:
+      known, counts = np.zeros(1, np.uint32), np.ones(1)
+    own = layout.alphabet(known, counts, price)
+    alphabets.append(own)
+    place = np.searchsorted(own.keys, known)
+    beyond = own.keys[np.minimum(place, own.keys.size - 1)] != known
+    place[beyond] = own.keys.size
+    ids[mine] = place[at].reshape(keys[mine].shape) + i * streams.MAX_IDS
+    escaped[mine] = beyond[at].reshape(keys[mine].shape)
+  return alphabets, ids, escaped
+
+
+def _laid_out(ids: np.ndarray, shape: layout.Shape) -> np.ndarray:
+  """The ids of each lane, [steps, lanes], with what fills up the last ones.
+
+  The last row and column are repeated, which keeps the table of each place.
+  """
+  height, width = ids.shape
+  padding = ((0, shape.height - height), (0, shape.width - width))
+  if any(padding[0]) or any(padding[1]):
+    ids = np.pad(ids, padding, "edge")
+  return ids.reshape(-1, shape.lanes)
+
+
+def _tabulated(alphabets) -> tuple[np.ndarray, np.ndarray]:
+  """Frequencies uint16 and tuples uint32, [blocks, tables, ids]."""
+  width = max(own.frequency.size for block in alphabets for own in block)
+  frequency, keys = (
+    np.stack(
+      [
+        np.stack([_padded(getattr(own, field), width, 0) for own in block])
+        for block in alphabets
+      ]
+    )
+    for field in ("frequency", "keys")
+  )
+  return frequency.astype(np.uint16), keys
+
+
 def _encode(ids: list[np.ndarray], frequency: np.ndarray):
   """States, counts and words of each block; all blocks at once."""
-  count, lanes = len(ids), ids[0].shape[1]
-  together = np.concatenate(ids, 1)
-  own = frequency[0] if count == 1 else np.repeat(frequency.T, lanes, 1)
-  states, counts, words = streams.encode(together, own)
-  counts = counts.reshape(count, lanes)
-  words = np.split(words, np.cumsum(counts.sum(1))[:-1])
-  return states.reshape(count, lanes), _narrow(counts), words
-
-
-def _narrow(counts: np.ndarray) -> np.ndarray:
-  return counts.astype(
-    np.uint16 if counts.max(initial=0) < 1 << 16 else np.uint32
+  blocks, tables, width = frequency.shape
+  wide = np.zeros([blocks, tables, streams.MAX_IDS], np.uint32)
+  wide[..., :width] = frequency
+  start = np.cumsum(wide, -1, dtype=np.uint32) - wide
+  together = np.concatenate(
+    [own + i * tables * streams.MAX_IDS for i, own in enumerate(ids)], 1
   )
-
-
-def _commonest(alphabet: layout.Alphabet) -> int:
-  return int(np.argmax(alphabet.frequency[:-1]))
+  states, counts, words = streams.encode(together, wide.ravel(), start.ravel())
+  counts = counts.reshape(blocks, -1)
+  words = np.split(words, np.cumsum(counts.sum(1))[:-1])
+  narrow = np.uint16 if counts.max() < 1 << 16 else np.uint32
+  return states.reshape(blocks, -1), counts.astype(narrow), words
 
 
 def _levels(keys: np.ndarray) -> np.ndarray:
-  return keys.astype("<u4").view(np.int8)
+  """The levels of tuples, int8 [..., MAX_ROWS]."""
+  return keys.astype("<u4")[..., None].view(np.int8)
 
 
 def _beside(block: np.ndarray, escaped: np.ndarray, x: Tensor):
@@ -196,7 +249,7 @@ def _padded(x: np.ndarray, size: int, value) -> np.ndarray:
   return np.pad(x, (0, size - x.size), constant_values=value)
 
 
-def _even(parts: list[np.ndarray], value) -> list[np.ndarray]:
-  """Parts of one length."""
-  size = max(part.size for part in parts)
+def _even(parts: list[np.ndarray], value, least: int = 0) -> list[np.ndarray]:
+  """Parts of one length, `least` or more."""
+  size = max(least, *(part.size for part in parts))
   return [_padded(part, size, value) for part in parts]

@@ -45,32 +45,28 @@ def bits(counts: np.ndarray, frequency: np.ndarray) -> float:
 
 
 def encode(
-  ids: np.ndarray, frequency: np.ndarray
+  symbols: np.ndarray, frequency: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Encodes lanes, each from its last id to its first.
+  """Encodes lanes, each from its last symbol to its first.
 
   Args:
-    ids: [steps, lanes], integers.
-    frequency: by id, [n] for all lanes, or [n, lanes].
+    symbols: int32 [steps, lanes], indices of the other two.
+    frequency: uint32, of each symbol.
+    start: uint32, sum of the frequencies before it in its table.
 
   Returns:
     The states that the decoder starts from, uint32 [lanes]; how many words each
     lane has, int64 [lanes]; and the words, uint16, lane after lane.
   """
-  steps, lanes = ids.shape
-  frequency = frequency.astype(np.uint32)
-  start = np.cumsum(frequency, axis=0, dtype=np.uint32) - frequency
-  if frequency.ndim > 1:
-    columns = np.arange(lanes)
+  steps, lanes = symbols.shape
   state = np.full(lanes, FLOOR, np.uint32)
   words = np.empty([steps, lanes], np.uint16)
   taken = np.empty([steps, lanes], bool)
   for t in range(steps - 1, -1, -1):
-    at = ids[t] if frequency.ndim == 1 else (ids[t], columns)
-    own = frequency[at]
+    own = frequency[symbols[t]]
     np.greater_equal(state >> (32 - PRECISION), own, out=taken[t])
     words[t] = state
     state = np.where(taken[t], state >> 16, state)
     whole = state // own
-    state = (whole << PRECISION) + (state - whole * own) + start[at]
+    state = (whole << PRECISION) + (state - whole * own) + start[symbols[t]]
   return state, taken.sum(0), words.T[taken.T]
