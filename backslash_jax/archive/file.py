@@ -227,6 +227,7 @@ def load(
   sharding=None,
   coded: bool | str = False,
   stacked: tree.Mask = (),
+  blocks: Mapping[str, int] | None = None,
   progress: Callable[[int], object] | None = None,
 ):
   """Reads a coded model file.
@@ -249,6 +250,9 @@ def load(
     stacked: with `coded`, selects as a mask the tensors whose first axis is
       that of layers. Each layer is coded on its own, so that `jax.lax.scan`
       and `jax.vmap` over the leaf take one layer after the other.
+    blocks: with `coded`, into how many equal blocks of rows a tensor is
+      divided, by its name: all children of its leaf then have an axis of the
+      blocks first, and a program can decode one after the other.
     progress: called with the number of parameters that each chunk has added.
 
   Returns:
@@ -275,6 +279,7 @@ def load(
         coded,
         stacked,
         lambda *tensor: _sharding_of(*tensor, sharding),
+        blocks or {},
       )
 
     def rows(entry: Entry) -> tuple[int, int] | None:

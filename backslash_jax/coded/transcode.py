@@ -1,6 +1,6 @@
 """From the tensors of a file to leaves that stay coded, one after another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,9 +22,11 @@ class Transcoder:
     kind: True for coded leaves, "packed" for packed ones.
     stacked: selects the tensors whose first axis is that of layers.
     sharding: from a tensor's name and shape to its sharding, or to None.
+    blocks: into how many blocks of rows a tensor is divided, by name.
 
   Raises:
-    ValueError: if `kind` is not one of KINDS, or `stacked` selects nothing.
+    ValueError: if `kind` is not one of KINDS, `stacked` selects nothing, or a
+      tensor has no such blocks.
   """
 
   def __init__(
@@ -33,10 +35,17 @@ class Transcoder:
     kind: Any,
     stacked: tree.Mask,
     sharding: Callable[[str, tuple[int, ...]], Any],
+    blocks: Mapping[str, int],
   ):
     if not any(kind is known or kind == known for known in KINDS):
       raise ValueError(f"coded is {kind!r}: it must be False, True or 'packed'")
-    self._kind, self._sharding = kind, sharding
+    self._kind, self._sharding, self._blocks = kind, sharding, blocks
+    known = {entry.name: entry.shape for entry in entries}
+    for name, count in blocks.items():
+      if not (shape := known.get(name)) or count < 1 or shape[0] % count:
+        raise ValueError(
+          f"tensor {name!r} of shape {shape} has no {count} blocks of rows"
+        )
     self._stored = {
       e.name: e.name if e.same is None else entries[e.same].name
       for e in entries
@@ -58,7 +67,9 @@ class Transcoder:
   def leaf(self, entry: Entry, levels: np.ndarray) -> Any:
     """The leaf of a tensor: coded, packed or an array, the smallest."""
     sharding = self._sharding(entry.name, entry.shape)
-    key = (self._stored[entry.name], sharding, entry.name in self._stacked)
+    name = entry.name
+    key = (self._stored[name], sharding, name in self._stacked)
+    key += (self._blocks.get(name),)
     if key not in self._made:
       made = self._make(entry, levels, sharding)
       if key[0] not in self._shared:
@@ -72,6 +83,8 @@ class Transcoder:
     grid = _grid(entry, sharding)
     if entry.name in self._stacked:
       grid = (entry.shape[0], *grid[1:])
+    if entry.name in self._blocks:
+      grid = (self._blocks[entry.name], *grid[1:])
     place = _placing(sharding, len(grid))
     makers = [pack.packed] if self._kind == "packed" else [pack.coded]
     made = makers[0](own, grid, place)

@@ -15,6 +15,7 @@ import jax
 from jax.typing import DTypeLike
 
 from backslash_jax import tree
+from experiments.models import compact
 
 Names = tuple[str | None, ...]  # Of an array's dimensions; None: kept whole.
 
@@ -87,13 +88,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def gather(params: Any, dtype: DTypeLike, *, skip: str | None = None) -> Any:
-  """See `Placement.gather`.
+  """See `Placement.gather`; what is coded in memory is decoded.
 
   Args:
     params: tree of parameters, a model's or a block's.
     dtype: of the computation.
     skip: regular expression: parameters in whose names it is found stay split.
   """
+  params = compact.dense(params, skip=skip)
   placement = _CURRENT.get()
   if placement is None:
     return params
