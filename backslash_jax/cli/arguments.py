@@ -40,8 +40,15 @@ Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
 (rms error / rms of the tensor) would exceed --max-error, and tensors whose code
 would be larger than the exact tensor. The output lists them.
 
-Give one of --bits, --size and --step. --bits and --size find the steps: each is
-in proportion to the square root of the tensor's root mean square.
+Give one of --bits, --size, --tolerance and --step. The first three find the
+steps: each is in proportion to the square root of the tensor's root mean
+square.
+
+--tolerance 0.01 --evaluate module:function gives the smallest file of which a
+metric of yours loses at most 0.01. The function takes a dict, tensor name ->
+NumPy array, with the values that the file would hold, and returns a number, of
+which more is better: an accuracy, or minus a loss. It is called about ten
+times, first with the exact weights.
 
 What to expect, as loss in nats at bits per parameter of the whole file:
 
@@ -125,9 +132,21 @@ def parser(
     "40000000; finds the step",
   )
   size.add_argument(
+    "--tolerance",
+    type=float,
+    help="how much the metric of --evaluate may fall below that of the exact "
+    "weights; finds the step",
+  )
+  size.add_argument(
     "--step",
     help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
     "tensor's largest magnitude divided by 127",
+  )
+  sub.add_argument(
+    "--evaluate",
+    metavar="MODULE:FUNCTION",
+    help="the metric of --tolerance: dict of arrays -> number, more is better; "
+    "modules in the current directory are found",
   )
   sub.add_argument(
     "--coder",
