@@ -157,6 +157,28 @@ def test_fsdp_gathers_layers_and_keeps_the_batch_where_it_is():
   _assert_fully_sharded("llama", "lm", True)
 
 
+def test_what_is_counted_is_what_the_sizes_give():
+  compiled, found, state = _compiled("llama", "lm", FSDP, 32, True)
+  width, mlp, depth, vocabulary = 64, 192, _depth("llama"), 256
+  blocks = depth * (4 * width**2 + 3 * width * mlp)
+  table = vocabulary * width
+  norms = (2 * depth + 1) * width
+  assert sum(x.size for x in jax.tree.leaves(state["params"])) == (
+    blocks + table + norms
+  )
+  # Forward 2 a parameter and token, backward 4; blocks 2 again, but for their
+  # last product, which nothing in the backward pass needs.
+  flops = 32 * LENGTH * (8 * blocks - 2 * depth * width * mlp + 6 * table)
+  # The products of the scores: 2 forward, 2 again, and 4 backward.
+  flops += 8 * 2 * depth * 32 * LENGTH**2 * width
+  assert cost.flops(hlo.Program(compiled.as_text())) == flops / 8
+  # Both uses of the tied embedding gather it, and reduce its gradient.
+  gathered = [c for c in found if c.kind == "all-gather"]
+  assert _bytes(gathered) == 4 * (2 * blocks + 2 * table)
+  reduced = _bytes(found) - _bytes(gathered)
+  assert reduced == pytest.approx(4 * (blocks + 2 * table + norms), rel=1e-3)
+
+
 EVERY = [
   *((name, "classification") for name in ("encoder", "bert", "gemma2")),
   *((name, "lm") for name in ("decoder", "gpt2", "llama", "gemma2")),
