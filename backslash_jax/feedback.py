@@ -84,7 +84,6 @@ def quantize(
   """
   check_step(step)
   weights, moments = _checked(weights, moments, damping, mu)
-  inputs, outputs = weights.shape
   if not weights.size:
     return np.zeros(weights.shape, np.int32)
   order = jnp.argsort(-jnp.diagonal(moments))
@@ -98,7 +97,7 @@ def quantize(
     _levels, weights[order], variances, couplings, jnp.float32(step)
   )
   back = jnp.argsort(order)
-  levels = _on_host(run(_no_costs(inputs, outputs), 0.0)[back], step)
+  levels = _on_host(run(None, 0.0)[back], step)
   for _ in range(_FITS if mu else 0):
     model, _ = fit.quantized_ggd(levels)
     if model.shift:
@@ -176,11 +175,6 @@ def _on_host(levels: jax.Array, step: float) -> np.ndarray:
   return levels.astype(np.int32)
 
 
-def _no_costs(inputs: int, outputs: int):
-  zero = functools.partial(np.zeros, dtype=np.int64)
-  return zero(inputs), zero(outputs), np.zeros((1, 1), np.float32)
-
-
 @jax.jit
 def _factors(moments: jax.Array, damping) -> tuple[jax.Array, jax.Array]:
   """d_i, [I], and M_ki / M_ii for k < i, otherwise 0, [I, I]."""
@@ -200,13 +194,15 @@ def _levels(weights, variances, couplings, step, costs, mu) -> jax.Array:
     variances: d_i, [I].
     couplings: M_ki / M_ii for k < i, otherwise 0, [I, I].
     step: a scalar.
-    costs: as `fit.costs` returns them.
+    costs: as `fit.costs` returns them; None takes no account of bits.
     mu: a scalar.
   """
   inputs, outputs = weights.shape
   block = min(_BLOCK, inputs)
   price = mu * jnp.mean(variances) / jnp.maximum(variances, 1e-30)
-  row_class, column_class, table = map(jnp.asarray, costs)
+  row_class = jnp.zeros(inputs, jnp.int32)
+  if costs is not None:
+    row_class, column_class, table = map(jnp.asarray, costs)
 
   def bits(levels, row):
     size = jnp.minimum(jnp.abs(levels), table.shape[1] - 1).astype(jnp.int32)
@@ -215,19 +211,12 @@ def _levels(weights, variances, couplings, step, costs, mu) -> jax.Array:
   def choose(target, row, price):
     """The level of each of the O targets of an input."""
     nearest = jnp.rint(target)
-    best, lowest = nearest, None
-    for level in (
-      nearest,
-      nearest - jnp.sign(nearest),
-      jnp.zeros_like(nearest),
-    ):
-      cost = jnp.square(target - level) + price * bits(level, row)
-      if lowest is None:
-        lowest = cost
-        continue
-      best = jnp.where(cost < lowest, level, best)
-      lowest = jnp.minimum(cost, lowest)
-    return best
+    if costs is None:
+      return nearest
+    lower = nearest - jnp.sign(nearest)
+    loss = jnp.square(target - lower) - jnp.square(target - nearest)
+    gain = bits(nearest, row) - bits(lower, row)
+    return jnp.where(loss < price * gain, lower, nearest)
 
   padding = -inputs % block
 

@@ -9,7 +9,15 @@ import backslash_jax as bs
 from backslash_jax import feedback as layer_feedback
 from backslash_jax import quantize as quantizers
 from backslash_jax import tree
-from experiments import cells, evaluate, feedback, quantize, settings, sharding
+from experiments import (
+  data,
+  evaluate,
+  feedback,
+  models,
+  scoring,
+  settings,
+  sharding,
+)
 from experiments.huggingface import weights
 from experiments.models import functional
 from tests import paths, tiny
@@ -23,7 +31,9 @@ def _model(name):
 
 def _batches(count=2, size=8, length=12):
   rng = np.random.default_rng(0)
-  mask = np.arange(length) < rng.integers(4, length + 1, (count, size))[..., None]
+  mask = (
+    np.arange(length) < rng.integers(4, length + 1, (count, size))[..., None]
+  )
   tokens = rng.integers(3, 60, (count, size, length)).astype(np.int32)
   return [
     {"tokens": np.where(m, t, 0), "mask": m}
@@ -90,9 +100,7 @@ def _seen_by(forward, params, block, batch):
 def test_padding_does_not_count():
   forward, params = _model("bert")
   batches = _batches()
-  other = [
-    b | {"tokens": np.where(b["mask"], b["tokens"], 7)} for b in batches
-  ]
+  other = [b | {"tokens": np.where(b["mask"], b["tokens"], 7)} for b in batches]
   found = feedback.quantize(forward, params, STEP, batches)
   again = feedback.quantize(forward, params, STEP, other)
   jax.tree.map(np.testing.assert_array_equal, found, again)
@@ -130,9 +138,7 @@ def test_a_mesh_gives_the_same_levels():
   split = jax.sharding.NamedSharding(mesh, sharding.BATCH)
   with sharding.use(mesh):
     found = _kernels(
-      feedback.quantize(
-        forward, placed, STEP, jax.device_put(batches, split)
-      )
+      feedback.quantize(forward, placed, STEP, jax.device_put(batches, split))
     )
   different = sum(np.sum(found[n] != x) for n, x in wanted.items())
   assert different < 1e-3 * sum(x.size for x in wanted.values())
@@ -152,8 +158,8 @@ def test_odd_layers_are_named():
   jax.tree.map(
     np.testing.assert_array_equal, found, quantizers.apply(params, STEP)
   )
-  params["decoder"]["layer_0"]["mlp"]["up"]["kernel"] *= np.nan
-  with pytest.raises(ValueError, match="decoder/layer_0/mlp/up/kernel"):
+  params["decoder"]["layer_0"]["mlp"]["down"]["kernel"] *= np.nan
+  with pytest.raises(ValueError, match="mlp/down/kernel: a weight is NaN"):
     feedback.quantize(forward, params, STEP, _batches(1))
 
 
@@ -164,26 +170,24 @@ def test_scanned_blocks_are_refused():
     feedback.quantize(forward, params, STEP, _batches(1))
 
 
-def test_the_evaluation_of_a_training_uses_it(tmp_path):
-  found = {}
-  for count in (0, 3):
-    config = tiny.config(
-      data__name="python_stdlib/bytes",
-      evaluate__feedback_batches=count,
-      evaluate__steps=(2.0**-3,),
-      evaluate__pruning_rates=(),
-      model__name="decoder",
-    )
-    cell = cells.Cell(
-      name="run",
-      config=config,
-      directory=tmp_path / str(count),
-      training=tmp_path / "training",
-    )
-    cells.finish(cell, {})
-    found[count] = bs.load(cell.directory / evaluate.SHIPPED)
-  kernels = [_kernels(x) for x in found.values()]
-  assert any(np.any(kernels[0][n] != x) for n, x in kernels[1].items())
+def test_an_evaluation_codes_what_it_gives(tmp_path):
+  config = tiny.config(
+    evaluate__feedback_batches=3,
+    evaluate__steps=(STEP,),
+    evaluate__pruning_rates=(),
+    evaluate__mu=0.1,
+    data__max_eval=32,
+    data__eval_batch_size=32,
+  )
+  task = data.load_task(config.data)
+  forward, params = functional.split(models.build(config.model, task, seed=0))
+  score = scoring.make_score(config, forward, sharding.make_mesh(config))
+  evaluate.evaluate(config, tmp_path, "run", params, score)
+  found = bs.load(tmp_path / evaluate.SHIPPED)
+  wanted = score.feedback(params, STEP, 3, mu=0.1)
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  rounded = _kernels(quantizers.apply(params, STEP, mu=0.1))
+  assert any(np.any(rounded[n] != x) for n, x in _kernels(found).items())
 
 
 @pytest.mark.parametrize(
