@@ -97,15 +97,15 @@ def quantize(
     _levels, weights[order], variances, couplings, jnp.float32(step)
   )
   back = jnp.argsort(order)
-  levels = _on_host(run(None, 0.0)[back], step)
+  found = _on_host(run(None, 0.0)[back], step)
   for _ in range(_FITS if mu else 0):
-    model, _ = fit.quantized_ggd(levels)
+    model, _ = fit.quantized_ggd(found)
     if model.shift:
       break  # The steps are so fine that all levels cost about the same.
-    rows, columns, table = fit.costs(levels, model)
+    rows, columns, table = fit.costs(found, model)
     costs = (rows[order], columns, table.astype(np.float32))
-    levels = _on_host(run(costs, mu)[back], step)
-  return levels
+    found = _on_host(run(costs, mu)[back], step)
+  return found
 
 
 def error(
@@ -164,15 +164,15 @@ def _automatic(x: jax.Array) -> jax.Array:
 
 def _on_host(levels: jax.Array, step: float) -> np.ndarray:
   """Levels as NumPy's int32; ValueError if there are none."""
-  levels = np.asarray(levels)
-  largest = np.abs(levels).max(initial=0)
+  found = np.asarray(levels)
+  largest = np.abs(found).max(initial=0)
   if not largest < 2**24:  # Beyond it, float32 has no place for an error.
     raise ValueError(
       "a weight is NaN or infinite"
       if not np.isfinite(largest)
       else f"a weight is {largest:.3g} steps of {step:g}: take a coarser step"
     )
-  return levels.astype(np.int32)
+  return found.astype(np.int32)
 
 
 @jax.jit

@@ -133,7 +133,7 @@ def _stack(model: Any) -> tuple[str, blocks.Blocks | layers.Stack]:
     if isinstance(module, blocks.Blocks | layers.Stack) and not path:
       if isinstance(module, blocks.Blocks) and module.scan:
         raise ValueError("the blocks are one loop: set model.scan=False")
-      return name, module
+      return str(name), module
   raise TypeError(f"{type(model).__name__} has no blocks")
 
 
@@ -157,15 +157,17 @@ def _recorded(
 
   for path, layer in nnx.iter_modules(module):
     if isinstance(layer, nnx.Linear) and path[:1] != (skip,):
-      layer.dot_general = functools.partial(dot_general, "/".join(path))
+      layer.dot_general = functools.partial(
+        dot_general, "/".join(map(str, path))
+      )
 
 
 class _Entry(nnx.Module):
   """In place of the blocks: keeps what they are given."""
 
-  def __call__(self, x: jax.Array, *masks: attention.Mask) -> jax.Array:
+  def __call__(self, x: jax.Array, *masks: attention.Mask, known: None = None):
     self.seen = nnx.data((x, masks))
-    return x
+    return x, known
 
 
 class _Exit(nnx.Module):
@@ -175,8 +177,8 @@ class _Exit(nnx.Module):
     self.norm = getattr(stack, "norm", lambda x: x)
     self.x = nnx.data(x)
 
-  def __call__(self, x: jax.Array, *masks: attention.Mask) -> jax.Array:
-    return self.norm(self.x)
+  def __call__(self, x: jax.Array, *masks: attention.Mask, known: None = None):
+    return self.norm(self.x), known
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -197,7 +199,7 @@ def _of_block(graphdef, params, x, mask):
   block: Any = nnx.merge(graphdef, params)
   moments: Moments = {}
   _recorded(block, moments, mask.real)
-  y = block(x, mask)
+  y, _ = block(x, mask)
   return moments, y
 
 

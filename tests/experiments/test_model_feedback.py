@@ -92,7 +92,7 @@ def _seen_by(forward, params, block, batch):
   norm = layer.attention_norm
   x, masks = feedback._entry(forward, "decoder", params, batch)
   for i in range(block):
-    x = getattr(model.decoder, f"layer_{i}")(x, masks[i])
+    x, _ = getattr(model.decoder, f"layer_{i}")(x, masks[i])
   seen.append(norm(x))
   return seen[0]
 
