@@ -29,6 +29,9 @@ from ml_collections import config_flags
 from experiments import data, learner, optimizer, settings, sharding
 from experiments.bench import roofline, timing, usage
 
+# XLA has no text for what gathers on the SparseCores of a v5p.
+_OPTIONS = {"xla_tpu_offload_gather_to_sparsecore": False}
+
 
 def topology_devices(name: str) -> list[Any]:
   """The devices of a TPU topology such as "v5e:4x4", to compile for.
@@ -126,7 +129,9 @@ def compile_update(
     state, batch(config, task), jax.ShapeDtypeStruct((), jnp.int32)
   )
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(
+      _OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    )
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise

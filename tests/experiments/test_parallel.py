@@ -1,6 +1,7 @@
 """Training steps on a mesh: what they communicate, hold and compute."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from backslash_jax import tree
 from experiments import (
   data,
   learner,
@@ -134,6 +136,14 @@ def _bytes(collectives):
   return sum(c.times * c.bytes for c in collectives)
 
 
+def _assert_gathered_twice(collectives, params):
+  """Each matrix of a block: forward, and backward instead of being stored."""
+  gathered = _bytes(c for c in collectives if c.kind == "all-gather")
+  named = zip(tree.names(params), jax.tree.leaves(params), strict=True)
+  in_blocks = sum(x.size for n, x in named if re.search("layer.*kernel", n))
+  assert gathered >= 2 * 4 * in_blocks
+
+
 def _assert_fully_sharded(name, kind, looped):
   """What FSDP is, next to data parallelism with the same batch."""
   few = _compiled(name, kind, FSDP, 8, looped)[1]
@@ -148,6 +158,7 @@ def _assert_fully_sharded(name, kind, looped):
   assert _bytes(many) < 3.3 * size
   memory = [c.memory_analysis().temp_size_in_bytes for c in (compiled, copies)]
   assert memory[0] < 1.1 * memory[1]
+  _assert_gathered_twice(many, state["params"])
   flops = [cost.flops(hlo.Program(c.as_text())) for c in (compiled, copies)]
   assert flops[0] == pytest.approx(flops[1], rel=0.02)
   _assert_same_loss(name, kind, FSDP, looped)
@@ -177,6 +188,11 @@ def test_what_is_counted_is_what_the_sizes_give():
   assert _bytes(gathered) == 4 * (2 * blocks + 2 * table)
   reduced = _bytes(found) - _bytes(gathered)
   assert reduced == pytest.approx(4 * (blocks + 2 * table + norms), rel=1e-3)
+
+
+def test_what_is_gathered_is_not_stored_for_the_backward_pass():
+  _, found, state = _compiled("encoder", "classification", FSDP, 8, False)
+  _assert_gathered_twice(found, state["params"])
 
 
 EVERY = [
