@@ -24,6 +24,7 @@ _FACTS = (
   "prompt_seconds",
   "weights_bytes",
   "temporary_bytes",
+  "prompt_temporary_bytes",
   "loading_peak_bytes",
   "peak_bytes",
 )
@@ -48,9 +49,10 @@ def table(document: dict[str, Any]) -> str:
     "",
     f"{machine['host']}, jax {machine['jax']}, {document['date']}.",
     "",
-    "| weights | in memory, MB | temporaries, MB | peak before the first token,"
-    " MB | peak after it, MB | seconds for the prompt | tokens per second |",
-    "|---|---:|---:|---:|---:|---:|---:|",
+    "| weights | in memory, MB | temporaries of a token, MB | of the prompt,"
+    " MB | peak of the process while loading, MB | while answering, MB |"
+    " seconds for the prompt | tokens per second |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|",
   ]
   for kind in model.WEIGHTS:
     median = {k: v["median"] for k, v in results[kind].items()}

@@ -2,7 +2,7 @@
 
 python -m experiments.bench.aot_serve --write
 
-A row of tokens goes through the model with a full cache of keys and values, in
+A token of each row goes through the model with a cache of keys and values, in
 bfloat16, with dense, packed and coded weights. Needs libtpu and no TPU. Prints
 what one chip holds and the smallest slice that the step fits, by the compiler's
 own count; nothing is run. --write keeps the numbers in
@@ -28,21 +28,21 @@ from experiments import settings, sharding
 from experiments.bench import aot, roofline, timing
 from experiments.models import cache, compact, functional, llama, sizes
 
-# Name -> the size, and slots of the cache of one row.
+# Name -> the size, rows and slots of the cache.
 MODELS = {
-  "Llama 3.2 1B": ("3.2-1b", 8192),
-  "DeepSeek 7B": ("deepseek-7b", 4096),
+  "Llama 3.2 1B, 1 x 8,192": ("3.2-1b", 1, 8192),
+  "DeepSeek 7B, 1 x 4,096": ("deepseek-7b", 1, 4096),
+  "DeepSeek 7B, 4 x 4,096": ("deepseek-7b", 4, 4096),
 }
 # Kind -> bits of a level, or on average of a coded one.
 KINDS = {
   "dense bfloat16": 16.0,
-  "packed, 8 bits": 8.0,
   "packed, 4 bits": 4.0,
-  "coded, 3 bits": 3.0,
   "coded, 2 bits": 2.0,
 }
 # Slices by the number of chips that split a layer.
 SLICES = {1: "v5e:2x2", 4: "v5e:2x2", 8: "v5e:2x4"}
+_LANES = 2048  # That decode a block side by side, about.
 _MEMORY = re.compile(r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])")
 
 
@@ -65,15 +65,20 @@ class Step(NamedTuple):
 
 
 def compile_step(
-  config: llama.ModelConfig, kind: str, devices: Sequence[Any], slots: int
+  config: llama.ModelConfig,
+  kind: str,
+  devices: Sequence[Any],
+  rows: int,
+  slots: int,
 ) -> Step:
-  """Compiles a decoding step of one row.
+  """Compiles a decoding step.
 
   Args:
     config: of the model, its blocks stacked.
     kind: one of KINDS.
     devices: which split the layers; dense weights only, if there are several.
-    slots: of the cache.
+    rows: of the cache.
+    slots: likewise.
   """
   mesh = jax.make_mesh(
     (1, 1, len(devices)),
@@ -83,7 +88,7 @@ def compile_step(
   )
   forward = functional.forward(config)
   params = stored(config, kind)
-  known = jax.eval_shape(lambda: cache.empty(config, 1, slots))
+  known = jax.eval_shape(lambda: cache.empty(config, rows, slots))
   placed = _placed(params, mesh)
   whole = NamedSharding(mesh, PartitionSpec())
   heads = PartitionSpec(None, None, None, "tensor")
@@ -100,7 +105,7 @@ def compile_step(
     donate_argnums=2,
     in_shardings=(placed, whole, known_placed),
     out_shardings=(whole, known_placed),
-  ).lower(params, jax.ShapeDtypeStruct((1,), jnp.int32), known)
+  ).lower(params, jax.ShapeDtypeStruct((rows,), jnp.int32), known)
   sizes = _bytes(params, placed), _bytes(known, known_placed)
   try:
     memory: Any = lowered.compile().memory_analysis()
@@ -167,14 +172,17 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
       **common,
     )
   rows = 2 if bits <= 2 else 1
-  lanes = 2048
+  segments = -(-block[-1] // _LANES)
+  lanes = -(-block[-1] // segments) * max(1, _LANES // block[-1])
   return bs.Coded(
     words=child((int(size * bits) // 16,), jnp.uint16),
     counts=child((lanes,), jnp.uint16),
     states=child((lanes,), jnp.uint32),
-    frequency=child((256,), jnp.uint16),
-    tuples=child((256,), jnp.uint32),
-    rows=rows,
+    frequency=child((1, 256), jnp.uint16),
+    tuples=child((1, 256, rows), jnp.int8),
+    row_classes=child((0,), jnp.int8),
+    column_classes=child((0,), jnp.int8),
+    segments=segments,
     **common,
   )
 
@@ -206,8 +214,8 @@ def _used(message: str) -> int:
 def table(results: dict[str, dict[str, Any]]) -> str:
   """The results as a table in Markdown, GiB per chip."""
   lines = [
-    "| model, cache | weights in memory | weights, GiB | cache | temporaries |"
-    " peak, GiB | chips |",
+    "| model, tokens in the cache | weights in memory | weights, GiB | cache |"
+    " temporaries | peak, GiB | chips |",
     "|---|---|---|---|---|---|---|",
   ]
   gib = 2**30
@@ -217,7 +225,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         step = Step(**found)
         temporary = step.temporary
         cells = [
-          f"{name}, {MODELS[name][1]:,} tokens",
+          name,
           kind,
           f"{step.weights / gib:.2f}",
           f"{step.cache / gib:.2f}",
@@ -238,7 +246,7 @@ def _main(argv):
   jax.config.update("jax_platforms", "cpu")  # Whatever this host has.
   results: dict[str, Any] = {}
   try:
-    for name, (size, slots) in MODELS.items():
+    for name, (size, rows, slots) in MODELS.items():
       config = dataclasses.replace(
         llama.SIZES[size], scan=True, dtype="bfloat16", param_dtype="bfloat16"
       )
@@ -247,7 +255,7 @@ def _main(argv):
         found = results[name][kind] = {}
         for chips, slice_ in SLICES.items():
           devices = aot.topology_devices(slice_)[:chips]
-          step = compile_step(config, kind, devices, slots)
+          step = compile_step(config, kind, devices, rows, slots)
           found[str(chips)] = step._asdict()
           print(name, kind, chips, step, file=sys.stderr)
           if step.fits:

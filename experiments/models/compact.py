@@ -134,12 +134,15 @@ def is_parameter(x: Any) -> bool:
   return isinstance(x, Parameter)
 
 
-def dense(params: Any, *, skip: str | None = None) -> Any:
+def dense(
+  params: Any, *, skip: str | None = None, after: jax.Array | None = None
+) -> Any:
   """The same tree of arrays; a tensor that holds several is decoded once.
 
   Args:
     params: nested dicts of arrays and Parameters.
     skip: regular expression: those in whose names it is found stay.
+    after: nothing is decoded before it is computed.
   """
   leaves, structure = jax.tree.flatten_with_path(params, is_leaf=is_parameter)
   if not any(is_parameter(x) for _, x in leaves):
@@ -151,7 +154,23 @@ def dense(params: Any, *, skip: str | None = None) -> Any:
     if not is_parameter(x) or (skip and re.search(skip, name)):
       return x
     if id(x.source) not in decoded:
-      decoded[id(x.source)] = bs.decode(x.source)
+      decoded[id(x.source)] = bs.decode(_after(x.source, after))
     return x.view(decoded[id(x.source)])
 
   return structure.unflatten([leaf(path, x) for path, x in leaves])
+
+
+def _after(source: Any, x: jax.Array | None) -> Any:
+  """The source, for the compiler dependent on x.
+
+  It could otherwise decode all layers first, and hold them.
+  """
+  if x is None or not isinstance(source, bs.Coded | bs.Packed):
+    return source
+  # 0, unless the first number is NaN, and then nothing is lost.
+  zero = jnp.isnan(x.reshape(-1)[0])
+  field = "states" if isinstance(source, bs.Coded) else "lowest"
+  value = getattr(source, field)
+  return dataclasses.replace(
+    source, **{field: value + zero.astype(value.dtype)}
+  )

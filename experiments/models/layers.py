@@ -225,7 +225,8 @@ def block_function(
   """
 
   def apply(params, x_BxTxW, mask, known=None):
-    block = nnx.merge(graphdef, partition.gather(params, dtype))
+    params = partition.gather(params, dtype, after=x_BxTxW)
+    block = nnx.merge(graphdef, params)
     x_BxTxW = partition.constrain(x_BxTxW, "batch", None, None)
     x_BxTxW, known = block(x_BxTxW, mask, known)
     return partition.constrain(x_BxTxW, "batch", None, None), known

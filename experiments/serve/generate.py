@@ -50,6 +50,7 @@ class Answers:
     updates: how often all rows got a token in that time.
     temporary_bytes: what the computation of a token holds beside the weights
       and the cache, as the compiler counts it.
+    prompt_temporary_bytes: likewise, the computation of the prompts.
     loading_peak_bytes: what the process held at most before the first token.
   """
 
@@ -58,6 +59,7 @@ class Answers:
   token_seconds: float
   updates: int
   temporary_bytes: int
+  prompt_temporary_bytes: int
   loading_peak_bytes: int
 
 
@@ -112,6 +114,7 @@ def generate(
     token_seconds=stop - middle,
     updates=updates,
     temporary_bytes=decode.memory_analysis().temp_size_in_bytes,
+    prompt_temporary_bytes=prefill.memory_analysis().temp_size_in_bytes,
     loading_peak_bytes=loading_peak,
   )
 

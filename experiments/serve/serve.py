@@ -48,6 +48,7 @@ def main() -> None:
       "prompt_seconds": answers.prompt_seconds,
       "tokens_per_second": later / seconds if later and seconds else 0.0,
       "temporary_bytes": answers.temporary_bytes,
+      "prompt_temporary_bytes": answers.prompt_temporary_bytes,
       "loading_peak_bytes": answers.loading_peak_bytes,
     },
   )
