@@ -53,11 +53,12 @@ times, first with the exact weights.
 What to expect, as loss in nats at bits per parameter of the whole file:
 
   model                    exact   5 bits  4 bits  3 bits  2 bits
-  stories260K (Llama)      1.301   1.327   1.406   1.979
+  stories260K (Llama)      1.286   1.313   1.398   1.960
+  babyllama361 (Llama)     0.616   0.630   0.666   0.911
   MiniLM tuned on SST-2    0.327                   0.332   0.391
   SmolLM2-135M-Instruct    4.005           4.247
 
-With one --step, stories260K takes 5.0, 4.0 and 3.0 bits at 0.0154, 0.0318 and
+With one --step, stories260K takes 5.0, 4.0 and 3.0 bits at 0.0155, 0.0319 and
 0.0653; MiniLM takes 3.0 and 2.0 bits at 0.0288 and 0.0602; SmolLM2-135M takes
 4.0 bits at 0.0435.
 
