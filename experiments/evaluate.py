@@ -84,6 +84,7 @@ def evaluate(
   if distributed.agree(kept is not None):
     return kept or _read(path)["evaluation"]
   quantizers = _quantizers(config, params, score, fitted)
+  mu, count = config.evaluate.mu, config.evaluate.feedback_batches
   rates = config.evaluate.pruning_rates
   if distributed.is_main():
     print(f"{name}: evaluating {len(quantizers)} files, {len(rates)} prunings")
@@ -106,7 +107,16 @@ def evaluate(
   files = [directory / f"file_{i}.safetensors" for i in range(len(quantizers))]
   try:
     result["quantized"] = [
-      label | _quantized(config, file, source, score, steps, whole, of)
+      label
+      | _quantized(
+        config,
+        file,
+        score.feedback(params, steps, count, mu=mu) if count else source,
+        score,
+        steps,
+        whole,
+        of,
+      )
       for file, (label, steps) in zip(files, quantizers, strict=True)
     ]
     result["shipped"] = _choose(config, result)
@@ -187,7 +197,8 @@ def _quantized(config, file, source, score, steps, whole, base=None):
         step=steps,
         base=base,
         coder=config.evaluate.coder,
-        mu=config.evaluate.mu,
+        # Feedback has counted the bits already.
+        mu=0.0 if config.evaluate.feedback_batches else config.evaluate.mu,
       )
   distributed.barrier(f"coded {file.name}")
   size, bits = file.stat().st_size, None

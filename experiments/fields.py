@@ -154,6 +154,7 @@ FIELDS = {
   "evaluate.scales": _list_of(_POSITIVE, "positive numbers"),
   "evaluate.pruning_rates": _list_of(_FRACTION, "numbers in [0, 1)"),
   "evaluate.sensitivity_batches": _NATURAL,
+  "evaluate.feedback_batches": _NATURAL,
   "evaluate.vectors": _optional(_POSITIVE),
   "evaluate.mu": _NOT_NEGATIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,

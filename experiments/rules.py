@@ -203,6 +203,9 @@ _EXCLUSIVE = (
   _ROUNDING,
   ("evaluate.levels", "evaluate.sensitivity_batches", "round_bits"),
   ("evaluate.levels", "evaluate.vectors", "round_bits"),
+  ("evaluate.feedback_batches", "evaluate.vectors"),
+  ("evaluate.feedback_batches", "model.delta", "model.lora"),
+  ("evaluate.feedback_batches", "model.scan"),
   ("model.delta", "model.lora"),
 )
 

@@ -1,4 +1,4 @@
-"""The steps with which a model gets a size: --bits, --size.
+"""The steps of tensors at a scale, and the scale for a size: --bits, --size.
 
 Each tensor's step is one number for the model, the scale, times a weight of the
 tensor. The scale is found by coding the model a few times.
