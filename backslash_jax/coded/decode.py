@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from backslash_jax.coded import exact, xla
 from backslash_jax.coded.leaves import Coded, Packed, matrix
+from backslash_jax.moments import sharded
 
 IMPLEMENTATIONS = {"xla": xla}
 
@@ -37,21 +38,45 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
   module = IMPLEMENTATIONS[name]
 
   def leaf(x):
-    if isinstance(x, Coded):
-      return _blocks(x, lambda own: _coded(own, module))
-    if isinstance(x, Packed):
-      return _blocks(x, lambda own: _packed(own, x.bits))
-    return x
+    return _leaf(x, module) if isinstance(x, Coded | Packed) else x
 
   return jax.tree.map(
     leaf, x, is_leaf=lambda node: isinstance(node, Coded | Packed)
   )
 
 
+def _leaf(x: Coded | Packed, module) -> jax.Array:
+  """One leaf's array; each device decodes its own blocks."""
+
+  def local(x):
+    if isinstance(x, Coded):
+      return _blocks(x, lambda own: _coded(own, module))
+    return _blocks(x, _packed)
+
+  placed = sharded.typed(jax.tree.leaves(x)[0])
+  if placed is None:  # Or the compiler's partitioner does the same.
+    return local(x)
+  specs = jax.tree.map(lambda child: jax.typeof(child).sharding.spec, x)
+  count = len(x.grid)
+  for spec in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, jax.P)):
+    if tuple(spec[:count]) != tuple(placed.spec[:count]) or any(spec[count:]):
+      raise ValueError(
+        f"{x!r} is divided into {x.grid} blocks, which {spec} splits: load it"
+        " with sharding=..., or reshard what is decoded"
+      )
+  return jax.shard_map(
+    local,
+    mesh=placed.mesh,
+    in_specs=(specs,),
+    out_specs=jax.P(*placed.spec[:count]),
+    check_vma=False,  # Pallas does not declare how its output varies.
+  )(x)
+
+
 def _blocks(x, decode_one) -> jax.Array:
   """Decodes every block of a leaf, and puts them in their places."""
   shape = x.shape  # Refuses what was sliced where it is not divided.
-  grid = x._grid()
+  grid = x.grid
   block = x.block[x.divided - len(grid) :]
 
   def one(x):
@@ -92,9 +117,9 @@ def _coded(x: Coded, module) -> jax.Array:
   return found.reshape(-1)[: size * columns]
 
 
-def _packed(x: Packed, bits: int) -> jax.Array:
+def _packed(x: Packed) -> jax.Array:
   """The levels of one block, int32 [size]."""
-  size = math.prod(x.block)
+  size, bits = math.prod(x.block), x.bits
   if bits < 8:
     shifts = jnp.arange(0, 8, bits, dtype=jnp.uint8)
     octets = (x.octets[None] >> shifts[:, None]) & ((1 << bits) - 1)

@@ -150,6 +150,18 @@ def keys(block: np.ndarray, rows: int) -> np.ndarray:
   return out
 
 
+def counted(keys: np.ndarray, rows: int):
+  """The different tuples, how many there are, and the number of each tuple."""
+  if rows > 2:
+    known, at, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return known, counts, at.reshape(keys.shape)
+  counts = np.bincount(keys.ravel(), minlength=1)
+  known = np.flatnonzero(counts)
+  number = np.zeros(counts.size, np.int32)
+  number[known] = np.arange(known.size)
+  return known.astype(np.uint32), counts[known], number[keys]
+
+
 def is_beyond(levels: np.ndarray) -> np.ndarray:
   """Whether levels have no tuple."""
   return (levels > LIMIT) | (levels < -LIMIT)
@@ -296,7 +308,7 @@ def _rows(
     bits, count = 0.0, 0
     for block in sample:
       for _, own in divided(block, rows, classes):
-        values, counts = np.unique(own, return_counts=True)
+        values, counts, _ = counted(own, rows)
         scale = blocks[0].size / block.size
         bits += alphabet(values, counts * scale, price(rows, itemsize)).bits
         count += own.size * rows * scale

@@ -31,14 +31,15 @@ class _Leaf:
   divided: int
   dtype: Any
 
-  def _grid(self) -> tuple[int, ...]:
+  @property
+  def grid(self) -> tuple[int, ...]:
     """The blocks along each of the leading axes that are left."""
     raise NotImplementedError
 
   @property
   def shape(self) -> tuple[int, ...]:
     """That of the decoded array."""
-    grid = self._grid()
+    grid = self.grid
     sliced = self.divided - len(grid)
     if sliced < 0 or any(n != 1 for n in self.block[:sliced]):
       raise ValueError(
@@ -123,7 +124,8 @@ class Coded(_Leaf):
   segments: int = dataclasses.field(metadata=_STATIC)
   dtype: Any = dataclasses.field(metadata=_STATIC)
 
-  def _grid(self):
+  @property
+  def grid(self):
     return self.words.shape[:-1]
 
   @property
@@ -176,5 +178,6 @@ class Packed(_Leaf):
   bits: int = dataclasses.field(metadata=_STATIC)
   dtype: Any = dataclasses.field(metadata=_STATIC)
 
-  def _grid(self):
+  @property
+  def grid(self):
     return self.octets.shape[:-1]

@@ -8,6 +8,7 @@ import numpy as np
 from backslash_jax.coded import exact, layout, streams
 from backslash_jax.coded.leaves import Coded, Packed
 
+_WIDEST = 2048  # Lanes that are encoded at once.
 Place = Callable[[np.ndarray], object]  # Puts a child on the device.
 
 
@@ -143,14 +144,12 @@ def _look_up(block, table, tables: int, rows: int, x: Tensor):
   """
   keys = layout.keys(block, rows)
   price = layout.price(rows, x.dtype.itemsize)
-  ids = np.empty(keys.shape, np.int32)
+  ids = np.empty(keys.shape, np.int16)
   escaped = np.empty(keys.shape, bool)
   alphabets = []
   for i in range(tables):
     mine = slice(None) if tables == 1 else table == i
-    known, at, counts = np.unique(
-      keys[mine], return_inverse=True, return_counts=True
-    )
+    known, counts, at = layout.counted(keys[mine], rows)
     if not known.size:
       known, counts = np.zeros(1, np.uint32), np.ones(1)
     own = layout.alphabet(known, counts, price)
@@ -158,8 +157,8 @@ def _look_up(block, table, tables: int, rows: int, x: Tensor):
     place = np.searchsorted(own.keys, known)
     beyond = own.keys[np.minimum(place, own.keys.size - 1)] != known
     place[beyond] = own.keys.size
-    ids[mine] = place[at].reshape(keys[mine].shape) + i * streams.MAX_IDS
-    escaped[mine] = beyond[at].reshape(keys[mine].shape)
+    ids[mine] = place[at] + i * streams.MAX_IDS
+    escaped[mine] = beyond[at]
   return alphabets, ids, escaped
 
 
@@ -191,19 +190,30 @@ def _tabulated(alphabets) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _encode(ids: list[np.ndarray], frequency: np.ndarray):
-  """States, counts and words of each block; all blocks at once."""
+  """States, counts and words of each block; several blocks at once."""
   blocks, tables, width = frequency.shape
   wide = np.zeros([blocks, tables, streams.MAX_IDS], np.uint32)
   wide[..., :width] = frequency
   start = np.cumsum(wide, -1, dtype=np.uint32) - wide
-  together = np.concatenate(
-    [own + i * tables * streams.MAX_IDS for i, own in enumerate(ids)], 1
-  )
-  states, counts, words = streams.encode(together, wide.ravel(), start.ravel())
-  counts = counts.reshape(blocks, -1)
-  words = np.split(words, np.cumsum(counts.sum(1))[:-1])
+  states, counts, words = [], [], []
+  group = max(_WIDEST // ids[0].shape[1], 1)
+  for first in range(0, blocks, group):
+    own = slice(first, min(first + group, blocks))
+    symbols = np.concatenate(
+      [
+        part.astype(np.int32) + i * tables * streams.MAX_IDS
+        for i, part in enumerate(ids[own])
+      ],
+      1,
+    )
+    found = streams.encode(symbols, wide[own].ravel(), start[own].ravel())
+    here = found[1].reshape(own.stop - own.start, -1)
+    states.append(found[0].reshape(here.shape))
+    counts.append(here)
+    words += np.split(found[2], np.cumsum(here.sum(1))[:-1])
+  counts = np.concatenate(counts)
   narrow = np.uint16 if counts.max() < 1 << 16 else np.uint32
-  return states.reshape(blocks, -1), counts.astype(narrow), words
+  return np.concatenate(states), counts.astype(narrow), words
 
 
 def _levels(keys: np.ndarray) -> np.ndarray:

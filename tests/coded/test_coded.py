@@ -1,5 +1,7 @@
 """Weights that stay coded or packed: bit-equal to `bs.load` once decoded."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,16 +136,28 @@ def test_an_unknown_kind_is_refused(stack):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_are_decoded_where_they_are(stack, kind):
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_shards_are_decoded_where_they_are(stack, kind, axis_type):
   path, params = stack
-  mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-  rows = jax.NamedSharding(mesh, jax.P("data"))
-  coded = bs.load(path, names="head*", coded=kind, sharding=rows)
-  decode = jax.jit(bs.decode, out_shardings=rows)
+  types = (getattr(jax.sharding.AxisType, axis_type),) * 2
+  mesh = jax.make_mesh((4, 2), ("data", "model"), types)
+  placed = jax.NamedSharding(mesh, jax.P("data", "model"))
+  coded = bs.load(path, names="head*", coded=kind, sharding=placed)
+  decode = jax.jit(bs.decode, out_shardings=placed)
   program = decode.lower(coded).compile().as_text()
   for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
     assert name not in program
   assert_same(decode(coded)["head/0"], params["head"][0])
+
+
+def test_a_leaf_that_is_split_otherwise_is_refused(stack):
+  mesh = jax.make_mesh((2,), ("data",))
+  leaf = bs.load(stack[0], coded="packed")["head"][0]
+  leaf = jax.device_put(leaf, jax.NamedSharding(mesh, jax.P()))
+  assert_same(jax.jit(bs.decode)(leaf), bs.decode(leaf))
+  octets = jax.device_put(leaf.octets, jax.NamedSharding(mesh, jax.P("data")))
+  with pytest.raises(ValueError, match="sharding"):
+    jax.jit(bs.decode)(dataclasses.replace(leaf, octets=octets))
 
 
 def test_a_damaged_file_is_refused(stack, tmp_path):
