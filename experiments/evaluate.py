@@ -85,6 +85,7 @@ def evaluate(
   if distributed.agree(kept is not None):
     return kept or _read(path)["evaluation"]
   quantizers = _quantizers(config, params, score, fitted)
+  mu, count = config.evaluate.mu, config.evaluate.feedback_batches
   rates = config.evaluate.pruning_rates
   tell = _progress(name, len(quantizers), len(rates))
 
@@ -107,7 +108,10 @@ def evaluate(
   try:
     result["quantized"] = quantized = []
     for file, (label, steps) in zip(files, quantizers, strict=True):
-      own = _quantized(config, file, source, score, steps, whole, of)
+      weights = source
+      if count:
+        weights = score.feedback(params, steps, count, mu=mu)
+      own = _quantized(config, file, weights, score, steps, whole, of)
       quantized.append(label | own)
       (unit,) = label
       bits = 8 * own["bytes"] / result["parameters"]
@@ -206,7 +210,8 @@ def _quantized(
         step=steps,
         base=base,
         coder=config.evaluate.coder,
-        mu=config.evaluate.mu,
+        # Feedback has counted the bits already.
+        mu=0.0 if config.evaluate.feedback_batches else config.evaluate.mu,
       )
   distributed.barrier(f"coded {file.name}")
   size, bits = file.stat().st_size, None

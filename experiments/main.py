@@ -58,26 +58,28 @@ def train_and_evaluate(
   return result
 
 
-def launch(function):
-  """Runs the program: function(config, workdir) with the values of the flags.
+def launch(function, output="workdir"):
+  """Runs the program: function(config, path) with the values of the flags.
+
+  `output` is the name of the flag with the path.
 
   See `program.run` for its end.
   """
   config = config_flags.DEFINE_config_file(
     "config", None, "The experiment, a file of configs/.", lock_config=True
   )
-  workdir = flags.DEFINE_string(
-    "workdir", None, "Directory of everything that is written."
+  directory = flags.DEFINE_string(
+    output, None, "Directory of everything that is written."
   )
 
   def main(argv):
     del argv
-    if not config.value or not workdir.value:
+    if not config.value or not directory.value:
       raise settings.UserError(
-        "both --config=FILE and --workdir=DIR are needed"
+        f"both --config=FILE and --{output}=DIR are needed"
       )
     with distributed.membership():
-      function(config.value, pathlib.Path(workdir.value))
+      function(config.value, pathlib.Path(directory.value))
 
   program.run(main, functools.partial(_parse, config))
 

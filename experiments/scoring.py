@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data, distributed, finetune, sharding
+from experiments import data, distributed, feedback, finetune, sharding
 from experiments.models import functional, losses
 
 
@@ -85,10 +85,13 @@ class Score:
     squares: (trained, count) -> every leaf's mean squared gradient, float32
       scalars: of the loss of each of the first `count` training batches. Of
       what is trained, see `finetune.split`; the params are the whole model.
+    feedback: (params, steps, count, **options) -> the parameters that
+      `feedback.quantize` makes with the first `count` training batches.
   """
 
   function: Callable[[Any, str], dict[str, float]]
   squares: Callable[[Any, int], Any]
+  feedback: Callable[..., dict]
 
   def __call__(self, params: Any, split: str) -> dict[str, float]:
     return self.function(params, split)
@@ -133,20 +136,30 @@ def make_score(
     found = {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
     return found | {"accuracy_error": standard_error(total)}
 
-  def squares(trained, count):
-    trained = _put(trained, sharding.parameters(trained, mesh))
+  def training_batches(count):
     batches = data.train_dataset(
       config.data, seed=0, batch_size=config.data.batch_size
     )
+    for batch in itertools.islice(batches, count):
+      yield _put(batch, split_over_devices)
+
+  def squares(trained, count):
+    trained = _put(trained, sharding.parameters(trained, mesh))
     found = [
-      mean_squares(trained, _put(batch, split_over_devices), base)
-      for batch in itertools.islice(batches, count)
+      mean_squares(trained, batch, base) for batch in training_batches(count)
     ]
     with distributed.waiting("measure the sensitivity"):
       found = jax.device_get(found)
     return jax.tree.map(lambda *x: np.mean(x), *found)
 
-  return Score(score, squares)
+  def quantized(params, steps, count, **options):
+    params = _put(params, sharding.parameters(params, mesh))
+    with sharding.use(mesh):
+      return feedback.quantize(
+        forward, params, steps, training_batches(count), **options
+      )
+
+  return Score(score, squares, quantized)
 
 
 def _put(values, shardings):

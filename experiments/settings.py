@@ -123,6 +123,7 @@ _WANTED = {
   "evaluate.scales": _list_of(_POSITIVE, "positive numbers"),
   "evaluate.pruning_rates": _list_of(_FRACTION, "numbers in [0, 1)"),
   "evaluate.sensitivity_batches": _NATURAL,
+  "evaluate.feedback_batches": _NATURAL,
   "evaluate.vectors": _optional(_POSITIVE),
   "evaluate.mu": _NOT_NEGATIVE,
   "evaluate.tolerance": _NOT_NEGATIVE,
@@ -156,6 +157,9 @@ _EXCLUSIVE = (
   ("round_step", "quantize_bits", "round_bits"),
   ("evaluate.levels", "evaluate.sensitivity_batches", "round_bits"),
   ("evaluate.levels", "evaluate.vectors", "round_bits"),
+  ("evaluate.feedback_batches", "evaluate.vectors"),
+  ("evaluate.feedback_batches", "model.delta", "model.lora"),
+  ("evaluate.feedback_batches", "model.scan"),
   ("model.delta", "model.lora"),
 )
 # A field that is set does nothing unless one of these is set too.

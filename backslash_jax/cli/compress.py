@@ -77,6 +77,8 @@ def run(options, console) -> dict:
         costs[coder] += _cost(job, coder=coder, quantizer=own)
     copy(staged, console)
   result = _summary([s for s, _ in plan.models], reports)
+  if options.mask is None:
+    result["exact"]["scales"] = steps.scales_of_quantized(models)
   show.compressed(console, result, options.max_error)
   if options.report:
     result["coder_bytes"] = costs
@@ -263,5 +265,6 @@ def _summary(sources: list[Path], reports: list[archive.Report]) -> dict:
       "error": [t.name for t in tensors if t.kept == "error"],
       "size": [t.name for t in tensors if t.kept == "size"],
       "dtype": [t.name for t in tensors if steps.is_narrow(t.dtype)],
+      "scales": [],
     },
   }

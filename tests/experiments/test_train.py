@@ -166,9 +166,9 @@ def test_divergence_stops_the_run_and_keeps_a_good_checkpoint(
   def make_breaking(*args, **kwargs):
     update_fn = make_update(*args, **kwargs)
 
-    def breaking(state, batch, update):
+    def breaking(state, batch, update, base):
       weights = jnp.where(update == 10, jnp.inf, batch["weights"])
-      return update_fn(state, batch | {"weights": weights}, update)
+      return update_fn(state, batch | {"weights": weights}, update, base)
 
     return breaking
 
