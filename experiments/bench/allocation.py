@@ -186,8 +186,8 @@ def _table(found: dict[str, Any]) -> str:
     f"|---|---:|{'---:|' * (len(RULES) + 1)}",
   ]
   for model, own in found.items():
-    bits = sorted({b for rule in RULES for b in own[rule]}, key=float)
-    for b in bits:
+    bits: set[str] = {b for rule in RULES for b in own[rule]}
+    for b in sorted(bits, key=float):
       cells_ = [_cell(own, rule, b) for rule in RULES]
       exact = f"{own['exact']['loss']:.3f}"
       lines.append(f"| {model} | {b} | {' | '.join([*cells_, exact])} |")
