@@ -31,7 +31,15 @@ import backslash_jax as bs
 from backslash_jax import archive, tree
 from backslash_jax.archive import naming
 from backslash_jax.cli import goal
-from experiments import cells, data, include, learner, scoring, sharding
+from experiments import (
+  cells,
+  data,
+  include,
+  learner,
+  program,
+  scoring,
+  sharding,
+)
 from experiments.bench import timing
 from experiments.data import tokenizer
 from experiments.huggingface import weights
@@ -199,4 +207,4 @@ def _cell(own: dict[str, Any], rule: str, bits: str) -> str:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from experiments import data, learner, optimizer, settings, sharding
+from experiments import data, learner, optimizer, program, settings, sharding
 from experiments.bench import roofline, timing, usage
 
 # XLA has no text for what gathers on the SparseCores of a v5p.
@@ -224,4 +224,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

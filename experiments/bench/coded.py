@@ -22,9 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import backslash_jax as bs
+from experiments import program
 from experiments.bench import timing
 
 _PARAMETERS = flags.DEFINE_integer("parameters", 100, "Million weights.")
@@ -171,4 +172,4 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  program.run(main)

@@ -22,8 +22,9 @@ import time
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
+from experiments import program
 from experiments.bench import processes, timing
 
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/kills", "Of the trainings.")
@@ -192,4 +193,4 @@ def _numbers(workdir):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  program.run(main)

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from backslash_jax.moments import dispatch
+from experiments import program
 from experiments.bench import shapes, timing
 
 _CALLS = flags.DEFINE_integer("calls", 4, "Operations in a timed call.")
@@ -65,4 +66,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import include
+from experiments import include, program
 from experiments.bench import aot_serve, timing, usage
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
@@ -150,4 +150,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -1,6 +1,8 @@
 """A program ends with one line and the usual exit code, not a traceback."""
 
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +119,16 @@ def test_ignored_signal_stays_ignored():
       assert numbers == []
   finally:
     signal.signal(signal.SIGHUP, before)
+
+
+def test_every_program_ends_so():
+  """Also those of benchmarks, whose output is piped to head as well."""
+  root = pathlib.Path(program.__file__).parent
+  for path in root.rglob("*.py"):
+    text = path.read_text()
+    is_program = '__name__ == "__main__"' in text or path.stem == "__main__"
+    if is_program and path.name != "include.py":  # It prints nothing.
+      assert re.search(r"program\.(run|end)\(|launch\(", text), path
 
 
 _TRAINING = """
