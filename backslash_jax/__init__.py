@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 # that only reads files needs neither JAX nor optax.
 _MODULES = {
   "archive": ("ArchiveError", "Base", "Report", "inspect", "load", "save"),
+  "coded": ("Coded", "Packed", "decode"),
   "control": ("gradient_balance", "target_rate"),
   "difference": ("apply_delta", "delta"),
   "quantize": ("STEP",),
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     load,
     save,
   )
+  from backslash_jax.coded import Coded, Packed, decode
   from backslash_jax.control import gradient_balance, target_rate
   from backslash_jax.difference import apply_delta, delta
   from backslash_jax.fitting import fit_steps, steps
@@ -49,9 +51,12 @@ __all__ = [
   "ArchiveError",
   "BackslashState",
   "Base",
+  "Coded",
+  "Packed",
   "Report",
   "apply_delta",
   "backslash",
+  "decode",
   "delta",
   "fit_steps",
   "ggd",

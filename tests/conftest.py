@@ -67,3 +67,11 @@ def make_config(source, cache):
     return config
 
   return make
+
+
+@pytest.fixture
+def quick_compilation():
+  """Programs that are run a few times only are compiled without passes."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)

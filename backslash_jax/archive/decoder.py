@@ -27,6 +27,8 @@ class Decoder:
     rows: from an entry to the (start, stop) rows of its matrix that are wanted,
       None for no rows. All other rows of its array are undefined. Of an entry
       with a base, the array is the difference, see `differences.add`.
+    levels: whether the array of an entry is that of its int32 levels, multiples
+      of its unit, in place of the values.
   """
 
   def __init__(
@@ -34,7 +36,9 @@ class Decoder:
     reader: container.Reader,
     entries: list[Entry],
     rows: Callable[[Entry], tuple[int, int] | None],
+    levels: Callable[[Entry], bool] = lambda entry: False,
   ):
+    self._levels = levels
     self._reader = reader
     self._entries = entries
     wanted = [rows(entry) for entry in entries]
@@ -139,8 +143,9 @@ class Decoder:
       for part in filter(self._wanted, parts):
         if part.tensor not in self._arrays:
           entry = self._entries[part.tensor]
+          dtype = np.int32 if self._levels(entry) else entry.stored_dtype
           try:
-            self._arrays[part.tensor] = np.empty(entry.size, entry.stored_dtype)
+            self._arrays[part.tensor] = np.empty(entry.size, dtype)
           except MemoryError:
             raise self._reader.error(
               f"tensor {entry.name!r} of shape {entry.shape} does not fit into "
@@ -185,7 +190,7 @@ class Decoder:
     array = self._arrays[part.tensor]
     out = array[part.start * columns : part.stop * columns]
     unit, model = entry.unit, cast(Any, entry.model)
-    if unit is None:
+    if unit is None or self._levels(entry):
       out[:] = values
       return
     if entry.coder == "rans" and models.is_constant(model):

@@ -225,6 +225,9 @@ def load(
   names: Iterable[str] | None = None,
   base: Any = None,
   sharding=None,
+  coded: bool | str = False,
+  stacked: tree.Mask = (),
+  blocks: Mapping[str, int] | None = None,
   progress: Callable[[int], object] | None = None,
 ):
   """Reads a coded model file.
@@ -238,6 +241,18 @@ def load(
     sharding: a jax.sharding.Sharding, or a callable from a tensor's name and
       shape to one: the tensors are then JAX arrays, placed accordingly, and
       only the chunks of this process's shards are decoded.
+    coded: whether quantized tensors stay small in memory: they are
+      `bs.Coded` leaves with True, about as large as in the file, and
+      `bs.Packed` leaves of 2 to 16 bits per parameter with "packed".
+      `bs.decode` gives their arrays, inside jit. Tensors that are exact, empty,
+      of more than 32 bits or differences from a base are arrays as ever, and
+      so is what would not be smaller.
+    stacked: with `coded`, selects as a mask the tensors whose first axis is
+      that of layers. Each layer is coded on its own, so that `jax.lax.scan`
+      and `jax.vmap` over the leaf take one layer after the other.
+    blocks: with `coded`, into how many equal blocks of rows a tensor is
+      divided, by its name: all children of its leaf then have an axis of the
+      blocks first, and a program can decode one after the other.
     progress: called with the number of parameters that each chunk has added.
 
   Returns:
@@ -255,19 +270,37 @@ def load(
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
     found: dict[str, Any] = {}
+    transcoder = None
+    if coded is not False:
+      from backslash_jax.coded import transcode
+
+      transcoder = transcode.Transcoder(
+        entries,
+        coded,
+        stacked,
+        lambda name, shape: _sharding_of(name, shape, sharding),
+        blocks or {},
+      )
 
     def rows(entry: Entry) -> tuple[int, int] | None:
       if entry.name not in wanted:
         return None
       if sharding is None:
         return 0, entry.matrix[0]
-      return _local_rows(entry, _sharding_of(entry, sharding))
+      return _local_rows(entry, _sharding_of(entry.name, entry.shape, sharding))
 
-    for parts, complete in Decoder(reader, entries, rows).run(chunks):
+    takes = transcoder.takes if transcoder else lambda entry: False
+    decoder = Decoder(reader, entries, rows, takes)
+    for parts, complete in decoder.run(chunks):
       for entry, array in complete:
+        if transcoder and takes(entry):
+          found[entry.name] = transcoder.leaf(entry, array)
+          continue
         array = sums.of(entry, array)
         if sharding is not None:
-          array = _placed(array, _sharding_of(entry, sharding))
+          array = _placed(
+            array, _sharding_of(entry.name, entry.shape, sharding)
+          )
         found[entry.name] = array
       if progress and parts:
         progress(index.parameters(entries, parts))
@@ -332,10 +365,8 @@ def _matching(path: str, known: list[str], names: Iterable[str]) -> set[str]:
   return found
 
 
-def _sharding_of(entry: Entry, sharding):
-  if callable(sharding):
-    return sharding(entry.name, entry.shape)
-  return sharding
+def _sharding_of(name: str, shape: tuple[int, ...], sharding):
+  return sharding(name, shape) if callable(sharding) else sharding
 
 
 def _local_rows(entry: Entry, sharding) -> tuple[int, int]:

@@ -28,7 +28,8 @@ def candidates(x: jax.Array, calls: int) -> dict[str, Callable[[], Any]]:
   operations = {
     "copy": functools.partial(jax.jit(copy), x, jnp.ones([], x.dtype))
   }
-  for name, module in dispatch.IMPLEMENTATIONS.items():
+  for name in dispatch.IMPLEMENTATIONS:
+    module = dispatch.module(name)
     if platform in module.PLATFORMS and module.limitation(x) is None:
       operations[name] = functools.partial(jax.jit(module.sums), x)
 

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from experiments import include
-from experiments.bench import timing, usage
+from experiments.bench import aot_serve, timing, usage
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
 
@@ -47,6 +47,10 @@ def tables(results: pathlib.Path) -> dict[str, str]:
     "devices": _devices(found["growth"]),
     "moments": _moments(found["moments"]),
   }
+  if "decoding" in found:
+    document = found["decoding"]
+    table = aot_serve.table(document["results"]["models"])
+    result["decoding"] = _origin(document) + "\n\n" + table
   for name, document in found.items():
     if name.startswith("aot_"):
       result[name.replace("_", " ")] = _compiled(document)

@@ -86,7 +86,7 @@ def load(path_or_id: str | os.PathLike, *, check: bool = True) -> Tokenizer:
   backend.no_truncation()
   vocabulary = backend.get_vocab()
   ids = {
-    name: vocabulary.get(_content(described.get(f"{name}_token", usual)))
+    name: vocabulary.get(content(described.get(f"{name}_token", usual)))
     for name, usual in _USUAL.items()
   }
   tokenizer = Tokenizer(
@@ -160,6 +160,6 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
   return files.read_json(path) if path.exists() else {}
 
 
-def _content(token: Any) -> Any:
+def content(token: Any) -> Any:
   """A special token's text; some files wrap it in an object."""
   return token.get("content") if isinstance(token, dict) else token

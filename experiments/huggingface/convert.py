@@ -4,7 +4,8 @@ import dataclasses
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from absl import logging
 
 from experiments.huggingface import files, tables
 from experiments.huggingface.files import WeightsError
+from experiments.models import compact
 from experiments.models.config import ModelConfig
 
 # Modules that a checkpoint may lack altogether, for a task it was not
@@ -80,25 +82,10 @@ def read(
       the model, all of them listed by name and shape.
   """
   entries = _entries(table, config, wanted)
-  arrays, stacks, wrong = {}, {}, []
+  arrays, stacks = {}, {}
   missing = {tensor: e for tensor, e in entries.items() if e is not None}
-  for name, array in files.read_tensors(directory):
-    tensor = table.canonical(name)
-    if tensor is None or entries.get(tensor, ()) is None:
-      continue
-    entry = missing.pop(tensor, None)
-    if entry is None:
-      reason = "stands there twice" if tensor in entries else "not in the model"
-      wrong.append(f"{name} {list(array.shape)}: {reason}")
-      continue
-    if array.shape != entry.shape or not jnp.issubdtype(
-      array.dtype, jnp.floating
-    ):
-      wrong.append(
-        f"{name}: found {array.dtype} {list(array.shape)}, wanted floating "
-        f"{list(entry.shape)}"
-      )
-      continue
+  found = files.read_tensors(directory)
+  for _, entry, array in _matched(directory, found, table, entries, missing):
     for path, value in zip(
       entry.parameters, _from_stored(array, entry), strict=True
     ):
@@ -108,6 +95,87 @@ def read(
       if path not in stacks:
         stacks[path] = np.empty(wanted[path].shape, wanted[path].dtype)
       stacks[path][entry.block] = value
+  for path in list(stacks):
+    arrays[path] = put(path, stacks.pop(path))
+  new = tuple(path for e in missing.values() for path in e.parameters)
+  for path in new:
+    arrays[path] = put(path, _initial(path, wanted[path], seed))
+  return arrays, new
+
+
+def views(
+  directory: pathlib.Path,
+  found: Iterable[tuple[str, Any]],
+  table: tables.Table,
+  config: ModelConfig,
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[dict[str, Any], dict[str, compact.Parameter]]:
+  """The tensors of a checkpoint as they are, and parameters as views of them.
+
+  Args:
+    directory: for errors.
+    found: (name, array or coded weights) of every tensor.
+    table: how they are named.
+    config: of the model; its blocks are not stacked.
+    wanted: shapes and dtypes of its parameters, by path.
+
+  Returns:
+    The tensors that the model uses, by name; and by path a Parameter whose
+    source is the name of its tensor.
+
+  Raises:
+    WeightsError: as `read`, and a head that the checkpoint does not have.
+  """
+  entries = _entries(table, config, wanted)
+  missing = {tensor: e for tensor, e in entries.items() if e is not None}
+  tensors, parameters = {}, {}
+  for tensor, entry, x in _matched(directory, found, table, entries, missing):
+    tensors[tensor] = x
+    for i, path in enumerate(entry.parameters):
+      parameters[path] = compact.Parameter(
+        tensor,
+        transposed=entry.layout == tables.TRANSPOSED,
+        part=i,
+        parts=len(entry.parameters),
+      )
+  if missing:
+    raise WeightsError(
+      f"{directory}: has no {', '.join(sorted(missing))}: train the model for"
+      " a task first"
+    )
+  return tensors, parameters
+
+
+def _matched(
+  directory: pathlib.Path,
+  found: Iterable[tuple[str, Any]],
+  table: tables.Table,
+  entries: Mapping[str, _Entry | None],
+  missing: dict[str, _Entry],
+) -> Iterator[tuple[str, _Entry, Any]]:
+  """Yields (tensor, entry, value) and takes what was found out of `missing`.
+
+  Raises:
+    WeightsError: in the end, see `read`; heads may be missing.
+  """
+  wrong = []
+  for name, array in found:
+    tensor = table.canonical(name)
+    if tensor is None or entries.get(tensor, ()) is None:
+      continue
+    entry = missing.pop(tensor, None)
+    if entry is None:
+      reason = "stands there twice" if tensor in entries else "not in the model"
+      wrong.append(f"{name} {list(array.shape)}: {reason}")
+    elif array.shape != entry.shape or not jnp.issubdtype(
+      array.dtype, jnp.floating
+    ):
+      wrong.append(
+        f"{name}: found {array.dtype} {list(array.shape)}, wanted floating "
+        f"{list(entry.shape)}"
+      )
+    else:
+      yield tensor, entry, array
   heads = _missing_heads(missing, entries)
   wrong += [
     f"{tensor} {list(entry.shape)}: missing"
@@ -120,12 +188,6 @@ def read(
       "config.json describes (for a head of another size, pass the "
       "num_labels it was saved with):\n  " + "\n  ".join(sorted(wrong))
     )
-  for path in list(stacks):
-    arrays[path] = put(path, stacks.pop(path))
-  new = tuple(path for tensor in heads for path in missing[tensor].parameters)
-  for path in new:
-    arrays[path] = put(path, _initial(path, wanted[path], seed))
-  return arrays, new
 
 
 def _missing_heads(

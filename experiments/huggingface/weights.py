@@ -80,7 +80,7 @@ def load(
   values = files.read_json(path)
   _, config = config_json.read(path, values)
   if num_labels is None:
-    num_labels = _own_labels(config, values)
+    num_labels = own_labels(config, values)
   config = dataclasses.replace(
     config,
     num_labels=num_labels,
@@ -150,7 +150,7 @@ def _floating(dtype: DTypeLike) -> str:
   return name
 
 
-def _own_labels(config: ModelConfig, values: dict[str, Any]) -> int | None:
+def own_labels(config: ModelConfig, values: dict[str, Any]) -> int | None:
   """The classes of the checkpoint itself; None for a language model."""
   architecture = str((values.get("architectures") or [""])[0])
   if architecture.endswith("ForSequenceClassification"):

@@ -27,7 +27,7 @@ _CHUNK = 512  # Queries whose scores `chunked` holds.
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["real"],
+  data_fields=["real", "positions", "keys"],
   meta_fields=["causal", "window"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,16 @@ class Mask:
     causal: whether a position sees only itself and what came before.
     window: of a causal mask: how many positions are seen, itself included;
       None: all.
+    positions: int32 [B, T], those of the queries; None: 0, 1, 2, ...
+    keys: int32 [B, S], the positions of the keys, where these are a cache;
+      None: the keys are those of the queries.
   """
 
   real: jax.Array
   causal: bool = False
   window: int | None = None
+  positions: jax.Array | None = None
+  keys: jax.Array | None = None
 
   def dense(self, first: jax.Array | int = 0, size: int | None = None):
     """bool [B, 1, T, S], or [B, 1, 1, S] where all T may see the same.
@@ -55,13 +60,16 @@ class Mask:
     visible_Bx1x1xS = self.real[:, None, None, :]
     if not self.causal:
       return visible_Bx1x1xS
-    keys_S = jnp.arange(self.real.shape[1])
-    queries_T = keys_S if size is None else first + jnp.arange(size)
-    before_TxS = queries_T[:, None] - keys_S[None, :]
-    seen_TxS = before_TxS >= 0
+    if self.keys is not None and self.positions is not None:
+      before = self.positions[:, None, :, None] - self.keys[:, None, None, :]
+    else:
+      keys_S = jnp.arange(self.real.shape[1])
+      queries_T = keys_S if size is None else first + jnp.arange(size)
+      before = (queries_T[:, None] - keys_S[None, :])[None, None]
+    seen = before >= 0
     if self.window is not None:
-      seen_TxS &= before_TxS < self.window
-    return visible_Bx1x1xS & seen_TxS[None, None]
+      seen &= before < self.window
+    return visible_Bx1x1xS & seen
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -89,12 +97,18 @@ def attend(
     query_scale: scores are divided by its square root.
     cap: bound of the scores, see `softcap`.
     implementation: one of IMPLEMENTATIONS; None chooses by platform and shape.
+      A cache of keys is always for `plain`.
 
   Raises:
     NotImplementedError: the implementation cannot do this, and why.
   """
   size, platform = q_BxTxHxD.shape[1], partition.platform()
   options = {"query_scale": query_scale, "cap": cap}
+  if mask.keys is not None:
+    implementation = "plain"  # Of few queries, and the keys of a cache.
+  else:
+    # Their order is all that counts.
+    mask = dataclasses.replace(mask, positions=None)
   if implementation is None:
     implementation = "plain"
     # In a program that is exported for any length, the size is a symbol.

@@ -73,9 +73,12 @@ class Block(nnx.Module):
     )
     self.mlp_norm = norm()
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
-    x_BxTxW = self.attention_norm(x_BxTxW + self.attention(x_BxTxW, mask))
-    return self.mlp_norm(x_BxTxW + self.mlp(x_BxTxW))
+  def __call__(
+    self, x_BxTxW: jax.Array, mask: attention.Mask, known: None = None
+  ) -> tuple[jax.Array, None]:
+    y_BxTxW, _ = self.attention(x_BxTxW, mask)
+    x_BxTxW = self.attention_norm(x_BxTxW + y_BxTxW)
+    return self.mlp_norm(x_BxTxW + self.mlp(x_BxTxW)), known
 
 
 class Bert(nnx.Module):
@@ -101,7 +104,7 @@ class Bert(nnx.Module):
     x_BxLxW += self.position(jnp.arange(length))[None]
     x_BxLxW += self.type(jnp.zeros((1, 1), jnp.int32))
     mask = attention.Mask(mask_BxL)
-    return self.encoder(self.norm(x_BxLxW), mask)
+    return self.encoder(self.norm(x_BxLxW), mask)[0]
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """Class logits, float32 [B, C].

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, layers, losses
+from experiments.models import attention, cache, layers, losses
 from experiments.models.config import ModelConfig
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -129,7 +129,7 @@ class Blocks(nnx.Module):
   backward pass.
 
   Args:
-    block: makes one block (x [B, T, W], mask) -> [B, T, W].
+    block: makes one block (x [B, T, W], mask, known) -> ([B, T, W], known).
     pattern: which of the masks that a call is given the blocks see, in turn.
   """
 
@@ -155,18 +155,29 @@ class Blocks(nnx.Module):
     for i in range(config.depth):
       setattr(self, f"layer_{i}", block(config.layer(i), rngs))
 
-  def __call__(self, x_BxTxW: jax.Array, *masks: attention.Mask) -> jax.Array:
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    *masks: attention.Mask,
+    known: cache.Known = None,
+  ) -> tuple[jax.Array, cache.Known]:
+    """What the last block gives, and `known` with the new keys and values."""
     if self.scan:
-      return self._scan(x_BxTxW, masks)
+      return self._scan(x_BxTxW, masks, known)
+    known = list(known or [None] * len(self.kinds))
     for i, kind in enumerate(self.kinds):
       graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
       apply = layers.block_function(graphdef, self.dtype, remat=self.remat)
-      x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, masks[kind])
-    return x_BxTxW
+      params = nnx.to_pure_dict(params)
+      x_BxTxW, known[i] = apply(params, x_BxTxW, masks[kind], known[i])
+    return x_BxTxW, tuple(known)
 
   def _scan(
-    self, x_BxTxW: jax.Array, masks: Sequence[attention.Mask]
-  ) -> jax.Array:
+    self,
+    x_BxTxW: jax.Array,
+    masks: Sequence[attention.Mask],
+    known: cache.Known,
+  ) -> tuple[jax.Array, cache.Known]:
     """Runs the stacked blocks in a loop, in each round one for each mask."""
     graphdef, params = nnx.split(self.layers)
     # Within a scan, common subexpressions cannot undo the remat.
@@ -174,13 +185,16 @@ class Blocks(nnx.Module):
       graphdef, self.dtype, remat=self.remat, prevent_cse=False
     )
 
-    def step(x_BxTxW, params):
+    def step(carry, params):
+      x_BxTxW, known = carry
       for i, mask in enumerate(round_masks):
         own = jax.tree.map(lambda p, i=i: p[i], params)
-        x_BxTxW = apply(own, x_BxTxW, mask)
-      return x_BxTxW, None
+        x_BxTxW, known = apply(own, x_BxTxW, mask, known)
+        known = known and known.next_block()
+      return (x_BxTxW, known), None
 
     params = nnx.to_pure_dict(params)
+    carry = x_BxTxW, known and known[0]
     done, depth = 0, len(self.kinds)
     # Whole rounds of the pattern, then what is left of it.
     for size in (self.period, depth % self.period):
@@ -188,17 +202,19 @@ class Blocks(nnx.Module):
       round_masks = [masks[kind] for kind in self.kinds[:size]]
       if rounds:
         end = done + rounds * size
-        x_BxTxW, _ = jax.lax.scan(
-          step, x_BxTxW, _in_rounds(params, done, end, size)
+        carry, _ = jax.lax.scan(
+          step, carry, _in_rounds(params, done, end, size)
         )
         done = end
-    return x_BxTxW
+    x_BxTxW, last = carry
+    return x_BxTxW, last and (last,)
 
 
 def _in_rounds(params: Any, begin: int, end: int, size: int) -> Any:
   """Of stacked parameters [depth, ...] some, [rounds, size, ...]."""
+  rounds = (end - begin) // size
   return jax.tree.map(
-    lambda p: p[begin:end].reshape(-1, size, *p.shape[1:]), params
+    lambda p: p[begin:end].reshape(rounds, size, *p.shape[1:]), params
   )
 
 

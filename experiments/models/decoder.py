@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, layers, losses
+from experiments.models import attention, cache, layers, losses
 from experiments.models import config as model_config
 
 
@@ -37,8 +37,16 @@ class Decoder(nnx.Module):
 
   def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
-    mask = attention.Mask(mask_BxL, causal=True)
-    return self.decoder(layers.lookup(self.embed, tokens_BxL), mask)
+    return self.advance(tokens_BxL, attention.Mask(mask_BxL, causal=True))[0]
+
+  def advance(
+    self,
+    tokens_BxT: jax.Array,
+    mask: attention.Mask,
+    known: cache.Known = None,
+  ) -> tuple[jax.Array, cache.Known]:
+    """What the last norm gives, [B, T, W], and `known` with the new tokens."""
+    return self.decoder(layers.lookup(self.embed, tokens_BxT), mask, known)
 
   def head(self) -> losses.Head:
     """What scores the next tokens."""

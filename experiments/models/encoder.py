@@ -74,7 +74,7 @@ class Encoder(nnx.Module):
     x_BxTxW = _max(self.stem(x_BxLxE).reshape(*shape_BxTxS, -1), mask_BxTxS)
     mask_BxT = mask_BxTxS.any(axis=2)
     attention_mask = attention.Mask(mask_BxT)
-    x_BxTxW = self.encoder(jax.nn.gelu(x_BxTxW), attention_mask)
+    x_BxTxW, _ = self.encoder(jax.nn.gelu(x_BxTxW), attention_mask)
     return self.head(_max(x_BxTxW, mask_BxT)).astype(jnp.float32)
 
 

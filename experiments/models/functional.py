@@ -9,8 +9,8 @@ from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
 from experiments import models
+from experiments.models import cache, layers, losses, partition
 from experiments.models import config as model_config
-from experiments.models import layers, losses, partition
 
 Config = model_config.ModelConfig | model_config.SmallConfig
 Leaves = dict[str, np.ndarray]
@@ -33,7 +33,7 @@ class Forward:
   def __call__(
     self, params: Any, tokens_BxL: jax.Array, mask_BxL: jax.Array
   ) -> jax.Array:
-    return self._model(params)(tokens_BxL, mask_BxL)
+    return self.model(params)(tokens_BxL, mask_BxL)
 
   def losses(
     self,
@@ -43,9 +43,22 @@ class Forward:
     targets: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
     """See `losses.losses`."""
-    return losses.losses(self._model(params), tokens_BxL, mask_BxL, targets)
+    return losses.losses(self.model(params), tokens_BxL, mask_BxL, targets)
 
-  def _model(self, params):
+  def prefill(
+    self, params: Any, tokens_BxP: jax.Array, mask_BxP: jax.Array, slots: int
+  ) -> tuple[jax.Array, cache.Cache]:
+    """See `cache.prefill`."""
+    return cache.prefill(self.model(params), tokens_BxP, mask_BxP, slots)
+
+  def decode(
+    self, params: Any, tokens_B: jax.Array, known: cache.Cache
+  ) -> tuple[jax.Array, cache.Cache]:
+    """See `cache.decode`."""
+    return cache.decode(self.model(params), tokens_B, known)
+
+  def model(self, params: Any) -> Any:
+    """The module with these parameters."""
     # Blocks gather their own.
     skip = layers.GATHERED_IN_USE
     params = partition.gather(params, self.dtype, skip=skip)

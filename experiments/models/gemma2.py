@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, blocks, layers, losses, rotary
+from experiments.models import attention, blocks, cache, layers, losses, rotary
 from experiments.models import config as model_config
 
 
@@ -87,11 +87,16 @@ class Block(nnx.Module):
     self.mlp = blocks.GatedMlp(config, rngs, activation=gelu)
     self.mlp_out_norm = ZeroCentredNorm(config)
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
-    y_BxTxW = self.attention(self.attention_norm(x_BxTxW), mask)
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    mask: attention.Mask,
+    known: cache.KeyValues | None = None,
+  ) -> tuple[jax.Array, cache.KeyValues | None]:
+    y_BxTxW, known = self.attention(self.attention_norm(x_BxTxW), mask, known)
     x_BxTxW += self.attention_out_norm(y_BxTxW)
     y_BxTxW = self.mlp(self.mlp_norm(x_BxTxW))
-    return x_BxTxW + self.mlp_out_norm(y_BxTxW)
+    return x_BxTxW + self.mlp_out_norm(y_BxTxW), known
 
 
 class Gemma2(nnx.Module):
@@ -109,14 +114,23 @@ class Gemma2(nnx.Module):
 
   def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
+    self.config.check_length(tokens_BxL.shape[1])
+    return self.advance(tokens_BxL, attention.Mask(mask_BxL, causal=True))[0]
+
+  def advance(
+    self,
+    tokens_BxT: jax.Array,
+    mask: attention.Mask,
+    known: cache.Known = None,
+  ) -> tuple[jax.Array, cache.Known]:
+    """What the last norm gives, [B, T, W], and `known` with the new tokens."""
     config = self.config
-    config.check_length(tokens_BxL.shape[1])
-    x_BxLxW = layers.lookup(self.word, tokens_BxL)
+    x_BxTxW = layers.lookup(self.word, tokens_BxT)
     # The published weights belong to a factor rounded to the dtype.
-    x_BxLxW *= jnp.asarray(math.sqrt(config.width), x_BxLxW.dtype)
-    local = attention.Mask(mask_BxL, causal=True, window=config.window)
-    full = attention.Mask(mask_BxL, causal=True)
-    return self.norm(self.decoder(x_BxLxW, local, full))
+    x_BxTxW *= jnp.asarray(math.sqrt(config.width), x_BxTxW.dtype)
+    local = dataclasses.replace(mask, window=config.window)
+    x_BxTxW, known = self.decoder(x_BxTxW, local, mask, known=known)
+    return self.norm(x_BxTxW), known
 
   def head(self) -> losses.Head:
     """What scores the next tokens."""

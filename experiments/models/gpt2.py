@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, blocks, layers, losses
+from experiments.models import attention, blocks, cache, layers, losses
 from experiments.models import config as model_config
 
 
@@ -57,9 +57,15 @@ class Block(nnx.Module):
       out_init=out_init,
     )
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
-    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask)
-    return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW))
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    mask: attention.Mask,
+    known: cache.KeyValues | None = None,
+  ) -> tuple[jax.Array, cache.KeyValues | None]:
+    y_BxTxW, known = self.attention(self.attention_norm(x_BxTxW), mask, known)
+    x_BxTxW += y_BxTxW
+    return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW)), known
 
 
 class Gpt2(nnx.Module):
@@ -78,14 +84,23 @@ class Gpt2(nnx.Module):
 
   def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
-    length = tokens_BxL.shape[1]
-    self.config.check_length(length)
-    x_BxLxW = (
-      layers.lookup(self.word, tokens_BxL)
-      + self.position(jnp.arange(length))[None]
-    )
-    mask = attention.Mask(mask_BxL, causal=True)
-    return self.norm(self.decoder(x_BxLxW, mask))
+    self.config.check_length(tokens_BxL.shape[1])
+    return self.advance(tokens_BxL, attention.Mask(mask_BxL, causal=True))[0]
+
+  def advance(
+    self,
+    tokens_BxT: jax.Array,
+    mask: attention.Mask,
+    known: cache.Known = None,
+  ) -> tuple[jax.Array, cache.Known]:
+    """What the last norm gives, [B, T, W], and `known` with the new tokens."""
+    positions_BxT = mask.positions
+    if positions_BxT is None:
+      positions_BxT = jnp.arange(tokens_BxT.shape[1])[None]
+    x_BxTxW = layers.lookup(self.word, tokens_BxT)
+    x_BxTxW += self.position(positions_BxT)
+    x_BxTxW, known = self.decoder(x_BxTxW, mask, known=known)
+    return self.norm(x_BxTxW), known
 
   def head(self) -> losses.Head:
     """What scores the next tokens."""

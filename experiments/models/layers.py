@@ -12,14 +12,13 @@ matrix, and a matrix is what gets a rate.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models import attention, partition, rotary
+from experiments.models import attention, cache, compact, partition, rotary
 from experiments.models import config as model_config
 
 _LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
@@ -95,18 +94,30 @@ class Attention(nnx.Module):
     self.value = linear(width, kv_features, kernel_init=kernel_init)
     self.out = linear(features, width, kernel_init=out_init or kernel_init)
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    mask: attention.Mask,
+    known: cache.KeyValues | None = None,
+  ) -> tuple[jax.Array, cache.KeyValues | None]:
+    """The attention [B, T, W], and `known` with the new keys and values."""
     batch, size, _ = x_BxTxW.shape
     heads_BxTxHxD = (batch, size, -1, self.head_dim)
     q_BxTxHxD = self.query(x_BxTxW).reshape(heads_BxTxHxD)
     k_BxSxKxD = self.key(x_BxTxW).reshape(heads_BxTxHxD)
     v_BxSxKxD = self.value(x_BxTxW).reshape(heads_BxTxHxD)
     if self.positions is not None:
-      q_BxTxHxD = rotary.rotate(q_BxTxHxD, self.positions)
-      k_BxSxKxD = rotary.rotate(k_BxSxKxD, self.positions)
+      turn = functools.partial(
+        rotary.rotate, rotary=self.positions, positions_BxT=mask.positions
+      )
+      q_BxTxHxD, k_BxSxKxD = turn(q_BxTxHxD), turn(k_BxSxKxD)
     q_BxTxHxD = partition.constrain(q_BxTxHxD, "batch", None, "heads", None)
     k_BxSxKxD = partition.constrain(k_BxSxKxD, "batch", None, "kv_heads", None)
     v_BxSxKxD = partition.constrain(v_BxSxKxD, "batch", None, "kv_heads", None)
+    if known is not None:
+      known = known.write(k_BxSxKxD, v_BxSxKxD)
+      if mask.keys is not None:
+        k_BxSxKxD, v_BxSxKxD = known.read()
     y_BxTxHxD = attention.attend(
       q_BxTxHxD,
       k_BxSxKxD,
@@ -116,7 +127,7 @@ class Attention(nnx.Module):
       cap=self.softcap,
       implementation=self.implementation,
     )
-    return self.out(y_BxTxHxD.reshape(batch, size, -1))
+    return self.out(y_BxTxHxD.reshape(batch, size, -1)), known
 
 
 def table(embed: nnx.Embed) -> jax.Array:
@@ -128,7 +139,10 @@ def table(embed: nnx.Embed) -> jax.Array:
 
 def lookup(embed: nnx.Embed, tokens_BxL: jax.Array) -> jax.Array:
   """The embeddings of tokens, [B, L, W]."""
-  x_BxLxW = jnp.take(table(embed), tokens_BxL, axis=0)
+  if compact.is_parameter(embed.embedding[...]):
+    x_BxLxW = compact.lookup(embed.embedding[...], tokens_BxL, embed.dtype)
+  else:
+    x_BxLxW = jnp.take(table(embed), tokens_BxL, axis=0)
   return partition.constrain(x_BxLxW, "batch", None, None)
 
 
@@ -183,12 +197,18 @@ class Block(nnx.Module):
       self.mlp_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
       self.mlp = Mlp(width, size.mlp, dtype, rngs)
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    mask: attention.Mask,
+    known: cache.KeyValues | None = None,
+  ) -> tuple[jax.Array, cache.KeyValues | None]:
     if self.size.heads:
-      x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask)
+      y_BxTxW, known = self.attention(self.attention_norm(x_BxTxW), mask, known)
+      x_BxTxW += y_BxTxW
     if self.size.mlp:
       x_BxTxW += self.mlp(self.mlp_norm(x_BxTxW))
-    return x_BxTxW
+    return x_BxTxW, known
 
 
 def block_function(
@@ -197,17 +217,19 @@ def block_function(
   *,
   remat: bool = False,
   prevent_cse: bool = True,
-) -> Callable[[Any, jax.Array, attention.Mask], jax.Array]:
-  """A block as (parameters, x [B, T, W], mask) -> [B, T, W].
+) -> Callable[..., tuple[jax.Array, cache.KeyValues | None]]:
+  """A block: (parameters, x [B, T, W], mask, known=None) -> ([B, T, W], known).
 
   On a mesh the batch stays split, and the parameters are gathered here: in the
   backward pass again.
   """
 
-  def apply(params, x_BxTxW, mask):
-    block = nnx.merge(graphdef, partition.gather(params, dtype))
+  def apply(params, x_BxTxW, mask, known=None):
+    params = partition.gather(params, dtype, after=x_BxTxW)
+    block = nnx.merge(graphdef, params)
     x_BxTxW = partition.constrain(x_BxTxW, "batch", None, None)
-    return partition.constrain(block(x_BxTxW, mask), "batch", None, None)
+    x_BxTxW, known = block(x_BxTxW, mask, known)
+    return partition.constrain(x_BxTxW, "batch", None, None), known
 
   if remat:
     return jax.checkpoint(apply, prevent_cse=prevent_cse)
@@ -233,9 +255,16 @@ class Stack(nnx.Module):
       setattr(self, f"layer_{i}", Block(config, config.layer(i), rngs))
     self.norm = nnx.RMSNorm(config.width, dtype=config.dtype, rngs=rngs)
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    mask: attention.Mask,
+    known: cache.Known = None,
+  ) -> tuple[jax.Array, cache.Known]:
+    known = list(known or [None] * self.depth)
     for i in range(self.depth):
       graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
       apply = block_function(graphdef, self.dtype)
-      x_BxTxW = apply(nnx.to_pure_dict(params), x_BxTxW, mask)
-    return self.norm(x_BxTxW)
+      params = nnx.to_pure_dict(params)
+      x_BxTxW, known[i] = apply(params, x_BxTxW, mask, known[i])
+    return self.norm(x_BxTxW), tuple(known)

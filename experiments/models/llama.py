@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, blocks, layers, losses, rotary
+from experiments.models import attention, blocks, cache, layers, losses, rotary
 from experiments.models import config as model_config
 
 
@@ -85,9 +85,15 @@ class Block(nnx.Module):
     self.mlp_norm = blocks.rms_norm(config, rngs)
     self.mlp = blocks.GatedMlp(config, rngs, activation=jax.nn.silu)
 
-  def __call__(self, x_BxTxW: jax.Array, mask: attention.Mask) -> jax.Array:
-    x_BxTxW += self.attention(self.attention_norm(x_BxTxW), mask)
-    return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW))
+  def __call__(
+    self,
+    x_BxTxW: jax.Array,
+    mask: attention.Mask,
+    known: cache.KeyValues | None = None,
+  ) -> tuple[jax.Array, cache.KeyValues | None]:
+    y_BxTxW, known = self.attention(self.attention_norm(x_BxTxW), mask, known)
+    x_BxTxW += y_BxTxW
+    return x_BxTxW + self.mlp(self.mlp_norm(x_BxTxW)), known
 
 
 class Llama(nnx.Module):
@@ -110,8 +116,18 @@ class Llama(nnx.Module):
   def hidden(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     """What the last norm gives, [B, L, W] in the dtype of the computation."""
     self.config.check_length(tokens_BxL.shape[1])
-    mask = attention.Mask(mask_BxL, causal=True)
-    return self.norm(self.decoder(layers.lookup(self.word, tokens_BxL), mask))
+    return self.advance(tokens_BxL, attention.Mask(mask_BxL, causal=True))[0]
+
+  def advance(
+    self,
+    tokens_BxT: jax.Array,
+    mask: attention.Mask,
+    known: cache.Known = None,
+  ) -> tuple[jax.Array, cache.Known]:
+    """What the last norm gives, [B, T, W], and `known` with the new tokens."""
+    x_BxTxW = layers.lookup(self.word, tokens_BxT)
+    x_BxTxW, known = self.decoder(x_BxTxW, mask, known=known)
+    return self.norm(x_BxTxW), known
 
   def head(self) -> losses.Head:
     """What scores the next tokens."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from experiments.models import partition
+from experiments.models import compact, partition
 
 _MANY = 2**27  # More logits than this are not held at once, on one device.
 _CHUNK = 1024  # Positions whose logits are then, over all its sequences.
@@ -36,9 +36,22 @@ class Head(NamedTuple):
 
   def __call__(self, x_BxLxW: jax.Array) -> jax.Array:
     """The logits of the next tokens, float32 [B, L, V]."""
+    if compact.is_parameter(self.weight):
+      return self._by_block(x_BxLxW)
     weight = partition.gather({self.name: self.weight}, self.dtype)[self.name]
     logits_BxLxV = self.logits(weight.astype(self.dtype), x_BxLxW)
     return partition.constrain(logits_BxLxV, "batch", None, "vocabulary")
+
+  def _by_block(self, x_BxLxW: jax.Array) -> jax.Array:
+    """The same of a coded weight: of one block of tokens after the other."""
+
+    def block(weight, first):
+      del first
+      return (), self.logits(weight.astype(self.dtype), x_BxLxW)
+
+    _, logits_NxBxLxv = compact.by_block(self.weight, block)
+    batch, length, _ = x_BxLxW.shape
+    return jnp.moveaxis(logits_NxBxLxv, 0, 2).reshape(batch, length, -1)
 
 
 def losses(
@@ -56,6 +69,8 @@ def losses(
     x_BxLxW, head = model.hidden(tokens_BxL, mask_BxL), model.head()
     parts = partition.parts("batch", targets.shape[0])
     if targets.size // parts * head.vocabulary > _MANY:
+      weight = compact.dense({head.name: head.weight})[head.name]
+      head = head._replace(weight=weight)
       return _in_chunks(head, x_BxLxW, targets, targets.shape[0] // parts)
     logits = head(x_BxLxW)
   else:

@@ -15,6 +15,7 @@ import jax
 from jax.typing import DTypeLike
 
 from backslash_jax import tree
+from experiments.models import compact
 
 Names = tuple[str | None, ...]  # Of an array's dimensions; None: kept whole.
 
@@ -86,14 +87,22 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return x if placement is None else placement.constrain(x, names)
 
 
-def gather(params: Any, dtype: DTypeLike, *, skip: str | None = None) -> Any:
-  """See `Placement.gather`.
+def gather(
+  params: Any,
+  dtype: DTypeLike,
+  *,
+  skip: str | None = None,
+  after: jax.Array | None = None,
+) -> Any:
+  """See `Placement.gather`; what is coded in memory is decoded.
 
   Args:
     params: tree of parameters, a model's or a block's.
     dtype: of the computation.
     skip: regular expression: parameters in whose names it is found stay split.
+    after: see `compact.dense`.
   """
+  params = compact.dense(params, skip=skip, after=after)
   placement = _CURRENT.get()
   if placement is None:
     return params

@@ -45,17 +45,25 @@ class Rotary:
     return frequency_D * (kept_D + (1 - kept_D) / self.scaling.factor)
 
 
-def rotate(x_BxTxHxD: jax.Array, rotary: Rotary) -> jax.Array:
+def rotate(
+  x_BxTxHxD: jax.Array,
+  rotary: Rotary,
+  positions_BxT: jax.Array | None = None,
+) -> jax.Array:
   """Rotary positions: turns pairs of features by angles of their position.
+
+  Without `positions_BxT`, int32, they are 0, 1, 2, ...
 
   Source: Su et al. 2021, arXiv 2104.09864, in the layout that pairs the first
   half of the features with the second.
   """
   size, half = x_BxTxHxD.shape[1], x_BxTxHxD.shape[3] // 2
   frequency_D = rotary.frequencies(half)
-  angle_TxD = jnp.arange(size)[:, None] * frequency_D[None, :]
-  cos = jnp.cos(angle_TxD)[None, :, None, :].astype(x_BxTxHxD.dtype)
-  sin = jnp.sin(angle_TxD)[None, :, None, :].astype(x_BxTxHxD.dtype)
+  if positions_BxT is None:
+    positions_BxT = jnp.arange(size)[None]
+  angle_BxTxD = positions_BxT[:, :, None] * frequency_D[None, None]
+  cos = jnp.cos(angle_BxTxD)[:, :, None].astype(x_BxTxHxD.dtype)
+  sin = jnp.sin(angle_BxTxD)[:, :, None].astype(x_BxTxHxD.dtype)
   first, second = jnp.split(x_BxTxHxD, 2, axis=-1)
   return jnp.concatenate(
     [first * cos - second * sin, first * sin + second * cos], axis=-1

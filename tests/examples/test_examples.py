@@ -15,7 +15,8 @@ from tests import paths
 OWN = ("fine_tune_difference",)
 FILES = (paths.ROOT / "examples").glob("*.py")
 EXAMPLES = sorted(path.stem for path in FILES if path.stem not in OWN)
-TRAINED = [name for name in EXAMPLES if name != "compress_weights"]
+UNTRAINED = ("compress_weights", "coded_in_memory")
+TRAINED = [name for name in EXAMPLES if name not in UNTRAINED]
 # Largest accepted increase of the loss, relative.
 MARGIN = {"hugging_face": 0.05, "linen_language_model": 0.05}
 
@@ -59,7 +60,7 @@ def test_it_trains_saves_and_loads(example, tmp_path, monkeypatch):
       monkeypatch.setattr(example, name, value)
   with _compiling_quickly():
     result = example.main(tmp_path)
-  if example.__name__.endswith("compress_weights"):
+  if example.__name__.endswith(UNTRAINED):
     _check_file(result)
     return
   exact, coded, report = result
@@ -80,4 +81,5 @@ def test_it_reaches_the_size_and_loses_nothing(example, tmp_path):
   else:
     assert coded > exact - 0.02
   if name != "frozen_parts":  # Its frozen part takes 7 bits.
-    assert 0.7 < _matrix_bits(report) / example.BITS < 1.15
+    # The file may take less: its coder knows units that are all zero.
+    assert 0.5 < _matrix_bits(report) / example.BITS < 1.15

@@ -1,0 +1,128 @@
+"""Arrays from coded weights, inside jit."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from backslash_jax.coded import exact, xla
+from backslash_jax.coded.leaves import Coded, Packed, matrix
+from backslash_jax.moments import sharded
+
+IMPLEMENTATIONS = {"xla": xla}
+
+
+def decode(x: Any, *, implementation: str | None = None) -> Any:
+  """The arrays of coded or packed weights, bit-equal to those of `bs.load`.
+
+  Runs inside and outside of `jit`, and under `vmap`, `scan` and `shard_map`.
+
+  Args:
+    x: a leaf of `bs.load(path, coded=...)`, or a pytree with such leaves. What
+      is already an array stays as it is.
+    implementation: that of `Coded` leaves: "xla". None (default) takes "xla".
+
+  Returns:
+    The array, or the tree with arrays.
+
+  Raises:
+    NotImplementedError: if there is no such implementation.
+  """
+  name = "xla" if implementation is None else implementation
+  if name not in IMPLEMENTATIONS:
+    raise NotImplementedError(
+      f"decode has no implementation {name!r}; there are"
+      f" {', '.join(IMPLEMENTATIONS)}"
+    )
+  module = IMPLEMENTATIONS[name]
+
+  def leaf(x):
+    return _leaf(x, module) if isinstance(x, Coded | Packed) else x
+
+  return jax.tree.map(
+    leaf, x, is_leaf=lambda node: isinstance(node, Coded | Packed)
+  )
+
+
+def _leaf(x: Coded | Packed, module) -> jax.Array:
+  """One leaf's array; each device decodes its own blocks."""
+
+  def local(x):
+    if isinstance(x, Coded):
+      return _blocks(x, lambda own: _coded(own, module))
+    return _blocks(x, _packed)
+
+  placed = sharded.typed(jax.tree.leaves(x)[0])
+  if placed is None:  # Or the compiler's partitioner does the same.
+    return local(x)
+  specs = jax.tree.map(lambda child: jax.typeof(child).sharding.spec, x)
+  count = len(x.grid)
+  for spec in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, jax.P)):
+    if tuple(spec[:count]) != tuple(placed.spec[:count]) or any(spec[count:]):
+      raise ValueError(
+        f"{x!r} is divided into {x.grid} blocks, which {spec} splits: load it"
+        " with sharding=..., or reshard what is decoded"
+      )
+  return jax.shard_map(
+    local,
+    mesh=placed.mesh,
+    in_specs=(specs,),
+    out_specs=jax.P(*placed.spec[:count]),
+    check_vma=False,  # Pallas does not declare how its output varies.
+  )(x)
+
+
+def _blocks(x, decode_one) -> jax.Array:
+  """Decodes every block of a leaf, and puts them in their places."""
+  shape = x.shape  # Refuses what was sliced where it is not divided.
+  grid = x.grid
+  block = x.block[x.divided - len(grid) :]
+
+  def one(x):
+    levels = decode_one(x).reshape(block)
+    return _patched(_values(levels, x), x)
+
+  for _ in grid:
+    one = jax.vmap(one)
+  found = one(x)
+  count = len(grid)
+  # [grid..., block...] to the axes of the tensor.
+  order = [axis for i in range(count) for axis in (i, count + i)]
+  order += range(2 * count, count + len(block))
+  return found.transpose(order).reshape(shape)
+
+
+def _values(levels, x) -> jax.Array:
+  if x.scale.shape[-1] == 2:
+    return exact.dequantize(levels, x.scale, x.dtype)
+  lowest = x.lowest if isinstance(x, Packed) else -128
+  return jnp.take(x.scale, levels.astype(jnp.int32) - lowest, mode="clip")
+
+
+def _patched(array, x) -> jax.Array:
+  """The array with the values that no level stands for."""
+  if not x.places.size:
+    return array
+  flat = array.reshape(-1).at[x.places].set(x.values, mode="drop")
+  return flat.reshape(array.shape)
+
+
+def _coded(x: Coded, module) -> jax.Array:
+  """The levels of one block, int32 [size]."""
+  size, columns = matrix(x.block)
+  found = module.tuples(x).reshape(-1, 1, x.width)[:, :, :columns]
+  shifts = jnp.arange(24, 24 - 8 * x.rows, -8, dtype=jnp.uint32)
+  found = (found << shifts[None, :, None]).astype(jnp.int32) >> 24
+  return found.reshape(-1)[: size * columns]
+
+
+def _packed(x: Packed) -> jax.Array:
+  """The levels of one block, int32 [size]."""
+  size, bits = math.prod(x.block), x.bits
+  if bits < 8:
+    shifts = jnp.arange(0, 8, bits, dtype=jnp.uint8)
+    octets = (x.octets[None] >> shifts[:, None]) & ((1 << bits) - 1)
+  else:
+    octets = x.octets
+  return octets.reshape(-1)[:size].astype(jnp.int32) + x.lowest

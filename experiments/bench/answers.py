@@ -1,0 +1,116 @@
+"""What serving takes with dense, packed and coded weights: memory and time.
+
+python -m experiments.bench.answers --model=CODED --name=smollm2
+
+CODED is a directory that `backslash-jax compress` wrote. Every run of
+`experiments.serve` is a process of its own; the three kinds of weights take
+turns. The table of docs/memory.md is written, too.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from absl import app, flags
+
+from experiments import include
+from experiments.bench import timing
+from experiments.serve import model
+
+_FACTS = (
+  "tokens_per_second",
+  "prompt_seconds",
+  "weights_bytes",
+  "temporary_bytes",
+  "prompt_temporary_bytes",
+  "loading_peak_bytes",
+  "peak_bytes",
+)
+_MODEL = flags.DEFINE_string("model", None, "The directory.", required=True)
+_NAME = flags.DEFINE_string("name", None, "Of the results.", required=True)
+_PROMPT = flags.DEFINE_string(
+  "prompt", "What is the capital of France?", "What is answered."
+)
+_ROWS = flags.DEFINE_integer("rows", 1, "Prompts in a batch, all alike.")
+_TOKENS = flags.DEFINE_integer("tokens", 64, "Of an answer, at most.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation.")
+
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "memory.md"
+
+
+def table(document: dict[str, Any]) -> str:
+  """The results as a table in Markdown, in MB of 10^6 bytes."""
+  machine, results = document["machine"], document["results"]
+  lines = [
+    f"    {document['command']}",
+    "",
+    f"{machine['host']}, jax {machine['jax']}, {document['date']}.",
+    "",
+    "| weights | in memory, MB | temporaries of a token, MB | of the prompt,"
+    " MB | peak of the process while loading, MB | while answering, MB |"
+    " seconds for the prompt | tokens per second |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|",
+  ]
+  for kind in model.WEIGHTS:
+    median = {k: v["median"] for k, v in results[kind].items()}
+    sizes = (
+      f"{median[name] / 1e6:,.1f}" for name in _FACTS if name.endswith("_bytes")
+    )
+    seconds = f"{median['prompt_seconds']:.2f}"
+    speed = f"{median['tokens_per_second']:.2f}"
+    lines.append("| " + " | ".join([kind, *sizes, seconds, speed]) + " |")
+  return "\n".join(lines)
+
+
+def run(kind: str) -> tuple[str, dict[str, Any]]:
+  """The answers, and the facts of one process."""
+  found = subprocess.run(
+    [
+      *(sys.executable, "-m", "experiments.serve", _MODEL.value, "--chat"),
+      *(f"--prompt={_PROMPT.value}" for _ in range(_ROWS.value)),
+      f"--weights={kind}",
+      f"--max-tokens={_TOKENS.value}",
+      f"--dtype={_DTYPE.value}",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if found.returncode:
+    sys.exit(found.stderr)
+  return found.stdout, json.loads(found.stderr.splitlines()[-1])
+
+
+def _summary(samples: list[float]) -> dict[str, float]:
+  """See `timing.summary`; one sample is its own median."""
+  return timing.summary(samples * 2 if len(samples) == 1 else samples)
+
+
+def main(argv):
+  del argv
+  samples: dict[str, list[dict[str, Any]]] = {
+    kind: [] for kind in model.WEIGHTS
+  }
+  answers = {}
+  for _ in range(timing.REPEATS.value):
+    for kind, own in samples.items():
+      answers[kind], facts = run(kind)
+      own.append(facts)
+  results: dict[str, Any] = {
+    kind: {fact: _summary([facts[fact] for facts in own]) for fact in _FACTS}
+    for kind, own in samples.items()
+  }
+  results["answers"] = answers
+  results["equal"] = len(set(answers.values())) == 1
+  command = " ".join(["python -m experiments.bench.answers", *sys.argv[1:]])
+  timing.write(f"answers_{_NAME.value}", command, results)
+  written = timing.RESULTS / f"answers_{_NAME.value}_cpu.json"
+  document = json.loads(written.read_text())
+  include.update(DOCS, {f"answers {_NAME.value}": table(document)})
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,174 @@
+"""Weights that stay coded in memory: bytes, decoding speed, and peak memory.
+
+python -m experiments.bench.coded [--parameters=100] [--repeats=16]
+
+Matrices of 2^20 random weights at 1, 2 and 3 bits: the bytes in memory beside
+those of the file, and the time of decoding beside a copy of the dense array and
+beside `bs.load`. Then processes that each hold a model of Llama's shapes with
+so many million random weights, and multiply by all of its matrices, one layer
+after the other: dense in float32 and bfloat16, packed and coded. Writes
+results/coded_cpu.json.
+"""
+
+import json
+import math
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import backslash_jax as bs
+from experiments.bench import timing
+
+_PARAMETERS = flags.DEFINE_integer("parameters", 100, "Million weights.")
+_BITS = flags.DEFINE_list("bits", ["1", "2", "3"], "Of the model's files.")
+_HOLD = flags.DEFINE_string("hold", None, "For the measured processes: a file.")
+_KIND = flags.DEFINE_string("kind", None, "For the measured processes.")
+
+# Steps in units of the scale of a Laplace distribution, by bits.
+STEPS = {"1": 3.15, "2": 1.45, "3": 0.69}
+KINDS = ("float32", "bfloat16", "packed", "coded")
+_SIDE = 1024
+_WIDTH, _HIDDEN, _HEADS = 1024, 2816, 256
+
+
+def main(argv):
+  del argv
+  if _HOLD.value:
+    print(json.dumps(_held(_HOLD.value, _KIND.value)))
+    return
+  with tempfile.TemporaryDirectory() as directory:
+    path = pathlib.Path(directory) / "x.safetensors"
+    results = {
+      "matrices": {bits: _matrix(path, bits) for bits in STEPS},
+      "models": {bits: _model(path, bits) for bits in _BITS.value},
+    }
+  command = (
+    "python -m experiments.bench.coded"
+    f" --parameters={_PARAMETERS.value} --bits={','.join(_BITS.value)}"
+    f" --repeats={timing.REPEATS.value}"
+  )
+  timing.write("coded", command, results)
+
+
+def _matrix(path: pathlib.Path, bits: str) -> dict[str, Any]:
+  """Bytes and times of a matrix."""
+  x = np.random.default_rng(0).laplace(size=[_SIDE, _SIDE]).astype(np.float32)
+  report = bs.save(path, {"x": x}, step=STEPS[bits])
+  payload = report.tensors[0].bytes
+  dense = jnp.asarray(bs.load(path)["x"])
+  found: dict[str, Any] = {"file_bits": 8 * payload / x.size}
+  decode, copy = jax.jit(bs.decode), jax.jit(jnp.copy)
+  candidates = {"copy": lambda: copy(dense), "load": lambda: bs.load(path)["x"]}
+  for kind, coded in (("packed", "packed"), ("coded", True)):
+    leaf = bs.load(path, coded=coded)["x"]
+    np.testing.assert_array_equal(decode(leaf), dense)
+    found[f"{kind}_bits"] = 8 * leaf.nbytes / x.size
+    candidates[kind] = lambda leaf=leaf: decode(leaf)
+  found["coded_over_file"] = found["coded_bits"] / found["file_bits"]
+  times = timing.measure(candidates, timing.REPEATS.value)
+  found["times"] = timing.compare(times, "copy")
+  found["million_weights_per_processor_second"] = {
+    name: x.size / 1e6 / own["processor"]["seconds"]["median"]
+    for name, own in found["times"].items()
+  }
+  return found
+
+
+def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
+  """What processes take that hold a model in different ways."""
+  rng = np.random.default_rng(0)
+  shapes = {
+    "query": (_WIDTH, _WIDTH),
+    "key": (_WIDTH, _HEADS),
+    "value": (_WIDTH, _HEADS),
+    "out": (_WIDTH, _WIDTH),
+    "gate": (_WIDTH, _HIDDEN),
+    "up": (_WIDTH, _HIDDEN),
+    "down": (_HIDDEN, _WIDTH),
+  }
+  layer = sum(math.prod(shape) for shape in shapes.values())
+  depth = max(round(_PARAMETERS.value * 1e6 / layer), 1)
+  tree = {
+    name: rng.laplace(scale=0.02, size=(depth, *shape)).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+  report = bs.save(path, tree, step=0.02 * STEPS[bits])
+  found: dict[str, Any] = {
+    "parameters": depth * layer,
+    "layers": depth,
+    "file_bits": report.bits_per_parameter,
+    "file_bytes": report.bytes,
+  }
+  del tree
+  for kind in KINDS:
+    command = [sys.executable, "-m", "experiments.bench.coded"]
+    command += [f"--hold={path}", f"--kind={kind}"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    found[kind] = json.loads(done.stdout.splitlines()[-1])
+  return found
+
+
+def _held(path: str, kind: str) -> dict[str, Any]:
+  """Memory and time of this process, which holds the model of a file."""
+  x = jnp.ones([8, _WIDTH], jnp.bfloat16)
+  jnp.matmul(x, x.T).block_until_ready()
+  before = _resident(), _peak()
+  if kind in ("packed", "coded"):
+    kinds = {"packed": "packed", "coded": True}
+    tree = bs.load(path, coded=kinds[kind], stacked="*")
+  else:
+    arrays = bs.load(path)
+    tree = {name: jnp.array(arrays.pop(name), kind) for name in list(arrays)}
+  jax.block_until_ready(tree)
+  held, loading = _resident() - before[0], _peak() - before[1]
+
+  @jax.jit
+  def forward(tree, x):
+    def layer(x, own):
+      # Each matrix for itself: what counts is reading or decoding it.
+      y = sum(
+        jnp.sum(
+          jax.lax.dot_general(
+            jnp.broadcast_to(x[:, :1], (8, w.shape[0])),
+            bs.decode(w).astype(jnp.bfloat16),
+            (((1,), (0,)), ((), ())),
+          ),
+          1,
+        )
+        for w in own.values()
+      )
+      return x + y[:, None].astype(x.dtype), None
+
+    return jax.lax.scan(layer, x, tree)[0]
+
+  times = timing.measure({kind: lambda: forward(tree, x)}, 3)[kind]
+  return {
+    "weights_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
+    "resident_bytes": held,
+    "peak_bytes_of_loading": loading,
+    "peak_bytes_with_forward": _peak() - before[1],
+    "seconds": {clock: min(samples) for clock, samples in times.items()},
+  }
+
+
+def _resident() -> int:
+  """Bytes of this process in memory now."""
+  pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+  return int(pages) * resource.getpagesize()
+
+
+def _peak() -> int:
+  """The most bytes that this process ever had in memory."""
+  return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,242 @@
+"""A trained model as it is served: weights in memory, tokenizer, functions.
+
+The weights stay as `weights` says, and every block makes its own dense where it
+is computed, see `compact`:
+
+  dense   the arrays
+  packed  the levels, in integers of 2 to 16 bits
+  coded   entropy coded, about as large as in the file
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+
+import backslash_jax as bs
+from backslash_jax.archive import plain
+from experiments import settings
+from experiments.data import vocabulary
+from experiments.deploy import release
+from experiments.huggingface import config as config_json
+from experiments.huggingface import convert, files
+from experiments.huggingface import weights as pretrained
+from experiments.models import compact, functional, sizes
+
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
+WEIGHTS = {"dense": False, "packed": "packed", "coded": True}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Served:
+  """A model, ready to be called.
+
+  Attributes:
+    path: the directory that it was read from.
+    config: its ModelConfig.
+    forward: its functions, of parameters.
+    tensors: what lies in memory, by name: arrays, coded or packed weights.
+    views: the parameters, by path: which tensor each is, see `convert.views`.
+    words: the vocabulary; None if there is no tokenizer.
+    training: of a model that was trained here.
+  """
+
+  path: pathlib.Path
+  config: Any
+  forward: functional.Forward
+  tensors: Mapping[str, Any]
+  views: Mapping[str, compact.Parameter]
+  words: vocabulary.Vocabulary | None
+  training: release.Trained | None = None
+
+  @property
+  def is_causal(self) -> bool:
+    """Whether it predicts next tokens."""
+    labels = getattr(self.config, "num_labels", None)
+    return labels is None and not hasattr(self.config, "num_classes")
+
+  def params(self, tensors: Mapping[str, Any]) -> Any:
+    """The parameters that the functions of `forward` take, in jit."""
+    flat = {
+      path: dataclasses.replace(view, source=tensors[view.source])
+      for path, view in self.views.items()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+  @functools.cached_property
+  def prefill(self) -> Any:
+    """jit of (tensors, tokens, mask, slots), see `cache.prefill`."""
+    return jax.jit(
+      lambda tensors, tokens, mask, slots: self.forward.prefill(
+        self.params(tensors), tokens, mask, slots
+      ),
+      static_argnums=3,
+    )
+
+  @functools.cached_property
+  def decode(self) -> Any:
+    """jit of (tensors, tokens, cache), see `cache.decode`; takes the cache."""
+    return jax.jit(
+      lambda tensors, tokens, cache: self.forward.decode(
+        self.params(tensors), tokens, cache
+      ),
+      donate_argnums=2,
+    )
+
+  @functools.cached_property
+  def losses(self) -> Any:
+    """jit of (tensors, tokens, mask, targets), see `losses.losses`."""
+    return jax.jit(
+      lambda tensors, *batch: self.forward.losses(self.params(tensors), *batch)
+    )
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the weights in memory."""
+    return sum(x.nbytes for x in jax.tree.leaves(self.tensors))
+
+
+def read(
+  path: pathlib.Path, kind: str = "dense", dtype: str = "float32"
+) -> Served:
+  """The model in a directory.
+
+  Args:
+    path: a directory in the layout of Hugging Face, plain or as `backslash-jax
+      compress` coded it, or the workdir of a finished training.
+    kind: one of WEIGHTS.
+    dtype: of the computation, "float32" or "bfloat16".
+
+  Raises:
+    UserError: there is no such model, or not with such weights.
+  """
+  if kind not in WEIGHTS:
+    raise settings.UserError(
+      f"--weights={kind}: it is one of {', '.join(WEIGHTS)}"
+    )
+  if not path.is_dir():
+    raise settings.UserError(
+      f"{path}: no such directory; give one with a config.json and weights, or"
+      " the workdir of a training"
+    )
+  try:
+    values = json.loads((path / "config.json").read_text())
+    if "data" in values and "model" in values:
+      return _trained(path, kind, dtype)
+    return _hugging_face(path, kind, dtype)
+  except FileNotFoundError:
+    release.read(path)  # Says what is missing.
+    raise
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    raise settings.UserError(str(error)) from error
+
+
+def _trained(path: pathlib.Path, kind: str, dtype: str) -> Served:
+  """A model that was trained by `experiments.main`."""
+  trained = release.read(path)
+  for field in ("delta", "lora"):
+    if trained.config.model.get(field):
+      raise settings.UserError(
+        f"{path} was trained with config.model.{field}, so its file is not a"
+        " whole model: only those are served"
+      )
+  config = dataclasses.replace(trained.model_config, dtype=dtype)
+  is_stacked = kind != "dense" and getattr(config, "scan", False)
+  stacked = ["*/layers/*"] if is_stacked else ()
+  found = _load(trained.file, kind, config, stacked=stacked)
+  tensors = {name: _on_device(x) for name, x in found.items()}
+  return Served(
+    path=path,
+    config=config,
+    forward=functional.forward(config),
+    tensors=tensors,
+    views=_by_token(
+      {name: compact.Parameter(name) for name in tensors}, tensors, config
+    ),
+    words=vocabulary.load(trained.config.data.tokenizer),
+    training=trained,
+  )
+
+
+def _hugging_face(path: pathlib.Path, kind: str, dtype: str) -> Served:
+  """A model in the layout of Hugging Face."""
+  values = files.read_json(path / "config.json")
+  _, config = config_json.read(path / "config.json", values)
+  config = dataclasses.replace(
+    config,
+    dtype=dtype,
+    param_dtype=dtype,
+    num_labels=pretrained.own_labels(config, values),
+  )
+  state = nnx.state(sizes.abstract(config), nnx.Param)
+  wanted: Any = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
+  found = ((name, _on_device(x)) for name, x in _tensors(path, kind, config))
+  table = pretrained.TABLES[type(config)]
+  tensors, views = convert.views(path, found, table, config, wanted)
+  words = None
+  if any((path / name).exists() for name in _TOKENIZERS):
+    words = vocabulary.load(str(path))
+  return Served(
+    path=path,
+    config=config,
+    forward=functional.forward(config),
+    tensors=tensors,
+    views=_by_token(views, tensors, config),
+    words=words,
+  )
+
+
+def _tensors(
+  path: pathlib.Path, kind: str, config: Any
+) -> Iterator[tuple[str, Any]]:
+  """(name, array or coded weights) of a directory's tensors."""
+  if kind == "dense":
+    yield from files.read_tensors(path)
+    return
+  found = sorted(f for f in path.glob("*.safetensors") if plain.is_coded(f))
+  if not found:
+    raise settings.UserError(
+      f"{path} has no coded weights, which --weights={kind} needs: run"
+      f" `backslash-jax compress {path} CODED` and serve CODED"
+    )
+  for file in found:
+    yield from _load(file, kind, config, names=["*"]).items()
+
+
+def _load(file: pathlib.Path, kind: str, config: Any, **options) -> Any:
+  """The tensors of a coded file by name."""
+  if kind == "dense":
+    return functional.flatten(bs.load(file))
+  blocks = {t.name: _blocks(t, config) for t in bs.inspect(file).tensors}
+  blocks = {name: count for name, count in blocks.items() if count > 1}
+  options |= {"coded": WEIGHTS[kind], "blocks": blocks}
+  return functional.flatten(bs.load(file, **options))
+
+
+def _by_token(
+  views: dict[str, compact.Parameter], tensors: Mapping[str, Any], config: Any
+) -> dict[str, compact.Parameter]:
+  """The views; embeddings and heads are used by blocks of tokens."""
+  for path, view in views.items():
+    if path.endswith("embedding") or view.transposed:
+      count = _blocks(tensors[view.source], config)
+      views[path] = dataclasses.replace(view, blocks=count)
+  return views
+
+
+def _blocks(x: Any, config: Any) -> int:
+  """Into how many blocks a matrix with a row for each token is divided."""
+  shape = tuple(x.shape)
+  if len(shape) != 2 or shape[0] != config.vocab_size:
+    return 1
+  return compact.block_count(*shape)
+
+
+def _on_device(x: Any) -> Any:
+  return jax.tree.map(jnp.asarray, x)
