@@ -1,6 +1,7 @@
 """What is said of an update on chips, next to what follows from the model."""
 
 import json
+import math
 import re
 
 import pytest
@@ -13,6 +14,7 @@ TABLES = [
   ("llama", llama.SIZES["3.2-1b"], 128256),
   ("gemma", gemma2.SIZES["2b"], 256000),
   ("deepseek_v5e", llama.SIZES["deepseek-7b"], 102400),
+  ("deepseek_v5p", llama.SIZES["deepseek-7b"], 102400),
 ]
 
 
@@ -24,8 +26,8 @@ def test_the_tables_count_every_layer_of_a_whole_update(
   path = timing.RESULTS / f"aot_{name}_cpu.json"
   document = json.loads(path.read_text())
   (batch,) = re.findall(r"batch_size=(\d+)", document["command"])
-  first, second = document["results"]["topology"].split(":")[1].split("x")
-  own = int(batch) / (int(first) * int(second))  # Sequences of a chip.
+  sides = document["results"]["topology"].split(":")[1].split("x")
+  own = int(batch) / math.prod(map(int, sides))  # Sequences of a chip.
   heads = model.heads * model.head_dim
   attention = 2 * model.width * (heads + model.kv_heads * model.head_dim)
   down = model.width * model.mlp
