@@ -35,7 +35,9 @@ def tuples(x: Coded) -> jax.Array:
     found = jax.lax.dynamic_update_slice(found, _take(known, ids)[None], (t, 0))
     return states, positions + short.astype(jnp.uint32), found
 
-  found = jnp.zeros([steps, lanes], jnp.uint32)
+  # All of it is replaced. Zeros would not depend on x, and the compiler would
+  # make those of all tensors of a program first.
+  found = jnp.broadcast_to(x.states[None], [steps, lanes])
   return jax.lax.fori_loop(0, steps, step, (x.states, positions, found))[2]
 
 

@@ -21,6 +21,7 @@ from experiments.serve import model
 
 _FACTS = (
   "tokens_per_second",
+  "processor_seconds_per_token",
   "prompt_seconds",
   "weights_bytes",
   "temporary_bytes",
@@ -35,6 +36,9 @@ _PROMPT = flags.DEFINE_string(
 )
 _ROWS = flags.DEFINE_integer("rows", 1, "Prompts in a batch, all alike.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "Of an answer, at most.")
+_KINDS = flags.DEFINE_list(
+  "kinds", list(model.WEIGHTS), "What is measured; the others keep their rows."
+)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation.")
 
 
@@ -51,17 +55,19 @@ def table(document: dict[str, Any]) -> str:
     "",
     "| weights | in memory, MB | temporaries of a token, MB | of the prompt,"
     " MB | peak of the process while loading, MB | while answering, MB |"
-    " seconds for the prompt | tokens per second |",
+    " tokens per second | processor seconds per token |",
     "|---|---:|---:|---:|---:|---:|---:|---:|",
   ]
-  for kind in model.WEIGHTS:
-    median = {k: v["median"] for k, v in results[kind].items()}
+  for kind in (kind for kind in model.WEIGHTS if kind in results):
+    median = {fact: results[kind][fact]["median"] for fact in _FACTS}
     sizes = (
       f"{median[name] / 1e6:,.1f}" for name in _FACTS if name.endswith("_bytes")
     )
-    seconds = f"{median['prompt_seconds']:.2f}"
-    speed = f"{median['tokens_per_second']:.2f}"
-    lines.append("| " + " | ".join([kind, *sizes, seconds, speed]) + " |")
+    times = (
+      f"{median[name]:.3g}"
+      for name in ("tokens_per_second", "processor_seconds_per_token")
+    )
+    lines.append("| " + " | ".join([kind, *sizes, *times]) + " |")
   return "\n".join(lines)
 
 
@@ -91,24 +97,25 @@ def _summary(samples: list[float]) -> dict[str, float]:
 
 def main(argv):
   del argv
-  samples: dict[str, list[dict[str, Any]]] = {
-    kind: [] for kind in model.WEIGHTS
-  }
+  samples: dict[str, list[dict[str, Any]]] = {k: [] for k in _KINDS.value}
   answers = {}
   for _ in range(timing.REPEATS.value):
     for kind, own in samples.items():
       answers[kind], facts = run(kind)
       own.append(facts)
-  results: dict[str, Any] = {
-    kind: {fact: _summary([facts[fact] for facts in own]) for fact in _FACTS}
-    for kind, own in samples.items()
-  }
-  results["answers"] = answers
-  results["equal"] = len(set(answers.values())) == 1
-  command = " ".join(["python -m experiments.bench.answers", *sys.argv[1:]])
-  timing.write(f"answers_{_NAME.value}", command, results)
-  written = timing.RESULTS / f"answers_{_NAME.value}_cpu.json"
-  document = json.loads(written.read_text())
+  name = f"answers_{_NAME.value}"
+  path = timing.RESULTS / f"{name}_cpu.json"
+  results: dict[str, Any] = {}
+  if path.exists():
+    results = json.loads(path.read_text())["results"]
+  for kind, own in samples.items():
+    results[kind] = {
+      fact: _summary([facts[fact] for facts in own]) for fact in _FACTS
+    } | {"answers": answers[kind]}
+  words = (w for w in sys.argv[1:] if not w.startswith("--kinds"))
+  command = " ".join(["python -m experiments.bench.answers", *words])
+  timing.write(name, command, results)
+  document = json.loads(path.read_text())
   include.update(DOCS, {f"answers {_NAME.value}": table(document)})
 
 

@@ -10,6 +10,7 @@ experiments/bench/results.
 """
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,11 @@ KINDS = {
 # Slices by the number of chips that split a layer.
 SLICES = {1: "v5e:2x2", 4: "v5e:2x2", 8: "v5e:2x4"}
 _LANES = 2048  # That decode a block side by side, about.
-_MEMORY = re.compile(r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])")
+# What the compiler says of a program that does not fit; the "temporaries" are
+# arguments and results, too.
+_NEEDED = re.compile(
+  r"(?:HLO temporaries \(|Used )([\d.]+)([KMG])(?:\) exceeds| of)"
+)
 
 
 class Step(NamedTuple):
@@ -112,7 +117,10 @@ def compile_step(
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return Step(*sizes, None, _used(str(error)), False)
+    if not (match := _NEEDED.search(str(error))):
+      raise
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
+    return Step(*sizes, None, int(float(match[1]) * unit), False)
   peak = (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
@@ -203,14 +211,6 @@ def _bytes(shapes: Any, placed: Any) -> int:
   )
 
 
-def _used(message: str) -> int:
-  """Bytes that the compiler would have needed."""
-  if not (match := _MEMORY.search(message)):
-    raise ValueError(f"the compiler's message has changed: {message[:300]}")
-  unit = {"K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
-  return int(float(match[1]) * unit)
-
-
 def table(results: dict[str, dict[str, Any]]) -> str:
   """The results as a table in Markdown, GiB per chip."""
   lines = [
@@ -238,36 +238,44 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 _WRITE = flags.DEFINE_bool("write", False, "Keeps the numbers.")
+_MODELS = flags.DEFINE_multi_string(
+  "model", list(MODELS), "What is compiled; the others keep their numbers."
+)
 
 
 def _main(argv):
   del argv
   logging.set_verbosity(logging.ERROR)
   jax.config.update("jax_platforms", "cpu")  # Whatever this host has.
-  results: dict[str, Any] = {}
+  found: dict[str, Any] = {}
   try:
-    for name, (size, rows, slots) in MODELS.items():
+    for name in _MODELS.value:
+      size, rows, slots = MODELS[name]
       config = dataclasses.replace(
         llama.SIZES[size], scan=True, dtype="bfloat16", param_dtype="bfloat16"
       )
-      results[name] = {}
+      found[name] = {}
       for kind in KINDS:
-        found = results[name][kind] = {}
-        for chips, slice_ in SLICES.items():
-          devices = aot.topology_devices(slice_)[:chips]
+        by_chips = found[name][kind] = {}
+        for chips, topology in SLICES.items():
+          devices = aot.topology_devices(topology)[:chips]
           step = compile_step(config, kind, devices, rows, slots)
-          found[str(chips)] = step._asdict()
-          print(name, kind, chips, step, file=sys.stderr)
-          if step.fits:
+          by_chips[str(chips)] = step._asdict()
+          print(name, kind, chips, step, file=sys.stderr, flush=True)
+          if step.fits or not kind.startswith("dense"):
             break
   except settings.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
   if _WRITE.value:
-    command = " ".join(["python -m experiments.bench.aot_serve", *sys.argv[1:]])
+    path = timing.RESULTS / "decoding_cpu.json"
+    if path.exists():
+      found = json.loads(path.read_text())["results"]["models"] | found
+    found = {name: found[name] for name in MODELS if name in found}
     memory = roofline.CHIPS["v5e"].memory
-    timing.write("decoding", command, {"GiB": memory, "models": results})
-  print(table(results))
+    command = "python -m experiments.bench.aot_serve --write"
+    timing.write("decoding", command, {"GiB": memory, "models": found})
+  print(table(found))
 
 
 if __name__ == "__main__":

@@ -135,14 +135,19 @@ def is_parameter(x: Any) -> bool:
 
 
 def dense(
-  params: Any, *, skip: str | None = None, after: jax.Array | None = None
+  params: Any,
+  *,
+  skip: str | None = None,
+  dtype: DTypeLike | None = None,
+  after: jax.Array | None = None,
 ) -> Any:
   """The same tree of arrays; a tensor that holds several is decoded once.
 
   Args:
     params: nested dicts of arrays and Parameters.
     skip: regular expression: those in whose names it is found stay.
-    after: nothing is decoded before it is computed.
+    dtype: what they will be cast to; None: nothing else.
+    after: nothing is decoded or cast before it is computed.
   """
   leaves, structure = jax.tree.flatten_with_path(params, is_leaf=is_parameter)
   if not any(is_parameter(x) for _, x in leaves):
@@ -154,23 +159,26 @@ def dense(
     if not is_parameter(x) or (skip and re.search(skip, name)):
       return x
     if id(x.source) not in decoded:
-      decoded[id(x.source)] = bs.decode(_after(x.source, after))
+      decoded[id(x.source)] = bs.decode(
+        x.source if after is None else _after(x.source, after, dtype)
+      )
     return x.view(decoded[id(x.source)])
 
   return structure.unflatten([leaf(path, x) for path, x in leaves])
 
 
-def _after(source: Any, x: jax.Array | None) -> Any:
+def _after(source: Any, x: jax.Array, dtype: DTypeLike | None) -> Any:
   """The source, for the compiler dependent on x.
 
-  It could otherwise decode all layers first, and hold them.
+  It could otherwise make the arrays of all layers first, and hold them.
   """
-  if x is None or not isinstance(source, bs.Coded | bs.Packed):
+  # False, unless the first number is NaN, and then nothing is lost.
+  never = jnp.isnan(x.reshape(-1)[0])
+  if isinstance(source, bs.Coded | bs.Packed):
+    field = "states" if isinstance(source, bs.Coded) else "lowest"
+    value = getattr(source, field)
+    value += never.astype(value.dtype)
+    return dataclasses.replace(source, **{field: value})
+  if dtype is None or source.dtype == dtype:
     return source
-  # 0, unless the first number is NaN, and then nothing is lost.
-  zero = jnp.isnan(x.reshape(-1)[0])
-  field = "states" if isinstance(source, bs.Coded) else "lowest"
-  value = getattr(source, field)
-  return dataclasses.replace(
-    source, **{field: value + zero.astype(value.dtype)}
-  )
+  return jnp.where(never, jnp.zeros((), source.dtype), source)

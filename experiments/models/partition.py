@@ -102,7 +102,7 @@ def gather(
     skip: regular expression: parameters in whose names it is found stay split.
     after: see `compact.dense`.
   """
-  params = compact.dense(params, skip=skip, after=after)
+  params = compact.dense(params, skip=skip, dtype=dtype, after=after)
   placement = _CURRENT.get()
   if placement is None:
     return params

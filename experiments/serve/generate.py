@@ -47,6 +47,7 @@ class Answers:
     tokens: of each answer.
     prompt_seconds: for all prompts, without compilation.
     token_seconds: for all tokens after the first ones, of all rows at once.
+    processor_seconds: that all threads of the process worked for these.
     updates: how often all rows got a token in that time.
     temporary_bytes: what the computation of a token holds beside the weights
       and the cache, as the compiler counts it.
@@ -57,6 +58,7 @@ class Answers:
   tokens: list[list[int]]
   prompt_seconds: float
   token_seconds: float
+  processor_seconds: float
   updates: int
   temporary_bytes: int
   prompt_temporary_bytes: int
@@ -90,7 +92,7 @@ def generate(
   rows: list[list[int]] = [[] for _ in prompts]
   going = set(range(len(rows)))
   found = np.asarray(tokens)
-  middle = time.perf_counter()
+  middle, worked = time.perf_counter(), time.process_time()
   updates = 0
   while True:
     for i in sorted(going):
@@ -112,6 +114,7 @@ def generate(
     tokens=rows,
     prompt_seconds=middle - start,
     token_seconds=stop - middle,
+    processor_seconds=time.process_time() - worked,
     updates=updates,
     temporary_bytes=decode.memory_analysis().temp_size_in_bytes,
     prompt_temporary_bytes=prefill.memory_analysis().temp_size_in_bytes,

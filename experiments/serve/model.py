@@ -133,7 +133,7 @@ def read(
   except FileNotFoundError:
     release.read(path)  # Says what is missing.
     raise
-  except (ValueError, OSError, ModuleNotFoundError) as error:
+  except (bs.ArchiveError, ValueError, OSError, ModuleNotFoundError) as error:
     raise settings.UserError(str(error)) from error
 
 

@@ -47,6 +47,7 @@ def main() -> None:
       "tokens": sum(map(len, answers.tokens)),
       "prompt_seconds": answers.prompt_seconds,
       "tokens_per_second": later / seconds if later and seconds else 0.0,
+      "processor_seconds_per_token": answers.processor_seconds / max(1, later),
       "temporary_bytes": answers.temporary_bytes,
       "prompt_temporary_bytes": answers.prompt_temporary_bytes,
       "loading_peak_bytes": answers.loading_peak_bytes,

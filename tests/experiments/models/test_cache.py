@@ -28,9 +28,21 @@ def causal(name, **options):
   return functional.split(weights.load(paths.FIXTURES / name, **options))
 
 
-CAUSAL = ["decoder", "deepseek", "gemma2", "gpt2", "llama"]
-SCANNED = [(name, {"scan": True}) for name in ("gemma2", "gpt2", "llama")]
-CASES = [(name, {}) for name in CAUSAL] + SCANNED
+CASES = [
+  ("decoder", {}),
+  ("gemma2", {}),
+  ("gemma2", {"scan": True}),
+  ("gpt2", {}),
+  ("llama", {}),
+  *(
+    pytest.param(name, options, marks=pytest.mark.slow)
+    for name, options in [
+      ("deepseek", {}),
+      ("gpt2", {"scan": True}),
+      ("llama", {"scan": True}),
+    ]
+  ),
+]
 
 
 @functools.cache

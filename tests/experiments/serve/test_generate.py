@@ -46,6 +46,29 @@ def test_a_batch_has_the_likeliest_answer_to_each_prompt():
   assert answer() == [greedy(prompt, 6) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize(
+  ("name", "wanted"),
+  [
+    (
+      "stories260K",
+      "403 407 261 378 432 383 286 261 376 298 315 421 395 317 426 338 401 396",
+    ),
+    pytest.param(
+      "babyllama361",
+      "259 290 265 278 260 259 274 276 263 265 259 261 259 262 266 272 260 281",
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_a_trained_model_continues_as_in_transformers(name, wanted):
+  directory = paths.SHARED / "weights" / name
+  if not directory.is_dir():
+    pytest.skip(f"{directory} is not there")
+  options = generate.Options(max_tokens=18)
+  (found,) = generate.generate(model.read(directory), [[1]], options).tokens
+  assert " ".join(map(str, found)) == wanted
+
+
 def test_an_answer_ends_at_a_stop_and_the_others_go_on():
   whole = answer()
   stop = whole[0][2]
