@@ -27,7 +27,7 @@ class Rule(NamedTuple):
   wanted: str
 
 
-def get(config: Config, field: str) -> Any:
+def get(config: Any, field: str) -> Any:
   """The value of a field such as "rate.lmbda"; None if there is none."""
   for name in field.split("."):
     config = config.get(name) if config is not None else None

@@ -225,7 +225,7 @@ def _from_stored(array: np.ndarray, entry: _Entry) -> list[np.ndarray]:
 
 
 def parts(
-  table: tables.Table, config: ModelConfig, params: Mapping[str, jax.Array]
+  table: tables.Table, config: ModelConfig, params: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
   """The paths of the parameters that each tensor of `tensors` consists of."""
   entries = _entries(table, config, params)
@@ -233,7 +233,7 @@ def parts(
 
 
 def tensors(
-  table: tables.Table, config: ModelConfig, params: Mapping[str, jax.Array]
+  table: tables.Table, config: ModelConfig, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (name, array) of every tensor of a model's checkpoint.
 
