@@ -33,7 +33,6 @@ from experiments.models import cache, compact, functional, llama, sizes
 MODELS = {
   "Llama 3.2 1B, 1 x 8,192": ("3.2-1b", 1, 8192),
   "DeepSeek 7B, 1 x 4,096": ("deepseek-7b", 1, 4096),
-  "DeepSeek 7B, 4 x 4,096": ("deepseek-7b", 4, 4096),
 }
 # Kind -> bits of a level, or on average of a coded one.
 KINDS = {
