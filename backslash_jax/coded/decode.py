@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from backslash_jax.coded import exact, xla
+from backslash_jax.coded import exact, pallas_tpu, xla
 from backslash_jax.coded.leaves import Coded, Packed, matrix
 from backslash_jax.moments import sharded
 
-IMPLEMENTATIONS = {"xla": xla}
+IMPLEMENTATIONS = {"xla": xla, "pallas_tpu": pallas_tpu}
 
 
 def decode(x: Any, *, implementation: str | None = None) -> Any:
@@ -21,13 +21,17 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
   Args:
     x: a leaf of `bs.load(path, coded=...)`, or a pytree with such leaves. What
       is already an array stays as it is.
-    implementation: that of `Coded` leaves: "xla". None (default) takes "xla".
+    implementation: of `Coded` leaves, "xla" or "pallas_tpu". None (default)
+      takes "xla": the kernel was compiled for TPUs, but not measured on one.
 
   Returns:
     The array, or the tree with arrays.
 
   Raises:
-    NotImplementedError: if there is no such implementation.
+    NotImplementedError: if the named implementation does not exist, does not
+      support a leaf or does not run on this platform.
+    ValueError: if a leaf was sliced or split over devices along an axis that is
+      not divided into blocks.
   """
   name = "xla" if implementation is None else implementation
   if name not in IMPLEMENTATIONS:
@@ -36,9 +40,22 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
       f" {', '.join(IMPLEMENTATIONS)}"
     )
   module = IMPLEMENTATIONS[name]
+  platform = jax.default_backend()
 
   def leaf(x):
-    return _leaf(x, module) if isinstance(x, Coded | Packed) else x
+    if isinstance(x, Packed):
+      return _leaf(x, module)
+    if not isinstance(x, Coded):
+      return x
+    limitation = module.limitation(x)
+    if platform not in module.PLATFORMS:
+      limitation = f"it runs on {module.PLATFORMS[0]}, found {platform}"
+    if limitation:
+      raise NotImplementedError(
+        f"decode of {x!r} with implementation={name!r}: {limitation}; None and"
+        " 'xla' decode every leaf on every platform"
+      )
+    return _leaf(x, module)
 
   return jax.tree.map(
     leaf, x, is_leaf=lambda node: isinstance(node, Coded | Packed)

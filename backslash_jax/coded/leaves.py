@@ -106,6 +106,7 @@ class Coded(_Leaf):
     block: shape of a block.
     divided: how many leading axes of the tensor are divided into blocks.
     segments: steps of the lanes for a row of tuples.
+    longest: words of the longest lane.
     dtype: of the decoded array.
   """
 
@@ -122,6 +123,7 @@ class Coded(_Leaf):
   block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
   divided: int = dataclasses.field(metadata=_STATIC)
   segments: int = dataclasses.field(metadata=_STATIC)
+  longest: int = dataclasses.field(metadata=_STATIC)
   dtype: Any = dataclasses.field(metadata=_STATIC)
 
   @property

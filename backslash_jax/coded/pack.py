@@ -83,6 +83,7 @@ def coded(x: Tensor, grid: tuple[int, ...], place: Place) -> Coded:
     block=_block(x, grid),
     divided=len(grid),
     segments=shape.segments,
+    longest=max(int(counts.max()), 1),
     dtype=x.dtype,
   )
 

@@ -9,6 +9,11 @@ from backslash_jax.coded.streams import FLOOR, MAX_IDS, PRECISION, SLOTS
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 
+def limitation(x: Coded) -> str | None:
+  """None: this implementation supports every x."""
+  del x
+
+
 def tuples(x: Coded) -> jax.Array:
   """The tuples of one block, uint32 [steps, lanes], a byte for each level."""
   steps, lanes = x.steps, x.states.shape[-1]

@@ -6,14 +6,15 @@ Matrices of 2^20 random weights at 1, 2 and 3 bits: the bytes in memory beside
 those of the file, and the time of decoding beside a copy of the dense array and
 beside `bs.load`. Then processes that each hold a model of Llama's shapes with
 so many million random weights, and multiply by all of its matrices, one layer
-after the other: dense in float32 and bfloat16, packed and coded. Writes
-results/coded_cpu.json.
+after the other: dense in float32 and bfloat16, packed and coded. Linux only.
+Writes results/coded_cpu.json.
 """
 
+import ctypes
+import gc
 import json
 import math
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -119,8 +120,14 @@ def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
 def _held(path: str, kind: str) -> dict[str, Any]:
   """Memory and time of this process, which holds the model of a file."""
   x = jnp.ones([8, _WIDTH], jnp.bfloat16)
-  jnp.matmul(x, x.T).block_until_ready()
-  before = _resident(), _peak()
+  with tempfile.TemporaryDirectory() as directory:
+    # Imports and compiles what is not the weights' memory.
+    small = pathlib.Path(directory) / "x.safetensors"
+    bs.save(small, {"x": np.eye(64, dtype=np.float32)}, step=0.5)
+    bs.decode(bs.load(small, coded=True))
+    bs.decode(bs.load(small, coded="packed"))
+  before = _resident()
+  _forget_peak()
   if kind in ("packed", "coded"):
     kinds = {"packed": "packed", "coded": True}
     tree = bs.load(path, coded=kinds[kind], stacked="*")
@@ -128,7 +135,9 @@ def _held(path: str, kind: str) -> dict[str, Any]:
     arrays = bs.load(path)
     tree = {name: jnp.array(arrays.pop(name), kind) for name in list(arrays)}
   jax.block_until_ready(tree)
-  held, loading = _resident() - before[0], _peak() - before[1]
+  loading = _peak() - before
+  held = _resident() - before
+  _forget_peak()
 
   @jax.jit
   def forward(tree, x):
@@ -154,20 +163,31 @@ def _held(path: str, kind: str) -> dict[str, Any]:
     "weights_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
     "resident_bytes": held,
     "peak_bytes_of_loading": loading,
-    "peak_bytes_with_forward": _peak() - before[1],
+    "peak_bytes_of_forward": _peak() - before,
     "seconds": {clock: min(samples) for clock, samples in times.items()},
   }
 
 
 def _resident() -> int:
-  """Bytes of this process in memory now."""
-  pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
-  return int(pages) * resource.getpagesize()
+  """Bytes of this process in memory now, without what was freed."""
+  gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)
+  return _status("VmRSS")
 
 
 def _peak() -> int:
-  """The most bytes that this process ever had in memory."""
-  return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  """The most bytes since `_forget_peak`."""
+  return _status("VmHWM")
+
+
+def _forget_peak() -> None:
+  pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(field: str) -> int:
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  value = next(x for x in lines if x.startswith(field)).split()[1]
+  return 1024 * int(value)
 
 
 if __name__ == "__main__":

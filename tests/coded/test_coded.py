@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backslash_jax as bs
+from backslash_jax.coded import pallas_tpu, xla
 
 KINDS = [True, "packed"]
 
@@ -66,6 +67,8 @@ def stack(tmp_path_factory):
   params = {
     "layers": {"kernel": layers},
     "head": [rng.normal(size=[128, 64]).astype(np.float32)],
+    "classes": np.exp(rng.normal(scale=2, size=[32, 1])).astype(np.float32)
+    * rng.laplace(size=[32, 192]).astype(np.float32),
     "zero": np.zeros([64, 64], np.float32),
     "steps": np.arange(3, dtype=np.int32),
   }
@@ -126,8 +129,20 @@ def test_an_axis_that_is_not_divided_is_not_sliced(stack):
 
 def test_an_unknown_implementation_is_refused(stack):
   leaf = bs.load(stack[0], coded=True)["head"][0]
-  with pytest.raises(NotImplementedError, match="xla"):
+  with pytest.raises(NotImplementedError, match="there are xla"):
     bs.decode(leaf, implementation="pallas")
+  with pytest.raises(NotImplementedError, match="it runs on tpu"):
+    bs.decode(leaf, implementation="pallas_tpu")
+
+
+def test_the_kernel_for_tpu_gives_the_same_tuples(stack):
+  coded = bs.load(stack[0], coded=True, stacked="layers/*")
+  leaves = [jax.tree.map(lambda x: x[2], coded["layers"]["kernel"])]
+  leaves.append(coded["classes"])
+  assert [x.frequency.shape[0] > 1 for x in leaves] == [False, True]
+  for leaf in leaves:
+    assert pallas_tpu.limitation(leaf) is None
+    assert_same(pallas_tpu.tuples(leaf, interpret=True), xla.tuples(leaf))
 
 
 def test_an_unknown_kind_is_refused(stack):

@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import backslash_jax as bs
+from backslash_jax.coded import pallas_tpu
 from backslash_jax.moments import tree_moments
 from experiments import settings, sharding
 from experiments.bench import aot, hlo, roofline
@@ -27,6 +30,20 @@ def _compiled_moments(topology, shape, dtype):
   x = jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
   moments = jax.jit(lambda x: tree_moments(x, placed))
   return moments.lower(x).compile()
+
+
+@TOPOLOGIES
+def test_coded_weights_are_decoded_by_the_mosaic_kernel(topology, tmp_path):
+  device = jax.sharding.SingleDeviceSharding(_devices(topology)[0])
+  x = np.random.default_rng(0).laplace(size=[64, 96]).astype(np.float32)
+  bs.save(tmp_path / "x", {"x": x}, step=1.0)
+  leaf = bs.load(tmp_path / "x", coded=True)["x"]
+  leaf = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), leaf
+  )
+  text = jax.jit(pallas_tpu.tuples).lower(leaf).compile().as_text()
+  assert 'custom_call_target="tpu_custom_call"' in text
+  assert "backslash_decode" in text
 
 
 @TOPOLOGIES
