@@ -24,10 +24,10 @@ _MODULES = {
   "tree": ("matrices",),
 }
 _HOMES = {name: home for home, names in _MODULES.items() for name in names}
-_PUBLIC_MODULES = ("ggd", "moments", "quantize", "structure")
+_PUBLIC_MODULES = ("feedback", "ggd", "moments", "quantize", "structure")
 
 if TYPE_CHECKING:
-  from backslash_jax import ggd, moments, quantize, structure
+  from backslash_jax import feedback, ggd, moments, quantize, structure
   from backslash_jax.archive import (
     ArchiveError,
     Base,
@@ -58,6 +58,7 @@ __all__ = [
   "backslash",
   "decode",
   "delta",
+  "feedback",
   "fit_steps",
   "ggd",
   "gradient_balance",

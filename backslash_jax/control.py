@@ -5,6 +5,7 @@ keeps its state in the optimizer state. It sees only sums over whole leaves, so
 it does not depend on how the parameters are sharded.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from backslash_jax import arguments
 
 # `target_rate` keeps the ratio of the two gradients above this.
 MIN_FRACTION = 1e-4
@@ -94,11 +97,13 @@ def gradient_balance(fraction: float | jax.Array) -> Controller:
   Raises:
     ValueError: if fraction is out of range.
   """
-  if not isinstance(fraction, jax.Array) and not 0 <= fraction < math.inf:
-    raise ValueError(
-      f"gradient_balance: fraction must be non-negative and finite, found"
-      f" {fraction!r}"
-    )
+  arguments.check(
+    "gradient_balance",
+    "fraction",
+    fraction,
+    "non-negative and finite",
+    lambda v: 0 <= v < math.inf,
+  )
 
   def update(signals, state):
     ratio = _ratio(_norm(signals.task_norms), _norm(signals.rate_norms))
@@ -175,9 +180,10 @@ def target_rate(
   Raises:
     ValueError: if an argument is out of range.
   """
-  _check("bits", bits, "in (0, 32)", lambda v: 0 < v < 32)
-  _check("initial", initial, "positive", lambda v: 0 < v < math.inf)
-  _check(
+  check = functools.partial(arguments.check, "target_rate")
+  check("bits", bits, "in (0, 32)", lambda v: 0 < v < 32)
+  check("initial", initial, "positive", lambda v: 0 < v < math.inf)
+  check(
     "limit",
     limit,
     f"above {MIN_FRACTION:g} and finite",
@@ -303,12 +309,6 @@ def _warm_up(measured, recent, mean):
 def running_mean(mean, x, window):
   """Running mean; with a window of 1 it is x."""
   return mean + (x - mean) / window
-
-
-def _check(name, found, wanted, is_good):
-  """Rejects an argument out of range; JAX arrays (maybe traced) pass."""
-  if not isinstance(found, jax.Array) and not is_good(found):
-    raise ValueError(f"target_rate: {name} must be {wanted}, found {found!r}")
 
 
 def _norm(x):

@@ -98,7 +98,7 @@ def matched(params: Any, base: Any) -> dict[str, Any]:
 
 def _wide(dtype: Any) -> Any:
   """The dtype in which leaves of a dtype are added."""
-  if not tree.is_floating(dtype):
+  if not tree.is_float(dtype):
     return dtype
   return np.promote_types(dtype, np.float32)
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backslash_jax import control, meter, moments, quantize, tree
+from backslash_jax import arguments, control, meter, moments, quantize, tree
 
 # The sensitivity is a running mean over about this many updates. It is
 # accumulated in the last 4 * _WINDOW updates before the steps are chosen.
@@ -93,16 +93,21 @@ def fit_steps(
 
   Source: measured in docs/frontier.md.
   """
-  # JAX arrays may be traced, so they are not checked.
-  if not isinstance(bits, jax.Array) and not 0 < bits <= MAX_BITS:
-    raise ValueError(
-      f"fit_steps: bits must be in (0, {MAX_BITS}], found {bits!r}"
-    )
+  arguments.check(
+    "fit_steps",
+    "bits",
+    bits,
+    f"in (0, {MAX_BITS}]",
+    lambda v: 0 < v <= MAX_BITS,
+  )
+  arguments.check(
+    "fit_steps",
+    "begin",
+    begin,
+    "an update, 1 or later",
+    lambda v: 1 <= v < 2**31,
+  )
   if not isinstance(begin, jax.Array):
-    if not 1 <= begin < 2**31:
-      raise ValueError(
-        f"fit_steps: begin must be an update, 1 or later, found {begin!r}"
-      )
     begin = math.ceil(begin)
   quantize.check_step(step)
   return FitSteps(bits, begin, step)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from backslash_jax import ggd, moments, quantize
+from backslash_jax import arguments, ggd, moments, quantize
 from backslash_jax import rate as rates
 
 SCOPES = ("model", "tensor")
@@ -125,6 +125,5 @@ def number(value: Any) -> Any:
 
 
 def _check(name: str, found: Any, wanted: str, is_good: Callable[[Any], bool]):
-  if found is None or isinstance(found, jax.Array) or is_good(found):
-    return
-  raise ValueError(f"backslash: {name} must be {wanted}, found {found!r}")
+  if found is not None:
+    arguments.check("backslash", name, found, wanted, is_good)

@@ -176,7 +176,8 @@ def _power(base, exponent):
   # The bits, read as an integer, are linear in x between powers of two.
   linear = bits.astype(jnp.float32) * jnp.float32(2.0**-23) - 127.0
   y = exponent * (linear + _polynomial(_LOG2, mantissa))
-  y = jnp.clip(y, -126.0, 126.0)
+  # nu times the power must be finite: 0 times infinity is nan.
+  y = jnp.clip(y, -120.0, 120.0)
   n = jnp.round(y)
   fraction = _polynomial(_EXP2, y - n)
   return _float(_bits(fraction) + (n.astype(jnp.int32) << 23))

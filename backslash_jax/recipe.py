@@ -1,6 +1,7 @@
 """The training recipes of docs/frontier.md as one function."""
 
 import jax
+import numpy as np
 import optax
 
 from backslash_jax import (
@@ -80,7 +81,8 @@ def recommended(
   """
   is_free = isinstance(limit, int | float) and limit == 0
   # As an array, from `optax.inject_hyperparams`, it is refused if not traced.
-  is_zero = not isinstance(limit, jax.core.Tracer) and limit == 0
+  is_traced = isinstance(limit, jax.core.Tracer)
+  is_zero = not is_traced and np.ndim(limit) == 0 and limit == 0
   if is_zero and begin is None:
     raise ValueError(
       "recommended: limit=0 leaves out the rate, and without begin no steps are"

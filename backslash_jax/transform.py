@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from backslash_jax import (
+  arguments,
   control,
   fitting,
   meter,
@@ -137,10 +138,12 @@ def backslash(
   plan = step if isinstance(step, fitting.FitSteps) else None
   price = prices.make(rate, shape, scope, epsilon, plan.step if plan else step)
   _check_lmbda(lmbda)
-  _check_period("update_every", update_every)
-  _check_period("measure_every", measure_every)
+  arguments.check_count("backslash", "update_every", update_every, 1)
+  arguments.check_count("backslash", "measure_every", measure_every, 1)
   base_step = plan.step if plan else prices.number(step)
-  is_free = isinstance(lmbda, int | float | np.number) and lmbda == 0
+  # A JAX array may be traced: whether it is 0 is not known.
+  is_fixed = isinstance(lmbda, int | float | np.number | np.ndarray)
+  is_free = is_fixed and lmbda == 0
   if isinstance(lmbda, control.Controller):
     controller = lmbda
   else:
@@ -174,12 +177,15 @@ def backslash(
         "backslash needs params: tx.update(grads, state, params)"
       )
     count = jnp.asarray(optax.safe_increment(state.rate_count))
-    selected = tree.selected(params, mask)
+    if not jax.tree.leaves(params):
+      return updates, state._replace(rate_count=count)
+    flags = tree.select(params, mask)
+    selected = tree.selected(params, flags)
     if not selected:
       return updates, state._replace(rate_count=count)
     placed = sharding(params) if callable(sharding) else sharding
-    kept = tree.keep(params, mask)
-    gradients = _at(updates, params, mask)
+    kept = tree.keep(params, flags)
+    gradients = _at(updates, flags)
     by_name, fit, is_new = state.steps, state.fit, jnp.asarray(False)
     step_in_force = base_step
     if plan:
@@ -237,7 +243,7 @@ def backslash(
     # parameters.
     is_never = (bits < 0) | jnp.any(nu < 0)
     weight = jnp.where(is_never, jnp.float32(0.0), weight)
-    return _add(updates, params, mask, [weight * pull for pull in pulls]), new
+    return _add(updates, flags, [weight * pull for pull in pulls]), new
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -248,9 +254,8 @@ def _places(params, sharding):
   return sharded.each(leaves, shardings, control.motion)
 
 
-def _at(updates, params, mask):
+def _at(updates, flags):
   """The incoming updates of the selected leaves."""
-  flags = tree.select(params, mask)
   found = []
   jax.tree.map(
     lambda flag, u: found.append(u) if flag else None, flags, updates
@@ -258,16 +263,14 @@ def _at(updates, params, mask):
   return found
 
 
-def _add(updates, params, mask, terms):
+def _add(updates, flags, terms):
   """The updates plus the terms of the selected leaves, each in its dtype."""
   terms = iter(terms)
 
   def add(flag, u):
     return (u + next(terms)).astype(u.dtype) if flag else u
 
-  return jax.tree.map(
-    add, tree.select(params, mask), updates, is_leaf=lambda x: x is None
-  )
+  return jax.tree.map(add, flags, updates, is_leaf=lambda x: x is None)
 
 
 def _warn_unless_rounded(count, begin):
@@ -297,21 +300,12 @@ def _norms(leaves):
 
 def _check_lmbda(lmbda):
   """Rejects an invalid lmbda; JAX arrays, which may be traced, pass."""
-  if callable(lmbda) or isinstance(lmbda, control.Controller | jax.Array):
+  if callable(lmbda) or isinstance(lmbda, control.Controller):
     return
-  if not isinstance(lmbda, int | float | np.number) or not (
-    0 <= lmbda < math.inf
-  ):
-    raise ValueError(
-      "backslash: lmbda must be a non-negative finite number, a schedule or a"
-      f" controller, found {lmbda!r}"
-    )
-
-
-def _check_period(name, period):
-  if isinstance(period, jax.Array):
-    return
-  if not isinstance(period, int | np.integer) or period < 1:
-    raise ValueError(
-      f"backslash: {name} must be a positive integer, found {period!r}"
-    )
+  arguments.check(
+    "backslash",
+    "lmbda",
+    lmbda,
+    "a non-negative finite number, a schedule or a controller",
+    lambda v: 0 <= v < math.inf,
+  )

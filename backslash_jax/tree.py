@@ -85,7 +85,7 @@ def matrices(params: Any) -> Any:
 
   def is_matrix(name, x):
     last = re.split(r"[/.]", name)[-1]
-    return len(x.shape) >= 2 and is_float(x) and not _VECTORS.fullmatch(last)
+    return is_float(x) and len(x.shape) >= 2 and not _VECTORS.fullmatch(last)
 
   return map_named(is_matrix, params)
 
@@ -144,12 +144,12 @@ def keep(params: Any, mask: Mask = matrices) -> Any:
 
 
 def is_float(x: Any) -> bool:
-  """Whether x has a real floating dtype, including bfloat16 and float8."""
-  return hasattr(x, "dtype") and is_floating(x.dtype)
-
-
-def is_floating(dtype: Any) -> bool:
-  """Whether a dtype is real floating."""
+  """Whether an array, or a dtype, is real floating, as bfloat16 and float8."""
+  dtype = None  # Modules also hold functions, names and types.
+  if isinstance(x, np.dtype):
+    dtype = x
+  elif hasattr(x, "shape"):
+    dtype = getattr(x, "dtype", None)
   # By name, because NumPy does not know the dtype of jax.random keys.
   return "float" in str(getattr(dtype, "name", dtype))
 

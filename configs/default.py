@@ -115,6 +115,10 @@ def get_config() -> ml_collections.ConfigDict:
   # matrix. Sensitive matrices get finer steps, with the entries of `steps` as
   # means; see quantize.sensitive_steps. 0: one step for all matrices.
   evaluate.sensitivity_batches = 0
+  # Training batches whose activations tell the quantizer how the error of one
+  # weight is corrected by others, see backslash_jax.feedback. 0: each weight is
+  # rounded for itself.
+  evaluate.feedback_batches = 0
   # The step of biases and scales, as a multiple of that of the matrices. None:
   # they are stored exactly. With round_bits the file has the fitted steps.
   evaluate.vectors = config_dict.placeholder(float)

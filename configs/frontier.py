@@ -187,6 +187,7 @@ def methods(
   late = {"round_begin_update": max(1, 2 * total_updates // 3)}
   fitted = late | {"evaluate.steps": (), "evaluate.scales": (1.0,)}
   to_bits = {"round_bits": bits}
+  feedback = {"evaluate.feedback_batches": 24}
   released = {
     "rate.placement": "unscaled",
     "rate.epsilon": 1.0,
@@ -206,6 +207,9 @@ def methods(
     "normal": method({}, {}),
     "rdo": method({}, {"evaluate.mu": mus}),
     "sensitive": method(sensitive, {}),
+    "feedback": method(feedback, {"evaluate.mu": (0.0, *mus)}),
+    "l1_feedback": method(RATES["l1"] | feedback, balance),
+    "fitted_feedback": method(fitted | feedback, to_bits),
     "decay": method({}, {"optimizer.weight_decay": decays}),
     "round": method({}, rounded),
     "dggr_released": method(released, {"rate.lmbda": lambdas}),

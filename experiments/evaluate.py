@@ -6,6 +6,7 @@ back, and the accuracy is that of the parameters that came back.
 
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import warnings
@@ -72,7 +73,7 @@ def evaluate(
     "shipped": the index in "quantized" of the file that is shipped.
 
   Raises:
-    UserError: a file cannot be written.
+    UserError: a file cannot be written, or a step is too fine for a tensor.
   """
   base, source = base or {}, params if source is None else source
   path = directory / "evaluation.json"
@@ -84,9 +85,9 @@ def evaluate(
   if distributed.agree(kept is not None):
     return kept or _read(path)["evaluation"]
   quantizers = _quantizers(config, params, score, fitted)
+  mu, count = config.evaluate.mu, config.evaluate.feedback_batches
   rates = config.evaluate.pruning_rates
-  if distributed.is_main():
-    print(f"{name}: evaluating {len(quantizers)} files, {len(rates)} prunings")
+  tell = _progress(name, len(quantizers), len(rates))
 
   merge = jax.jit(functools.partial(finetune.merge, config.model))
 
@@ -105,27 +106,55 @@ def evaluate(
   }
   files = [directory / f"file_{i}.safetensors" for i in range(len(quantizers))]
   try:
-    result["quantized"] = [
-      label | _quantized(config, file, source, score, steps, whole, of)
-      for file, (label, steps) in zip(files, quantizers, strict=True)
-    ]
+    result["quantized"] = quantized = []
+    for file, (label, steps) in zip(files, quantizers, strict=True):
+      weights = source
+      if count:
+        weights = score.feedback(params, steps, count, mu=mu)
+      own = _quantized(config, file, weights, score, steps, whole, of)
+      quantized.append(label | own)
+      (unit,) = label
+      bits = 8 * own["bytes"] / result["parameters"]
+      tell(f"{unit} {label[unit]:.4g}, {bits:.2f} bits", own["validation"])
     result["shipped"] = _choose(config, result)
     if distributed.is_main():
       files.pop(result["shipped"]).replace(directory / SHIPPED)
       for file in files:
         file.unlink()
+  except ValueError as error:
+    raise settings.UserError(
+      f"a step of config.evaluate does not suit the model: {error}"
+    ) from error
   except OSError as error:
     raise settings.UserError(
       f"cannot write {error.filename or directory}: {error.strerror or error}"
     ) from error
-  result["pruned"] = [
-    {"rate": rate, "test": score(whole(thresholds.prune(params, t)), "test")}
-    for rate, t in zip(rates, thresholds.find(params, rates), strict=True)
-  ]
+  result["pruned"] = pruned = []
+  for rate, t in zip(rates, thresholds.find(params, rates), strict=True):
+    own = result["exact"]["test"]
+    if t >= 0:
+      own = score(whole(thresholds.prune(params, t)), "test")
+    pruned.append({"rate": rate, "test": own})
+    tell(f"pruned {rate:.0%}", own)
   if distributed.is_main():
     text = json.dumps({"key": key, "evaluation": result}, indent=2) + "\n"
     atomic.write_text(path, text)
   return result
+
+
+def _progress(name, files, prunings):
+  """A function that prints what was measured, as number so of so many."""
+  total = files + prunings
+  numbers = itertools.count(1)
+  if distributed.is_main():
+    print(f"{name}: evaluating {files} files, {prunings} prunings", flush=True)
+
+  def tell(what, scores):
+    if distributed.is_main():
+      accuracy = f"accuracy {scores['accuracy']:.1%}"
+      print(f"{name} {next(numbers)}/{total}  {what}, {accuracy}", flush=True)
+
+  return tell
 
 
 def matrices(params: Any) -> Iterator[np.ndarray]:
@@ -168,7 +197,9 @@ def _steps_of_all(params, step, vectors):
   }
 
 
-def _quantized(config, file, source, score, steps, whole, base=None):
+def _quantized(
+  config, file, source, score, steps, whole, base=None
+) -> dict[str, Any]:
   """Codes source with steps, reads the file back and measures it.
 
   With a base, source is the whole model, coded as the difference from that.
@@ -183,7 +214,8 @@ def _quantized(config, file, source, score, steps, whole, base=None):
         step=steps,
         base=base,
         coder=config.evaluate.coder,
-        mu=config.evaluate.mu,
+        # Feedback has counted the bits already.
+        mu=0.0 if config.evaluate.feedback_batches else config.evaluate.mu,
       )
   distributed.barrier(f"coded {file.name}")
   size, bits = file.stat().st_size, None

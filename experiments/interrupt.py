@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT, SIGHUP: training writes a checkpoint before it stops."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,14 +25,18 @@ def received() -> Iterator[list[int]]:
 
   It handles signals in the main thread of a single process. With several
   processes, the checkpoint manager makes them agree on an update to stop at.
-  What is ignored, as SIGHUP is under nohup, stays ignored.
+  What is ignored, as SIGHUP is under nohup, stays ignored. After a SIGHUP,
+  output to the terminal goes nowhere: it is gone, and writing to it fails.
   """
   numbers: list[int] = []
   before = {}
+  terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
   def receive(number, frame):
     del frame
     numbers.append(number)
+    if number == signal.SIGHUP:
+      _silence(terminals)
     signal.signal(number, before[number])
 
   main = threading.current_thread() is threading.main_thread()
@@ -44,3 +49,11 @@ def received() -> Iterator[list[int]]:
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def _silence(descriptors: list[int]) -> None:
+  """Lets descriptors write to nowhere."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for descriptor in descriptors:
+    os.dup2(nowhere, descriptor)
+  os.close(nowhere)

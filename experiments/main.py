@@ -1,11 +1,14 @@
 """python -m experiments.main --config=configs/quickstart.py --workdir=DIR"""
 
+import difflib
 import functools
 import pathlib
+import runpy
 from typing import Any
 
 import ml_collections
 from absl import flags
+from flax import traverse_util
 from ml_collections import config_flags
 
 from experiments import (
@@ -58,26 +61,28 @@ def train_and_evaluate(
   return result
 
 
-def launch(function):
-  """Runs the program: function(config, workdir) with the values of the flags.
+def launch(function, output="workdir"):
+  """Runs the program: function(config, path) with the values of the flags.
+
+  `output` is the name of the flag with the path.
 
   See `program.run` for its end.
   """
   config = config_flags.DEFINE_config_file(
     "config", None, "The experiment, a file of configs/.", lock_config=True
   )
-  workdir = flags.DEFINE_string(
-    "workdir", None, "Directory of everything that is written."
+  directory = flags.DEFINE_string(
+    output, None, "Directory of everything that is written."
   )
 
   def main(argv):
     del argv
-    if not config.value or not workdir.value:
+    if not config.value or not directory.value:
       raise settings.UserError(
-        "both --config=FILE and --workdir=DIR are needed"
+        f"both --config=FILE and --{output}=DIR are needed"
       )
     with distributed.membership():
-      function(config.value, pathlib.Path(workdir.value))
+      function(config.value, pathlib.Path(directory.value))
 
   program.run(main, functools.partial(_parse, config))
 
@@ -90,10 +95,35 @@ def _parse(config, argv):
     _ = config.value is not None and config.value.to_dict
     return rest
   except flags.Error as error:
-    # A traceback precedes it.
-    raise settings.UserError(str(error).strip().splitlines()[-1]) from None
+    lines = str(error).strip().splitlines()
+    if any(line.startswith("Traceback") for line in lines):
+      lines = lines[-1:]
+    raise settings.UserError(" ".join(lines)) from None
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise settings.UserError(settings.explain_flags(argv, error)) from None
+    raise settings.UserError(explain_flags(argv, error)) from None
+
+
+def explain_flags(argv: list[str], error: Exception) -> str:
+  """A line about a wrong command line, with near matches of unknown fields."""
+  paths = [a.removeprefix("--config=") for a in argv if "--config=" in a]
+  # The text after a colon is the argument of get_config.
+  path, *arguments = paths[-1].split(":", 1) if paths else ["None"]
+  if not pathlib.Path(path).is_file():
+    return f"--config={path}: there is no such file"
+  try:
+    config = runpy.run_path(path)["get_config"](*arguments)
+  except ValueError as load_error:
+    return f"--config={paths[-1]}: {load_error}"
+  except Exception as load_error:
+    return f"--config={path} does not load: {load_error!r}"
+  known = traverse_util.flatten_dict(config.to_dict(), sep=".")
+  for argument in argv:
+    field = argument.split("=")[0].removeprefix("--config.")
+    if argument.startswith("--config.") and field not in known:
+      near = difflib.get_close_matches(field, known, n=1)
+      hint = f"; did you mean {near[0]}?" if near else ""
+      return f"config.{field}: {path} has no such field{hint}"
+  return f"in the flags: {error}"
 
 
 if __name__ == "__main__":

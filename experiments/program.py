@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from experiments import settings
@@ -49,8 +50,8 @@ def end(
 ) -> None:
   """Runs main; what the user can fix or did is a line, not a traceback.
 
-  The exit code is that of a UserError, 130 after Ctrl-C, and SIGPIPE ends the
-  program if nobody reads what it prints.
+  The exit code is that of a UserError, 1 without memory, 130 after Ctrl-C, and
+  SIGPIPE ends the program if nobody reads what it prints.
   """
   try:
     try:
@@ -61,7 +62,16 @@ def end(
         traceback.print_exception(error)
       fail(error, error.exit_code)
     finally:
-      sys.stdout.flush()
+      if sys.stdout is not None:  # It is None if it was closed at the start.
+        sys.stdout.flush()
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    line = " ".join(str(error).split("\n")[:1])
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in line:
+      raise
+    fail(
+      f"out of memory ({line}): choose a smaller config.model or"
+      " config.data.batch_size, or more devices in config.mesh.fsdp"
+    )
   except KeyboardInterrupt:
     fail("interrupted", 128 + signal.SIGINT)
   except BrokenPipeError:

@@ -81,6 +81,8 @@ def compare(evaluations: dict[str, Any], task: str) -> dict[str, Any]:
       on each side of 0, or "scale" of the steps that training fitted;
     bytes, accuracy: of the shipped file, on the test split,
     file_bits: 8 bytes / parameters,
+    accuracy_error: standard error of accuracy; None if the evaluation, of an
+      earlier version, has none,
     exact_accuracy: unquantized; accuracy_change: of the file against the
       unquantized model of the first training,
     fp16_bytes: 2 for every parameter; fp16_saving: 1 - bytes / fp16_bytes,
@@ -106,6 +108,7 @@ def compare(evaluations: dict[str, Any], task: str) -> dict[str, Any]:
       "accuracy": accuracy,
       "file_bits": 8 * size / e["parameters"],
       "exact_accuracy": e["exact"]["test"]["accuracy"],
+      "accuracy_error": shipped["test"].get("accuracy_error"),
       "accuracy_change": accuracy - first["exact"]["test"]["accuracy"],
       "fp16_bytes": fp16,
       "fp16_saving": 1 - size / fp16,
@@ -180,7 +183,7 @@ def make_tables(report: dict[str, Any]) -> list[Table]:
   ]
   return [
     Table(
-      f"{report['task']}, test accuracy",
+      f"{report['task']}, test accuracy{_error(comparison)}",
       ["training", "float32", "coded", f"vs {first} float32", "pruned"],
       accuracy,
     ),
@@ -265,6 +268,14 @@ def _print(console, table):
   for row in table.rows:
     shown.add_row(*row)
   console.print(shown)
+
+
+def _error(comparison):
+  """The largest standard error of an accuracy, for a title."""
+  errors = [c["accuracy_error"] for c in comparison.values()]
+  if None in errors:
+    return ""
+  return f" (standard error {100 * max(errors):.1f} points)"
 
 
 def _percent(fraction):

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data, distributed, finetune, sharding
+from experiments import data, distributed, feedback, finetune, sharding
 from experiments.models import functional, losses
 
 
@@ -24,13 +25,7 @@ def totals(forward, params, batch) -> dict[str, jax.Array]:
     params: of it.
     batch: see `data.Dataset`.
   """
-  tokens, mask = batch["tokens"], batch["mask"]
-  targets, weights = batch["targets"], batch["weights"]
-  if isinstance(forward, functional.Forward):
-    entropies, hits = forward.losses(params, tokens, mask, targets)
-  else:
-    logits = forward(params, tokens, mask)
-    entropies, hits = losses.of_logits(logits, targets)
+  entropies, hits, weights = _losses(forward, params, batch)
   return {
     "loss": jnp.sum(entropies * weights),
     "accuracy": jnp.sum(hits * weights),
@@ -38,21 +33,65 @@ def totals(forward, params, batch) -> dict[str, jax.Array]:
   }
 
 
+def _losses(forward, params, batch):
+  """Cross entropy, hit and weight of each target."""
+  tokens, mask = batch["tokens"], batch["mask"]
+  targets, weights = batch["targets"], batch["weights"]
+  if isinstance(forward, functional.Forward):
+    entropies, hits = forward.losses(params, tokens, mask, targets)
+  else:
+    logits = forward(params, tokens, mask)
+    entropies, hits = losses.of_logits(logits, targets)
+  return entropies, hits, weights
+
+
+def scored(forward, params, batch):
+  """`totals`, and the sums of products that `standard_error` needs."""
+  entropies, hits, weights = _losses(forward, params, batch)
+  rows = {"loss": entropies * weights, "accuracy": hits * weights}
+  rows["weight"] = weights
+  h, w = (
+    jnp.sum(rows[k].reshape(len(weights), -1), axis=1)
+    for k in ("accuracy", "weight")
+  )
+  products = {"hh": jnp.sum(h * h), "hw": jnp.sum(h * w), "ww": jnp.sum(w * w)}
+  return {k: jnp.sum(x) for k, x in rows.items()} | products
+
+
+def standard_error(total: Mapping[str, float]) -> float:
+  """Of an accuracy: hits per weight, where an example may have many targets.
+
+  Args:
+    total: sums over the examples of "weight", the weight of an example's
+      targets; "accuracy", that of its hits; and of the products "ww", "hw" and
+      "hh" of the two.
+
+  Source: Cochran, Sampling Techniques, 1977, chapter 6 (ratio estimates).
+  """
+  p = total["accuracy"] / total["weight"]
+  squares = total["hh"] - 2 * p * total["hw"] + p * p * total["ww"]
+  return math.sqrt(max(squares, 0.0)) / total["weight"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """(params, split) -> mean loss in nats and accuracy in [0, 1].
+  """(params, split) -> mean loss in nats, accuracy in [0, 1] and its error.
 
   One compiled function serves every set of parameters of the model.
 
   Attributes:
-    function: (params, split) -> scores.
+    function: (params, split) -> "loss", "accuracy" and "accuracy_error", the
+      standard error of the accuracy.
     squares: (trained, count) -> every leaf's mean squared gradient, float32
       scalars: of the loss of each of the first `count` training batches. Of
       what is trained, see `finetune.split`; the params are the whole model.
+    feedback: (params, steps, count, **options) -> the parameters that
+      `feedback.quantize` makes with the first `count` training batches.
   """
 
   function: Callable[[Any, str], dict[str, float]]
   squares: Callable[[Any, int], Any]
+  feedback: Callable[..., dict]
 
   def __call__(self, params: Any, split: str) -> dict[str, float]:
     return self.function(params, split)
@@ -73,7 +112,7 @@ def make_score(
   @jit
   def batch_totals(params, batch):
     with sharding.use(mesh):
-      return totals(forward, params, batch)
+      return scored(forward, params, batch)
 
   def mean_loss(trained, batch, base):
     params = finetune.merge(config.model, base, trained)
@@ -94,22 +133,33 @@ def make_score(
       sums = batch_totals(params, _put(batch, split_over_devices))
       with distributed.waiting(f"score the {split} split"):
         total.update({k: float(v) for k, v in sums.items()})
-    return {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
+    found = {k: total[k] / total["weight"] for k in ("loss", "accuracy")}
+    return found | {"accuracy_error": standard_error(total)}
 
-  def squares(trained, count):
-    trained = _put(trained, sharding.parameters(trained, mesh))
+  def training_batches(count):
     batches = data.train_dataset(
       config.data, seed=0, batch_size=config.data.batch_size
     )
+    for batch in itertools.islice(batches, count):
+      yield _put(batch, split_over_devices)
+
+  def squares(trained, count):
+    trained = _put(trained, sharding.parameters(trained, mesh))
     found = [
-      mean_squares(trained, _put(batch, split_over_devices), base)
-      for batch in itertools.islice(batches, count)
+      mean_squares(trained, batch, base) for batch in training_batches(count)
     ]
     with distributed.waiting("measure the sensitivity"):
       found = jax.device_get(found)
     return jax.tree.map(lambda *x: np.mean(x), *found)
 
-  return Score(score, squares)
+  def quantized(params, steps, count, **options):
+    params = _put(params, sharding.parameters(params, mesh))
+    with sharding.use(mesh):
+      return feedback.quantize(
+        forward, params, steps, training_batches(count), **options
+      )
+
+  return Score(score, squares, quantized)
 
 
 def _put(values, shardings):

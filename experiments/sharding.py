@@ -285,7 +285,9 @@ def _gather(x, split, gathered):
 
 
 def _gather_forward(x, split, gathered):
-  return _gather(x, split, gathered), None
+  # Not a call of `_gather`: its result would be stored for the backward pass.
+  x = jax.lax.with_sharding_constraint(x, split)
+  return jax.lax.with_sharding_constraint(x, gathered), None
 
 
 def _gather_backward(split, gathered, _, gradient):

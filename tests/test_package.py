@@ -39,3 +39,16 @@ import backslash_jax.cli.main
 assert not {"jax", "optax", "flax"} & sys.modules.keys()
 """
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pallas_is_imported_when_a_kernel_runs():
+  """It takes longer than the rest of the package."""
+  code = """
+import sys
+import backslash_jax as bs
+for name in bs.__all__:
+  getattr(bs, name)
+assert "jax" in sys.modules
+assert not [m for m in sys.modules if "pallas" in m]
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)

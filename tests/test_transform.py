@@ -446,6 +446,17 @@ def test_weights_of_any_size_get_finite_updates(name, size):
   chex.assert_tree_all_finite((updates, state))
 
 
+@pytest.mark.parametrize(
+  "lmbda", [bs.gradient_balance(0.1), bs.target_rate(2.0)]
+)
+def test_a_controller_keeps_huge_weights_finite(lmbda):
+  """The weight 0 of a gradient of infinity gave nan."""
+  params = {"w": jnp.full((4, 4), 1e15, jnp.float32)}
+  tx = bs.backslash(lmbda)
+  updates, state = tx.update(params, tx.init(params), params)
+  chex.assert_tree_all_finite((updates, state))
+
+
 def test_a_step_far_below_the_weights_gives_finite_updates():
   tx = bs.backslash(1.0, rate="bits", scope="tensor", step=2**-16, mask=None)
   updates, state = _update(tx, {"w": jnp.ones((4, 4)), "b": jnp.zeros(4)})

@@ -9,6 +9,7 @@ docs/format.md.
 
 import json
 import os
+import stat
 import threading
 import zlib
 
@@ -95,6 +96,9 @@ class Reader:
     self._lock = threading.Lock()
 
   def __enter__(self):
+    mode = os.stat(self.path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # `open` names those.
+      raise self.error("not a regular file")
     self._file = open(self.path, "rb")
     try:
       self._open()

@@ -278,7 +278,7 @@ def load(
         entries,
         coded,
         stacked,
-        lambda *tensor: _sharding_of(*tensor, sharding),
+        lambda name, shape: _sharding_of(name, shape, sharding),
         blocks or {},
       )
 

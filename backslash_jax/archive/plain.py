@@ -9,6 +9,7 @@ only models that are in memory as a whole.
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -82,6 +83,7 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
 
 def _header(path: str | os.PathLike) -> tuple[dict, int]:
   """The header of a file, and where the tensors begin."""
+  check_regular(path)
   size = os.path.getsize(path)
   with open(path, "rb") as file:
     length = int.from_bytes(file.read(8), "little")
@@ -89,9 +91,14 @@ def _header(path: str | os.PathLike) -> tuple[dict, int]:
       raise ValueError(f"{path}: not a safetensors file")
     text = file.read(length)
   try:
-    header = json.loads(text, object_pairs_hook=_without_duplicates)
+    header = json.loads(
+      text.decode(),
+      object_pairs_hook=_without_duplicates,
+      parse_constant=_no_constant,
+    )
     if not isinstance(header, dict):
       raise ValueError("it is not an object")
+    json.dumps(header, ensure_ascii=False).encode()  # No lone surrogates.
     free = header.get("__metadata__", {})
     if not isinstance(free, dict) or not all(
       isinstance(value, str) for value in free.values()
@@ -109,8 +116,24 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
   return found
 
 
+def _no_constant(text: str):
+  raise ValueError(f"{text} is not JSON")
+
+
+def check_regular(path: str | os.PathLike) -> None:
+  """ValueError for pipes, sockets and devices, which cannot be read twice."""
+  mode = os.stat(path).st_mode
+  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # `open` names those.
+    raise ValueError(f"{os.fsdecode(path)}: not a regular file")
+
+
 def is_coded(path: str | os.PathLike) -> bool:
-  """Whether a file is a coded model file, going by its header."""
+  """Whether a file is a coded model file, going by its header.
+
+  Raises:
+    ValueError: if it is not a regular file.
+  """
+  check_regular(path)
   with open(path, "rb") as file:
     head = file.read(container.HEADER_SIZE)
   return head[8:].startswith(b'{"__metadata__":{"backslash_jax":')

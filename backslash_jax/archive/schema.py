@@ -287,7 +287,7 @@ def _entry(
   if (nu is None) != (alpha is None) or (exact and nu is not None):
     raise ValueError(f"tensor {name!r} has nu {nu} and alpha {alpha}")
   if not exact:
-    if not tree.is_floating(dtype):
+    if not tree.is_float(dtype):
       raise ValueError(f"tensor {name!r}: coder {coder!r}, dtype {dtype.name}")
     try:
       model = None if copied else coders.from_json(coder, model)

@@ -40,17 +40,25 @@ Always stored exactly: floats of 8 bits or fewer, tensors whose relative error
 (rms error / rms of the tensor) would exceed --max-error, and tensors whose code
 would be larger than the exact tensor. The output lists them.
 
-Give one of --bits, --size and --step. --bits and --size find the steps: each is
-in proportion to the square root of the tensor's root mean square.
+Give one of --bits, --size, --tolerance and --step. The first three find the
+steps: each is in proportion to the square root of the tensor's root mean
+square.
+
+--tolerance 0.01 --evaluate module:function gives the smallest file of which a
+metric of yours loses at most 0.01. The function takes a dict, tensor name ->
+NumPy array, with the values that the file would hold, and returns a number, of
+which more is better: an accuracy, or minus a loss. It is called about ten
+times, first with the exact weights.
 
 What to expect, as loss in nats at bits per parameter of the whole file:
 
   model                    exact   5 bits  4 bits  3 bits  2 bits
-  stories260K (Llama)      1.301   1.327   1.406   1.979
+  stories260K (Llama)      1.286   1.313   1.398   1.960
+  babyllama361 (Llama)     0.616   0.630   0.666   0.911
   MiniLM tuned on SST-2    0.327                   0.332   0.391
   SmolLM2-135M-Instruct    4.005           4.247
 
-With one --step, stories260K takes 5.0, 4.0 and 3.0 bits at 0.0154, 0.0318 and
+With one --step, stories260K takes 5.0, 4.0 and 3.0 bits at 0.0155, 0.0319 and
 0.0653; MiniLM takes 3.0 and 2.0 bits at 0.0288 and 0.0602; SmolLM2-135M takes
 4.0 bits at 0.0435.
 
@@ -125,9 +133,21 @@ def parser(
     "40000000; finds the step",
   )
   size.add_argument(
+    "--tolerance",
+    type=float,
+    help="how much the metric of --evaluate may fall below that of the exact "
+    "weights; finds the step",
+  )
+  size.add_argument(
     "--step",
     help="quantization step: 2^-8, 1/256, 0.004, or absmax/127 for each "
     "tensor's largest magnitude divided by 127",
+  )
+  sub.add_argument(
+    "--evaluate",
+    metavar="MODULE:FUNCTION",
+    help="the metric of --tolerance: dict of arrays -> number, more is better; "
+    "modules in the current directory are found",
   )
   sub.add_argument(
     "--coder",

@@ -1,14 +1,16 @@
 """The command compress."""
 
+import contextlib
 import statistics
 import tempfile
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from backslash_jax import archive
 from backslash_jax.archive import bases, naming, plain
-from backslash_jax.cli import beside, files, goal, show, staging, steps
+from backslash_jax.cli import beside, files, goal, metric, show, staging, steps
 
 BASE = "backslash_jax.base"  # The key of the base's name in the metadata.
 
@@ -34,6 +36,8 @@ class _Job(NamedTuple):
 def run(options, console) -> dict:
   """Codes a file or a directory; returns what it reports, as JSON."""
   steps.check(options)
+  metric.check(options)
+  evaluate = metric.load(options.evaluate) if options.evaluate else None
   files.check_base(options.base, options.output)
   plan = _plan(options)
   models = [_uncoded(source) for source, _ in plan.models]
@@ -56,6 +60,8 @@ def run(options, console) -> dict:
       )
     ]
     scale = _scale(jobs, wanted, console) if wanted else None
+    if evaluate:
+      scale = _within(jobs, evaluate, options, console)
     for job in jobs:
       job.keywords["step"] = job.allocation(scale)
       with warnings.catch_warnings(record=True) as warned:
@@ -71,6 +77,8 @@ def run(options, console) -> dict:
         costs[coder] += _cost(job, coder=coder, quantizer=own)
     copy(staged, console)
   result = _summary([s for s, _ in plan.models], reports)
+  if options.mask is None:
+    result["exact"]["scales"] = steps.scales_of_quantized(models)
   show.compressed(console, result, options.max_error)
   if options.report:
     result["coder_bytes"] = costs
@@ -125,10 +133,39 @@ def _scale(jobs: list[_Job], wanted: goal.Goal, console) -> float:
 
   start = goal.start([job.allocation for job in jobs], wanted.bits)
   scale = goal.solve(size, wanted, start)
+  _show_steps(jobs, scale, wanted.text, console)
+  return scale
+
+
+def _within(jobs: list[_Job], evaluate, options, console) -> float:
+  """The coarsest scale at which the metric falls by no more than allowed."""
+
+  def measure(models, what):
+    merged = {name: x for own in models for name, x in own.items()}
+    return metric.measure(evaluate, merged, options.evaluate, what)
+
+  exact = measure([job.params for job in jobs], "the exact weights")
+  show.line(console, f"exact: metric {exact:.6g}")
+  parameters = sum(x.size for job in jobs for x in job.params.values())
+
+  def good(scale: float) -> bool:
+    coded = [_coded(job, scale) for job in jobs]
+    own = measure([params for params, _ in coded], "quantized weights")
+    bits = 8 * sum(size for _, size in coded) / max(parameters, 1)
+    show.line(console, f"{bits:.3f} bits per parameter: metric {own:.6g}")
+    return own >= exact - options.tolerance
+
+  allocations = [job.allocation for job in jobs]
+  text = f"--tolerance {options.tolerance:g}"
+  scale = metric.search(good, goal.start(allocations, metric.FINEST), text)
+  _show_steps(jobs, scale, text, console)
+  return scale
+
+
+def _show_steps(jobs: list[_Job], scale: float, text: str, console) -> None:
   found = [own for job in jobs for own in job.allocation(scale).values()]
   low, high = min(found, default=0), max(found, default=0)
-  show.line(console, f"{wanted.text}: steps from {low:.4g} to {high:.4g}")
-  return scale
+  show.line(console, f"{text}: steps from {low:.4g} to {high:.4g}")
 
 
 def _of_base(source: Path, options) -> dict[str, str]:
@@ -164,6 +201,19 @@ def _metadata(source: Path, console) -> dict[str, str]:
 
 def _cost(job: _Job, **keywords) -> int:
   """Bytes of a file with another coder, or other steps."""
+  with _trial(job, **keywords) as (_, report):
+    return report.bytes
+
+
+def _coded(job: _Job, scale: float) -> tuple[dict, int]:
+  """What a file with the steps at a scale holds, and its bytes."""
+  with _trial(job, step=job.allocation(scale)) as (path, report):
+    return archive.load(path, base=job.keywords.get("base")), report.bytes
+
+
+@contextlib.contextmanager
+def _trial(job: _Job, **keywords) -> Generator[tuple[Path, archive.Report]]:
+  """A coded file that is removed again."""
   job.target.parent.mkdir(parents=True, exist_ok=True)
   with (
     tempfile.TemporaryDirectory(dir=job.target.parent) as scratch,
@@ -171,7 +221,7 @@ def _cost(job: _Job, **keywords) -> int:
   ):
     warnings.simplefilter("ignore")
     path = Path(scratch) / "file"
-    return archive.save(path, job.params, **job.keywords | keywords).bytes
+    yield path, archive.save(path, job.params, **job.keywords | keywords)
 
 
 def _uncoded(source: Path) -> dict:
@@ -215,5 +265,6 @@ def _summary(sources: list[Path], reports: list[archive.Report]) -> dict:
       "error": [t.name for t in tensors if t.kept == "error"],
       "size": [t.name for t in tensors if t.kept == "size"],
       "dtype": [t.name for t in tensors if steps.is_narrow(t.dtype)],
+      "scales": [],
     },
   }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from backslash_jax.archive import naming
+from backslash_jax.archive import naming, plain
 from backslash_jax.cli import staging
 
 # Weights in other formats, of no use beside the same weights as safetensors.
@@ -94,6 +94,8 @@ def plan(
     copied = [file for file in others if file not in set(skipped)]
     done = Plan(pairs(found), pairs(copied), skipped, target)
   pairs_ = done.models + done.copies
+  for file, _ in pairs_:
+    plain.check_regular(file)
   inputs = {_identity(file): file for file, _ in pairs_}
   for file, output in pairs_:
     other = output.with_name(file.name)

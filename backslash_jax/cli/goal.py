@@ -1,4 +1,4 @@
-"""The steps with which a model gets a size: --bits, --size.
+"""The steps of tensors at a scale, and the scale for a size: --bits, --size.
 
 Each tensor's step is one number for the model, the scale, times a weight of the
 tensor. The scale is found by coding the model a few times.
@@ -19,7 +19,7 @@ _OCTAVES = 12.0  # How far the scale may be from the first guess.
 _BITS_OF_GAUSSIAN = 2.05  # Entropy at a step of one standard deviation.
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([KMG]?i?B|)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([KMG]?i?B|)", re.I | re.A)
 
 
 def one(x: np.ndarray) -> float:

@@ -29,7 +29,8 @@ def main(words: Sequence[str] | None = None) -> int:
     with show.naming_output():
       if options.json:
         print(json.dumps(result, indent=2))
-      sys.stdout.flush()
+      if sys.stdout is not None:  # It is None if it was closed at the start.
+        sys.stdout.flush()
   except (archive.ArchiveError, ValueError, TypeError, KeyError) as error:
     return _fail(error.args[0] if isinstance(error, KeyError) else error)
   except BrokenPipeError:

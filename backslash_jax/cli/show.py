@@ -91,6 +91,7 @@ def compressed(console, result: dict, max_error: float) -> None:
     "error": f"the relative error would be above {max_error:g}",
     "size": "the code would be larger",
     "dtype": "8 bits or fewer already",
+    "scales": "of tensors that are quantized already",
   }
   for reason, text in reasons.items():
     if names := result["exact"][reason]:

@@ -15,7 +15,7 @@ from backslash_jax.cli import goal
 Allocation = Callable[[Any], dict[str, float]]
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_STEP = re.compile(rf"({_NUMBER})(?:(\^|\*\*|/)([+-]?{_NUMBER}))?")
+_STEP = re.compile(rf"({_NUMBER})(?:(\^|\*\*|/)([+-]?{_NUMBER}))?", re.ASCII)
 
 
 def parse(text: str) -> float | None:
@@ -97,6 +97,7 @@ def _of_difference(params, names, base, options) -> Allocation:
   excluded: set[str] = set()
   if options.mask is None:
     (excluded,) = _matching("--exclude", options.exclude, [params])
+    excluded |= set(scales_of_quantized([params]))
 
   def steps(scale):
     own = number or scale
@@ -120,7 +121,8 @@ def chosen(models: list[dict], options) -> list[list[str]]:
   floating = [{n: x for n, x in m.items() if tree.is_float(x)} for m in models]
   if options.mask is None:
     flags = [tree.select(params, tree.matrices) for params in models]
-    chosen = [{n for n, flag in own.items() if flag} for own in flags]
+    scales = set(scales_of_quantized(models))
+    chosen = [{n for n, flag in own.items() if flag} - scales for own in flags]
   else:
     chosen = _matching("--mask", options.mask, floating)
   excluded = _matching("--exclude", options.exclude, models)
@@ -148,6 +150,35 @@ def _matching(option: str, patterns, models: list[dict]) -> list[set[str]]:
       )
     found = [a | b for a, b in zip(found, own, strict=True)]
   return found
+
+
+def scales_of_quantized(models: list[dict]) -> list[str]:
+  """The floating tensors that belong to a larger quantized one.
+
+  Such as scales, zeros and codebooks, whatever their names: those of a module
+  that has a matrix of integers or narrow floats, or below the name of one.
+  """
+  modules: dict[str, int] = {}
+  for params in models:
+    for name, x in params.items():
+      is_quantized = x.dtype.kind in "iu" or is_narrow(x.dtype.name)
+      for module in (_module(name), name) if is_quantized else ():
+        if len(x.shape) >= 2 and module:
+          modules[module] = max(modules.get(module, 0), x.size)
+  return [
+    name
+    for params in models
+    for name, x in params.items()
+    if tree.is_float(x)
+    and not is_narrow(x.dtype.name)
+    and len(x.shape) >= 2
+    and x.size < modules.get(_module(name), 0)
+  ]
+
+
+def _module(name: str) -> str:
+  """The name without its last part."""
+  return re.sub(r"(?:^|[./])[^./]*$", "", name)
 
 
 def is_narrow(dtype: str) -> bool:

@@ -61,7 +61,7 @@ class Transcoder:
       and entry.base is None
       and entry.size
       and entry.dtype.itemsize <= 4
-      and tree.is_floating(entry.dtype)
+      and tree.is_float(entry.dtype)
     )
 
   def leaf(self, entry: Entry, levels: np.ndarray) -> Any:

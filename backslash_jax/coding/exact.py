@@ -105,7 +105,7 @@ def _unit(dtype: np.dtype) -> tuple[np.dtype, bool]:
   """The unsigned type of the numbers of a dtype, and whether they rotate."""
   parts = 2 if dtype.kind == "c" else 1
   width = dtype.itemsize // parts
-  is_float = parts == 2 or tree.is_floating(dtype)
+  is_float = parts == 2 or tree.is_float(dtype)
   return np.dtype(f"<u{width}"), is_float and width > 1
 
 

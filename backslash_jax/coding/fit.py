@@ -68,10 +68,31 @@ def quantized_ggd(symbols: np.ndarray) -> tuple[QuantizedGGD, float]:
 def code_lengths(symbols: np.ndarray, model: QuantizedGGD) -> np.ndarray:
   """Bits of each int32 symbol under the model, float64, of the same shape."""
   columns = symbols.shape[-1] if symbols.ndim > 1 else 1
-  sizes = classes.magnitudes(symbols.reshape(-1, columns), model.shift)
+  matrix = symbols.reshape(-1, columns)
+  row_class, column_class, table = costs(matrix, model)
+  sizes = classes.magnitudes(matrix, model.shift)
+  sizes = np.minimum(sizes, frequencies.LARGEST + 1)
+  return table[row_class[:, None] + column_class, sizes].reshape(symbols.shape)
+
+
+def costs(
+  matrix: np.ndarray, model: QuantizedGGD
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """What a symbol takes in each row and column of a matrix.
+
+  Args:
+    matrix: int32 symbols [R, C].
+    model: of these symbols.
+
+  Returns:
+    The class of each row [R] and of each column [C], int64 and not negative,
+    and the bits by the sum of both classes and by `classes.magnitudes`, float64
+    [classes, frequencies.LARGEST + 2]; the last are those of all larger ones.
+  """
+  sizes = classes.magnitudes(matrix, model.shift)
   row_class, column_class = classes.assign(classes.means(sizes), model)
-  total = row_class[:, None] + column_class
-  low, high = int(total.min()), int(total.max())
+  low = int(row_class.min()) + int(column_class.min())
+  high = int(row_class.max()) + int(column_class.max())
   table = np.stack(
     [
       expected.costs(
@@ -80,8 +101,7 @@ def code_lengths(symbols: np.ndarray, model: QuantizedGGD) -> np.ndarray:
       for c in range(low, high + 1)
     ]
   )
-  sizes = np.minimum(sizes, frequencies.LARGEST + 1)
-  return table[total - low, sizes].reshape(symbols.shape)
+  return row_class - row_class.min(), column_class - column_class.min(), table
 
 
 def _fit_classes(

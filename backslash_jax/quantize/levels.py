@@ -44,7 +44,7 @@ def quantize(x: np.ndarray, step: float) -> np.ndarray:
 
 def _limit(dtype: np.dtype, step: float) -> int | None:
   """The largest level that dequantizes to a finite number; None if all do."""
-  if not tree.is_floating(dtype):
+  if not tree.is_float(dtype):
     return None
   try:
     largest = float(np.finfo(dtype).max)

@@ -66,6 +66,7 @@ def check_step(step: Any, name: str | None = None) -> None:
     is_good = bool(np.ndim(step) == 0 and 0 < step < math.inf)
   except TypeError:
     is_good = False
+  is_good = is_good and not isinstance(step, bool)
   if not is_good:
     where = "" if name is None else f" of tensor {name!r}"
     raise ValueError(

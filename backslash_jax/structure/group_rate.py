@@ -12,6 +12,7 @@ Sources: Yuan & Lin, J. R. Stat. Soc. B 68, 2006 (group norms); Parikh & Boyd,
 Proximal Algorithms, 2014, section 6.5 (proximal operators of group norms).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import quantize, tree
+from backslash_jax import arguments, quantize, tree
 from backslash_jax import rate as rates
 from backslash_jax.moments import Moments, shape_parameter
 from backslash_jax.structure import groups as grouping
@@ -86,14 +87,22 @@ def group_rate(
       `groups.bind` does.
   """
   price = rates.find(rate)
-  if isinstance(lmbda, int | float) and not 0 <= lmbda < float("inf"):
-    raise ValueError(
-      f"group_rate: lmbda must be non-negative and finite, found {lmbda!r}"
-    )
-  if shape is not None and not 0 < shape <= 1:
-    raise ValueError(
-      f"group_rate: shape must be None or in (0, 1], found {shape!r}; above 1"
-      " no unit would reach zero"
+  for name, value in (
+    ("lmbda", lmbda),
+    ("learning_rate", learning_rate),
+    ("epsilon", 0.0 if epsilon is None else epsilon),
+  ):
+    if not callable(value):
+      arguments.check(
+        "group_rate",
+        name,
+        value,
+        "non-negative and finite",
+        lambda v: 0 <= v < math.inf,
+      )
+  if shape is not None:  # Above 1 no unit would reach zero.
+    arguments.check(
+      "group_rate", "shape", shape, "None or in (0, 1]", lambda v: 0 < v <= 1
     )
   quantize.check_step(step)
   epsilon = step / 2 if epsilon is None else epsilon

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from backslash_jax import quantize, tree
+from backslash_jax import arguments, quantize, tree
 from backslash_jax.structure import groups as grouping
 from backslash_jax.structure import magnitude
 
@@ -69,14 +69,18 @@ def gradual_pruning(
 
   Source: Zhu & Gupta, To prune, or not to prune, arXiv 1710.01878.
   """
-  if not 0 <= sparsity < 1:
-    raise ValueError(f"sparsity must be in [0, 1), found {sparsity!r}")
-  if not 0 <= begin < end:
-    raise ValueError(
-      f"0 <= begin < end must hold, found begin {begin!r}, end {end!r}"
-    )
-  if every < 1:
-    raise ValueError(f"every must be at least 1, found {every!r}")
+  arguments.check(
+    "gradual_pruning", "sparsity", sparsity, "in [0, 1)", lambda v: 0 <= v < 1
+  )
+  arguments.check_count("gradual_pruning", "begin", begin, 0)
+  arguments.check_count("gradual_pruning", "end", end, 1)
+  arguments.check_count("gradual_pruning", "every", every, 1)
+  if not isinstance(begin, jax.Array) and not isinstance(end, jax.Array):
+    if begin >= end:
+      raise ValueError(
+        f"gradual_pruning: begin must be before end, found begin {begin!r} and"
+        f" end {end!r}"
+      )
   magnitude.check(scope)
 
   def init(params):
@@ -135,6 +139,7 @@ def keep_zeros(
     ValueError: if step is not positive and finite.
   """
   quantize.check_step(step)
+  arguments.check_count("keep_zeros", "begin", begin, 0)
 
   def init(params):
     del params

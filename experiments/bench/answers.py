@@ -13,9 +13,9 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments import include
+from experiments import include, program
 from experiments.bench import timing
 from experiments.serve import model
 
@@ -120,4 +120,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  program.run(main)

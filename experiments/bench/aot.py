@@ -1,13 +1,13 @@
-"""Compiles the training step of a config for a TPU slice that is not there.
+"""Compiles the update of a config for a TPU slice that is not there.
 
 python -m experiments.bench.aot \
   --config=configs/quickstart.py --topology=v5e:2x2
 
 Needs libtpu (pip install 'backslash-jax[tpu]') and no TPU. Prints what one chip
-holds, computes and communicates in a step, with the rate term and without, and
-how long that takes at least. The numbers are read from the compiled program,
-nothing is run. --length=N and --vocabulary=N take the place of the data set's
-length and vocabulary, and --save=NAME keeps the numbers in
+holds, computes and communicates in an update, with the rate term and without,
+and how long that takes at least. The numbers are read from the compiled
+program, nothing is run. --length=N and --vocabulary=N take the place of the
+data set's length and vocabulary, and --save=NAME keeps the numbers in
 experiments/bench/results.
 """
 
@@ -16,45 +16,21 @@ import math
 import os
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from experiments import data, learner, optimizer, settings, sharding
-from experiments.bench import cost, hlo, roofline, timing
+from experiments import data, learner, optimizer, program, settings, sharding
+from experiments.bench import roofline, timing, usage
 
-
-class Program(NamedTuple):
-  """What the compiler says of a step, per chip; sizes in bytes.
-
-  Attributes:
-    parameters: of the parameters.
-    optimizer: of the optimizer state.
-    temporary: of activations, gradients and everything else that is live.
-    peak: of all memory at once.
-    flops: floating point operations of matrix products and of the kernels of
-      attention.
-    moved: bytes read from the chip's memory and written to it.
-    sent: bytes sent to other chips.
-    collectives: kind -> (number, bytes), see `hlo.Collective`.
-    kernels: Mosaic kernels of the moments in the program.
-  """
-
-  parameters: int
-  optimizer: int
-  temporary: int
-  peak: int
-  flops: float
-  moved: float
-  sent: float
-  collectives: dict[str, tuple[int, int]]
-  kernels: int
+# XLA has no text for what gathers on the SparseCores of a v5p.
+_OPTIONS = {"xla_tpu_offload_gather_to_sparsecore": False}
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -88,15 +64,15 @@ def topology_devices(name: str) -> list[Any]:
   return list(topology.devices)
 
 
-def compile_step(
+def compile_update(
   config: ml_collections.ConfigDict,
   mesh: Mesh,
   *,
   rate: bool,
   vocabulary: int | None = None,
   length: int | None = None,
-) -> Program:
-  """Compiles the training step for a mesh.
+) -> usage.Usage:
+  """Compiles the update of a training for a mesh.
 
   Args:
     config: of the training.
@@ -139,7 +115,7 @@ def compile_step(
     "opt_state": sharding.like(opt_state, params, placed, mesh),
   }
   replicated = NamedSharding(mesh, PartitionSpec())
-  step = jax.jit(
+  update = jax.jit(
     learner.make_update(config, forward, tx, mesh=mesh, measure_rate=rate),
     donate_argnums=0,
     in_shardings=(
@@ -149,92 +125,26 @@ def compile_step(
     ),
     out_shardings=(state_shardings, replicated, replicated),
   )
-  lowered = step.lower(
+  lowered = update.lower(
     state, batch(config, task), jax.ShapeDtypeStruct((), jnp.int32)
   )
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(
+      _OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    )
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise settings.UserError(
-      f"the step does not fit a chip: {_line(error)}. Use more chips, a larger"
-      " config.mesh.fsdp or config.mesh.tensor, a smaller"
+      f"the update does not fit a chip: {_line(error)}. Use more chips, a"
+      " larger config.mesh.fsdp or config.mesh.tensor, a smaller"
       " config.data.batch_size, or config.model.remat"
     ) from error
-  memory: Any = compiled.memory_analysis()
-  text = compiled.as_text() or ""
-  program = hlo.Program(text)
-  collectives = program.collectives()
-  return Program(
+  return usage.of(
+    compiled,
     parameters=_bytes(params, placed),
     optimizer=_bytes(opt_state, state_shardings["opt_state"]),
-    temporary=memory.temp_size_in_bytes,
-    peak=memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes,
-    flops=cost.flops(program),
-    moved=cost.moved(program),
-    sent=sum(c.sent for c in collectives),
-    collectives=_count(collectives),
-    kernels=moments_kernels(text),
   )
-
-
-def table(name: str, off: Program, on: Program) -> str:
-  """The two programs side by side, a Markdown table, for a topology."""
-  chip = roofline.CHIPS[name.split(":")[0]]
-  memory, mib = chip.memory * 2**30, 2**20
-  bounds = [roofline.of(chip, p.flops, p.moved, p.sent) for p in (off, on)]
-  rows = [
-    ("parameters, MiB", off.parameters / mib, on.parameters / mib),
-    ("optimizer state, MiB", off.optimizer / mib, on.optimizer / mib),
-    (
-      "activations and other temporaries, MiB",
-      off.temporary / mib,
-      on.temporary / mib,
-    ),
-    ("peak memory, MiB", off.peak / mib, on.peak / mib),
-    (
-      "peak memory, % of the chip",
-      100 * off.peak / memory,
-      100 * on.peak / memory,
-    ),
-    ("TFLOP", off.flops / 1e12, on.flops / 1e12),
-    ("GB read and written", off.moved / 1e9, on.moved / 1e9),
-    ("GB sent", off.sent / 1e9, on.sent / 1e9),
-  ]
-  for kind in hlo.KINDS:
-    a, b = (p.collectives.get(kind, (0, 0)) for p in (off, on))
-    if a[0] or b[0]:
-      rows.append((f"{kind}, number", a[0], b[0]))
-      rows.append((f"{kind}, MiB", a[1] / mib, b[1] / mib))
-  rows.append(("moments kernels (Mosaic)", off.kernels, on.kernels))
-  rows += [
-    (f"seconds of {part}, at least", *(getattr(b, part) for b in bounds))
-    for part in roofline.Roofline._fields
-  ]
-  a, b = bounds
-  rows += [
-    ("% of peak FLOPs, all else hidden", 100 * a.fraction, 100 * b.fraction),
-    ("% of peak FLOPs, nothing hidden", 100 * a.exposed, 100 * b.exposed),
-  ]
-  lines = [
-    f"| {name}, per chip and step | without rate | with rate | change |",
-    "|---|---|---|---|",
-  ]
-  for label, a, b in rows:
-    change = f"{100 * (b - a) / a:+.2f}%" if a else f"{b - a:+.4g}"
-    lines.append(f"| {label} | {a:,.5g} | {b:,.5g} | {change} |")
-  a, b = bounds
-  lines.append(f"| bounded by | {a.bound} | {b.bound} | |")
-  return "\n".join(lines)
-
-
-def moments_kernels(text: str) -> int:
-  """How many Mosaic kernels of the moments a compiled program has."""
-  return len(re.findall(r"%backslash_moments[\w.]* = .* custom-call\(", text))
 
 
 def batch(config, task):
@@ -258,14 +168,6 @@ def _bytes(tree, shardings):
   )
 
 
-def _count(collectives):
-  counts: dict[str, tuple[int, int]] = {}
-  for c in collectives:
-    number, size = counts.get(c.kind, (0, 0))
-    counts[c.kind] = number + c.times, size + c.times * c.bytes
-  return counts
-
-
 def _line(error):
   return " ".join(str(error).split())[:300]
 
@@ -275,10 +177,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The TPU slice.")
 _VOCABULARY = flags.DEFINE_integer(
-  "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
+  "vocabulary",
+  None,
+  "Tokens that the model knows; the tokenizer's if not set.",
+  lower_bound=1,
 )
 _LENGTH = flags.DEFINE_integer(
-  "length", None, "Tokens of a sequence; the data set's if not set."
+  "length",
+  None,
+  "Tokens of a sequence; the data set's if not set.",
+  lower_bound=1,
 )
 _SAVE = flags.DEFINE_string("save", None, "Name to keep the numbers by.")
 
@@ -291,9 +199,10 @@ def _main(argv):
   try:
     if not config:
       raise settings.UserError("--config=FILE is needed")
+    settings.check(config)
     mesh = sharding.make_mesh(config, topology_devices(name))
     off, on = (
-      compile_step(
+      compile_update(
         config,
         mesh,
         rate=r,
@@ -311,8 +220,8 @@ def _main(argv):
     command = " ".join(["python -m experiments.bench.aot", *sys.argv[1:]])
     timing.write(f"aot_{_SAVE.value}", command, results)
   print(f"{name}: {mesh.size} chips, mesh {axes}")
-  print(table(name, off, on))
+  print(usage.table(name, off, on))
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

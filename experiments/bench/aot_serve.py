@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
 from backslash_jax import tree
-from experiments import settings, sharding
+from experiments import program, settings, sharding
 from experiments.bench import aot, roofline, timing
 from experiments.models import cache, compact, functional, llama, sizes
 
@@ -278,4 +278,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

@@ -23,9 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import backslash_jax as bs
+from experiments import program
 from experiments.bench import timing
 
 _PARAMETERS = flags.DEFINE_integer("parameters", 100, "Million weights.")
@@ -191,4 +192,4 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  program.run(main)

@@ -31,7 +31,7 @@ from backslash_jax.coding import (
   loops_numpy,
   piece,
 )
-from experiments import cells, include
+from experiments import cells, include, program
 from experiments.bench import timing
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "coding.md"
@@ -311,4 +311,4 @@ def _speed_table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import optax
-from absl import app
 
 import backslash_jax as bs
+from experiments import program
 from experiments.bench import optimizer, shapes, timing
 
 _RATE = 1e-5
@@ -94,4 +94,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

@@ -11,7 +11,7 @@ import json
 import pathlib
 import statistics
 
-from experiments import palette, report
+from experiments import palette, program, report
 from experiments.bench import edge
 
 palette.use()
@@ -179,4 +179,4 @@ def _main():
 
 
 if __name__ == "__main__":
-  _main()
+  program.end(_main)

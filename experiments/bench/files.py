@@ -17,7 +17,7 @@ import warnings
 
 from backslash_jax import archive
 from backslash_jax.archive import container, plain
-from experiments import include
+from experiments import include, program
 from experiments.bench import timing
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "coding.md"
@@ -119,4 +119,4 @@ def _table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

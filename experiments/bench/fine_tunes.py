@@ -21,6 +21,7 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax import tree
+from experiments import program
 from experiments.bench import timing
 
 STEP = 2.0**-8
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

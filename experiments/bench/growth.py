@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import backslash_jax as bs
+from experiments import program
 from experiments.bench import hlo, timing
 
 _LARGEST = flags.DEFINE_float("largest", 1e8, "Parameters, at most.")
@@ -95,4 +96,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from experiments import settings
+
 KINDS = (
   "all-reduce",
   "all-gather",
@@ -122,8 +124,11 @@ class Program:
         )
 
   def walk(self) -> Iterator[tuple[Instruction, Computation, int, bool]]:
-    """Every instruction, the computation it is in, how often it runs, and
-    whether it is within a fusion."""
+    """Every instruction, its computation, how often it runs, if in a fusion.
+
+    Raises:
+      UserError: the program does not say how often a loop runs.
+    """
     yield from self._walk(self.entry, 1, False)
 
   def _walk(self, name, times, fused):
@@ -152,7 +157,12 @@ class Program:
     # The loop ends when a counter that begins at 0 reaches a constant.
     condition = self.computations[_named(i, "condition")]
     limits = [c.rest for c in condition.values() if c.opcode == "constant"]
-    return int(limits[0]) if len(limits) == 1 else 1
+    if len(limits) != 1:
+      raise settings.UserError(
+        f"what the program does cannot be counted: it does not say how often"
+        f" its loop {i.name} runs"
+      )
+    return int(limits[0])
 
   def collectives(self) -> list[Collective]:
     """What is communicated; parts of one operation count once together."""

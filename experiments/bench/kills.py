@@ -1,183 +1,165 @@
 r"""Kills processes of a training at random moments, and resumes it.
 
-python -m experiments.bench.kills --workdir=/tmp/kills --kills=20
+python -m experiments.bench.kills --workdir=/tmp/kills --kills=20 --save=kills
 Trains by two processes on CPUs, without a break. Then trains again, and sends
 SIGKILL or SIGTERM to one of the processes or to both at a random moment. What
 is left has to end by itself; the same command has to resume, and to end with
-the same numbers. One line for each kill, then a summary as JSON.
+the same numbers. Several trainings run at once, which keeps the cores busy. One
+line for each kill, then a summary as JSON. The same command continues.
 """
 
+import concurrent.futures
+import functools
 import json
 import os
 import pathlib
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import Any
 
-from absl import app, flags
+import jax
+from absl import flags
 
-_WORKDIR = flags.DEFINE_string("workdir", "/tmp/kills", "Is emptied first.")
+from experiments import program
+from experiments.bench import processes, timing
+
+_WORKDIR = flags.DEFINE_string("workdir", "/tmp/kills", "Of the trainings.")
 _KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments and the victims.")
 _TIMEOUT = flags.DEFINE_integer("timeout", 120, "config.distributed.timeout.")
 _LIMIT = flags.DEFINE_integer("limit", 900, "Seconds; then a process hangs.")
+_AT_ONCE = flags.DEFINE_integer("at_once", 4, "Trainings that run at once.")
+_SAVE = flags.DEFINE_string("save", None, "Name to keep the result by.")
 
-ROOT = pathlib.Path(__file__).parents[2]
-# A short training of the quickstart's model, which is the default.
-FIELDS: dict[str, object] = {
-  "total_updates": 40,
-  "log_every": 1,
-  "eval_every": 20,
-  "checkpoint_every": 5,
-  "rate.shape": 1.0,
-  "rate.target": 1.0,
-  "evaluate.steps": (2.0**-5,),
-  "evaluate.pruning_rates": (),
-  "data.max_eval": 512,
-  "mesh.data": 1,
-  "mesh.fsdp": 2,
-}
+_RECORDS = 42  # Of every update, and two of the validation.
 
 
-class Processes:
-  """Processes of experiments.main on CPUs that form one training.
+class Log:
+  """What was found until now, a line for each; it outlives the program."""
 
-  Args:
-    workdir: theirs; process i writes what it prints to `workdir`.log.i.
-    fields: of the config, by "a.b".
-    count: of processes; all together have two devices.
-    config: the file.
-    cache: directory of compiled programs.
-  """
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._lock = threading.Lock()
+    lines = path.read_text().splitlines() if path.exists() else []
+    self.found: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
-  def __init__(
-    self,
-    workdir: pathlib.Path,
-    fields: dict[str, object],
-    count: int = 2,
-    config: str = "configs/default.py",
-    cache: pathlib.Path | None = None,
-  ):
-    with socket.socket() as s:
-      s.bind(("localhost", 0))
-      port = s.getsockname()[1]
-    devices = f"--xla_force_host_platform_device_count={2 // count}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
-    if cache:
-      environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-      environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    joined: dict[str, object] = {}
-    if count > 1:
-      joined = {
-        "distributed.enable": True,
-        "distributed.coordinator": f"localhost:{port}",
-        "distributed.processes": count,
-      }
-    self.workdir = workdir
-    self._logs = [
-      workdir.with_name(f"{workdir.name}.log.{i}") for i in range(count)
-    ]
-    self.processes = []
-    for i, log in enumerate(self._logs):
-      every = fields | joined
-      if count > 1:
-        every["distributed.process"] = i
-      with log.open("w") as out:
-        self.processes.append(
-          subprocess.Popen(
-            [
-              *(sys.executable, "-m", "experiments.main"),
-              *(f"--config={config}", f"--workdir={workdir}"),
-              *(f"--config.{k}={_flag(v)}" for k, v in every.items()),
-            ],
-            cwd=ROOT,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-          )
-        )
+  def note(self, **found: Any) -> None:
+    """Adds a line."""
+    with self._lock, self._path.open("a") as out:
+      self.found.append(found)
+      print(json.dumps(found), file=out)
+      print(json.dumps(found), flush=True)
 
-  def wait(self, seconds: float = 900) -> tuple[list[int], list[str]]:
-    """Their exit codes and what they printed, once all have ended.
-
-    Raises:
-      TimeoutExpired: one is still there after `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    for p in self.processes:
-      p.wait(max(deadline - time.monotonic(), 0.01))
-    codes = [p.returncode for p in self.processes]
-    return codes, [log.read_text() for log in self._logs]
-
-  def is_over(self) -> bool:
-    """Whether one of them has ended."""
-    return any(p.poll() is not None for p in self.processes)
-
-  def kill(self) -> None:
-    """Ends them all, as a cluster does."""
-    for p in self.processes:
-      p.kill()
-      p.wait()
-
-
-def _flag(value):
-  return value if isinstance(value, str) else repr(value)
+  def of(self, kind: str) -> list[dict[str, Any]]:
+    """The lines that have this field."""
+    return [x for x in self.found if kind in x]
 
 
 def main(argv):
   del argv
   root = pathlib.Path(_WORKDIR.value)
-  shutil.rmtree(root, ignore_errors=True)
-  root.mkdir(parents=True)
-  fields = FIELDS | {"distributed.timeout": _TIMEOUT.value}
-  cache = root / "compiled"
-  _finish(Processes(root / "unbroken", fields, cache=cache))  # Compiles.
-  shutil.rmtree(root / "unbroken")
-  began = time.monotonic()
-  _finish(Processes(root / "unbroken", fields, cache=cache))
-  length = time.monotonic() - began
-  wanted = _numbers(root / "unbroken")
-  chance = random.Random(_SEED.value)
-  found = []
-  trainings = 0
-  workdir = root / "broken_0"
-  while len(found) < _KILLS.value:
-    running = Processes(workdir, fields, cache=cache)
-    end = time.monotonic() + chance.uniform(0, length)
-    while time.monotonic() < end and not running.is_over():
+  root.mkdir(parents=True, exist_ok=True)
+  log = Log(root / "log.jsonl")
+  fields = processes.FIELDS | {"distributed.timeout": _TIMEOUT.value}
+  start = functools.partial(
+    processes.Processes, fields=fields, cache=root / "compiled"
+  )
+  if not log.found:
+    _finish(start(root / "compiles"))
+    running = start(root / "unbroken")
+    began = time.monotonic()
+    while not (running.is_over() or running.records()):
       time.sleep(0.05)
-    if not running.is_over():
-      found.append(_kill(running, chance))
-      print(json.dumps({"kill": len(found), **found[-1]}), flush=True)
-      if found[-1]["hung"]:
-        running.kill()
-      continue
+    first = time.monotonic() - began
     _finish(running)
-    _compare(workdir, wanted)
-    trainings += 1
-    workdir = root / f"broken_{trainings}"
-  _finish(Processes(workdir, fields, cache=cache))
-  _compare(workdir, wanted)
-  summary = {
-    "kills": len(found),
-    "hung": sum(k["hung"] for k in found),
-    "trainings with the same numbers": trainings + 1,
-    "longest end in seconds": max(k["seconds"] for k in found),
-    "length of a training in seconds": round(length),
+    log.note(start=round(first), unbroken=round(time.monotonic() - began))
+  left = threading.Semaphore(max(0, _KILLS.value - len(log.of("signal"))))
+  with concurrent.futures.ThreadPoolExecutor(_AT_ONCE.value) as pool:
+    several = [
+      pool.submit(_break, root, f"broken_{i}", start, left, log)
+      for i in range(_AT_ONCE.value)
+    ]
+  for one in several:
+    one.result()
+  results = summary(log)
+  if _SAVE.value:
+    jax.config.update("jax_platforms", "cpu")
+    command = " ".join(["python -m experiments.bench.kills", *sys.argv[1:]])
+    timing.write(_SAVE.value, command, results)
+  else:
+    print(json.dumps(results, indent=2))
+
+
+def summary(log: Log) -> dict[str, Any]:
+  """What came of all kills."""
+  kills, trainings = log.of("signal"), log.of("training")
+  return {
+    "kills": len(kills),
+    "hung": sum(k["hung"] for k in kills),
+    "SIGTERM after the last update, which ended with 0": sum(
+      k["signal"] == "SIGTERM" and k["codes"] == [0, 0] for k in kills
+    ),
+    "trainings": len(trainings),
+    "trainings with the numbers of an unbroken one": sum(
+      x["same"] for x in trainings
+    ),
+    "longest end in seconds": max(k["seconds"] for k in kills),
+    "least load average": min(k["load"] for k in kills),
+    "seconds of an unbroken training": log.found[0]["unbroken"],
+    "every kill": kills,
   }
-  print(json.dumps(summary))
 
 
-def _kill(running, chance):
-  """Sends a signal to one or to both, and waits for the end of both."""
+def _break(root, name, start, left, log):
+  """Trains again and again, and kills while there are kills left."""
+  wanted = _numbers(root / "unbroken")
+  done = sum(x["training"].startswith(f"{name}_") for x in log.of("training"))
+  while True:
+    workdir = root / f"{name}_{done}"
+    kills = sum(k["workdir"] == workdir.name for k in log.of("signal"))
+    chance = random.Random(f"{_SEED.value} {workdir.name} {kills}")
+    is_chosen = left.acquire(blocking=False)
+    running = start(workdir)
+    if is_chosen:
+      found = _kill(running, chance, log.found[0]["start"])
+      if found:
+        log.note(workdir=workdir.name, **found)
+        continue
+      left.release()  # It had ended before.
+    _finish(running)
+    log.note(training=workdir.name, same=_numbers(workdir) == wanted)
+    done += 1
+    if not is_chosen:
+      return
+
+
+def _kill(running, chance, start):
+  """Sends a signal to one or to both at a random moment.
+
+  One time in four that is in the first `start` seconds, else after a random
+  record of those to come. Returns what came of it, once both have ended; None
+  if one had ended before.
+  """
+  seconds = chance.uniform(0, start) if chance.random() < 0.25 else None
+  # The last few are never written.
+  wanted = chance.randint(len(running.records()) + 1, _RECORDS + 3)
+  began = time.monotonic()
+  while True:
+    if running.is_over():
+      return None
+    if seconds is None and len(running.records()) >= wanted:
+      time.sleep(chance.uniform(0, 1))
+      break
+    if seconds is not None and time.monotonic() - began > seconds:
+      break
+    time.sleep(0.05)
   victims = chance.choice([[0], [1], [0, 1]])
   number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-  records = running.workdir / "metrics.jsonl"
-  update = len(records.read_text().splitlines()) if records.exists() else 0
+  records = running.records()
   for i in victims:
     running.processes[i].send_signal(number)
   began = time.monotonic()
@@ -185,11 +167,13 @@ def _kill(running, chance):
     codes, said = running.wait(_LIMIT.value)
   except subprocess.TimeoutExpired:
     codes, said = [p.poll() for p in running.processes], []
+    running.kill()
   lines = [line for text in said for line in text.splitlines()]
   return {
+    "load": os.getloadavg()[0],
     "signal": number.name,
     "to": victims,
-    "records": update,
+    "after update": records[-1]["update"] if records else 0,
     "codes": codes,
     "seconds": round(time.monotonic() - began, 1),
     "hung": None in codes,
@@ -208,10 +192,5 @@ def _numbers(workdir):
   return (workdir / "metrics.jsonl").read_text(), evaluation["evaluation"]
 
 
-def _compare(workdir, wanted):
-  if _numbers(workdir) != wanted:
-    raise SystemExit(f"{workdir} ended with other numbers than an unbroken one")
-
-
 if __name__ == "__main__":
-  app.run(main)
+  program.run(main)

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from backslash_jax.moments import dispatch
+from experiments import program
 from experiments.bench import shapes, timing
 
 _CALLS = flags.DEFINE_integer("calls", 4, "Operations in a timed call.")
@@ -28,7 +29,8 @@ def candidates(x: jax.Array, calls: int) -> dict[str, Callable[[], Any]]:
   operations = {
     "copy": functools.partial(jax.jit(copy), x, jnp.ones([], x.dtype))
   }
-  for name, module in dispatch.IMPLEMENTATIONS.items():
+  for name in dispatch.IMPLEMENTATIONS:
+    module = dispatch.module(name)
     if platform in module.PLATFORMS and module.limitation(x) is None:
       operations[name] = functools.partial(jax.jit(module.sums), x)
 
@@ -64,4 +66,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

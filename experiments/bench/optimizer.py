@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
+from absl import flags
 
 import backslash_jax as bs
+from experiments import program
 from experiments.bench import shapes, timing
 
 _LAYERS = flags.DEFINE_integer("layers", 12, "Layers of BERT-base.")
@@ -94,4 +95,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

@@ -18,7 +18,15 @@ import ml_collections
 import numpy as np
 
 import backslash_jax as bs
-from experiments import cells, data, include, learner, scoring, sharding
+from experiments import (
+  cells,
+  data,
+  include,
+  learner,
+  program,
+  scoring,
+  sharding,
+)
 from experiments.bench import coding, timing
 
 _STEPS = tuple(2.0 ** (-k / 2) for k in range(5, 11))
@@ -99,4 +107,4 @@ def _table(gains):
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

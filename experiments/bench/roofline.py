@@ -1,4 +1,4 @@
-"""How long a step takes at least: at the published rates of the chips.
+"""How long an update takes at least: at the published rates of the chips.
 
 Sources: Google Cloud's pages on the TPU versions; for the links of v4, Jouppi
 et al. 2023, arXiv 2304.01433.
@@ -35,7 +35,7 @@ CHIPS = {
 
 
 class Roofline(NamedTuple):
-  """Seconds that a step takes at least, of each part alone."""
+  """Seconds that an update takes at least, of each part alone."""
 
   compute: float
   memory: float
@@ -58,7 +58,7 @@ class Roofline(NamedTuple):
 
 
 def of(chip: Chip, flops: float, moved: float, sent: float) -> Roofline:
-  """The roofline of a step.
+  """The roofline of an update.
 
   Args:
     chip: one of CHIPS.

@@ -7,8 +7,8 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import include
-from experiments.bench import aot, aot_serve, timing
+from experiments import include, program
+from experiments.bench import aot_serve, timing, usage
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
 
@@ -24,7 +24,7 @@ _EAGER = {
   "JAX": "`chain(backslash, adamw)`, compiled",
   "PyTorch, eager": "the same update in eager PyTorch",
 }
-_STEPS = {
+_UPDATES = {
   "plain": "no rate",
   "rate measured": "lambda 0, the rate measured when it is logged",
   "rate paid": "the rate paid for",
@@ -41,8 +41,8 @@ def tables(results: pathlib.Path) -> dict[str, str]:
   result = {
     "optimizer": _ratios(found["optimizer"], _OPTIMIZERS),
     "eager": _ratios(found["eager"], _EAGER),
-    "step": _ratios(found["update_encoder"], _STEPS),
-    "step of BERT-base": _ratios(found["update_bert"], _STEPS),
+    "update": _ratios(found["update_encoder"], _UPDATES),
+    "update of BERT-base": _ratios(found["update_bert"], _UPDATES),
     "growth": _growth(found["growth"]),
     "devices": _devices(found["growth"]),
     "moments": _moments(found["moments"]),
@@ -140,8 +140,8 @@ def _moments(document) -> str:
 
 def _compiled(document) -> str:
   results = document["results"]
-  off, on = (aot.Program(**results[k]) for k in ("off", "on"))
-  table = aot.table(results["topology"], off, on)
+  off, on = (usage.Usage(**results[k]) for k in ("off", "on"))
+  table = usage.table(results["topology"], off, on)
   return _origin(document) + "\n\n" + table
 
 
@@ -150,4 +150,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -27,7 +27,15 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax import quantize, tree
-from experiments import cells, data, include, learner, scoring, sharding
+from experiments import (
+  cells,
+  data,
+  include,
+  learner,
+  program,
+  scoring,
+  sharding,
+)
 from experiments.bench import coding, timing
 
 _METHODS = (
@@ -186,4 +194,4 @@ def table(savings: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from experiments import data, learner, optimizer, sharding
+from experiments import data, learner, optimizer, program, sharding
 from experiments.bench import timing
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -99,4 +99,4 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

@@ -24,6 +24,7 @@ from experiments.data import pipeline, prepare, python_stdlib, text
 from experiments.data.task import Dataset, Options, Task
 
 __all__ = [
+  "NAMES",
   "Dataset",
   "Options",
   "Task",
@@ -36,6 +37,7 @@ _EMBEDDED = {
   "python_stdlib/bytes": python_stdlib.load_bytes,
   "python_stdlib/modules": python_stdlib.load_modules,
 }
+NAMES = tuple(sorted(_EMBEDDED.keys() | text.CORPORA.keys()))
 
 
 def load_task(config: Any) -> Task:
@@ -101,8 +103,9 @@ def _read(options: Options, directory: pathlib.Path) -> Dataset:
     dataset = _EMBEDDED[options.name](directory)
     _check_embedded(options, dataset.task)
   else:
-    names = ", ".join(sorted(_EMBEDDED.keys() | text.CORPORA.keys()))
-    raise ValueError(f"data.name is {options.name!r}; there are {names}")
+    raise ValueError(
+      f"data.name is {options.name!r}; there are {', '.join(NAMES)}"
+    )
   splits = {}
   for split, arrays in dataset.splits.items():
     limit = options.max_train if split == "train" else options.max_eval
@@ -113,7 +116,12 @@ def _read(options: Options, directory: pathlib.Path) -> Dataset:
 
 def _check_embedded(options: Options, task: Task) -> None:
   """Raises ValueError for fields that such a task does not have."""
-  wanted = {"seq_len": task.seq_len, "source": None, "tokenizer": "bytes"}
+  wanted = {
+    "seq_len": task.seq_len,
+    "source": None,
+    "tokenizer": "bytes",
+    "language": False,
+  }
   for field, value in wanted.items():
     found = getattr(options, field)
     if found != value:

@@ -11,8 +11,9 @@ import pathlib
 import shutil
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
+from experiments import program
 from experiments.data import prepare, task, text
 
 END = "<|endoftext|>"
@@ -80,4 +81,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("source", None, "See docs/data.md; None downloads.")
   flags.DEFINE_string("output", None, "The directory.", required=True)
   flags.DEFINE_integer("size", 4096, "Tokens.")
-  app.run(_main)
+  program.run(_main)

@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Iterable
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 
 from configs import default
-from experiments import data
+from experiments import data, program
 from experiments.data import corpus, newsgroups, prepare, text
 
 _SOURCE = flags.DEFINE_string("source", None, "As data.source.")
@@ -77,4 +77,4 @@ def _main(_):
 
 
 if __name__ == "__main__":
-  app.run(_main)
+  program.run(_main)

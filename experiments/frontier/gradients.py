@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from backslash_jax import ggd, rate
-from experiments import palette
+from experiments import palette, program
 
 palette.use()
 
@@ -96,4 +96,4 @@ def _draw_nu(axis, grid, seed, cells):
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import atomic, report, settings
+from experiments import atomic, program, report, settings
 
 BASELINE = "delta"
 POINTS = (0.5, 1.0)
@@ -184,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

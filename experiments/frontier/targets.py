@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 import backslash_jax as bs
-from experiments import atomic, report
+from experiments import atomic, program, report
 
 STEP = bs.STEP
 UPDATES = 1000
@@ -168,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  program.end(main)

@@ -224,8 +224,16 @@ def _from_stored(array: np.ndarray, entry: _Entry) -> list[np.ndarray]:
   return np.split(array, len(entry.parameters), axis=-1)
 
 
+def parts(
+  table: tables.Table, config: ModelConfig, params: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
+  """The paths of the parameters that each tensor of `tensors` consists of."""
+  entries = _entries(table, config, params)
+  return {t: e.parameters for t, e in entries.items() if e is not None}
+
+
 def tensors(
-  table: tables.Table, config: ModelConfig, params: Mapping[str, jax.Array]
+  table: tables.Table, config: ModelConfig, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (name, array) of every tensor of a model's checkpoint.
 

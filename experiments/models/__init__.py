@@ -18,6 +18,15 @@ MODELS: dict[type, Callable[..., nnx.Module]] = {
   encoder.ModelConfig: encoder.Encoder,
   decoder.ModelConfig: decoder.Decoder,
 }
+# The kinds of tasks that each can do.
+KINDS = {
+  "decoder": ("lm",),
+  "encoder": ("classification",),
+  "bert": ("classification",),
+  "gemma2": ("classification", "lm"),
+  "gpt2": ("classification", "lm"),
+  "llama": ("classification", "lm"),
+}
 
 
 def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
@@ -45,21 +54,13 @@ def build(config: Any, task: Task, *, seed: int) -> nnx.Module:
     raise ValueError(
       f"model.dtype is {config.dtype!r}; it is one of {', '.join(dtypes)}"
     )
-  kinds = {
-    "decoder": ("lm",),
-    "encoder": ("classification",),
-    "bert": ("classification",),
-    "gemma2": ("classification", "lm"),
-    "gpt2": ("classification", "lm"),
-    "llama": ("classification", "lm"),
-  }
-  if config.name not in kinds:
+  if config.name not in KINDS:
     raise ValueError(
-      f"model.name is {config.name!r}; there are {', '.join(kinds)}"
+      f"model.name is {config.name!r}; there are {', '.join(KINDS)}"
     )
-  if task.kind not in kinds[config.name]:
+  if task.kind not in KINDS[config.name]:
     raise ValueError(
-      f"model.name is {config.name!r}, which is for {kinds[config.name][0]}, "
+      f"model.name is {config.name!r}, which is for {KINDS[config.name][0]}, "
       f"but {task.name} is a task of kind {task.kind}"
     )
   if config.name in sizes.SIZES:

@@ -53,6 +53,53 @@ def _adapter():
   return {"lora_A.weight": small, "lora_B.weight": large}
 
 
+def _packed(scale="q.qscales"):
+  """Four bits in int32, with what GPTQ, AWQ, HQQ or AQLM have beside them."""
+  packed = _RNG.integers(-(2**31), 2**31, (16, 64), np.int32)
+  return {
+    "l.q.weight_packed": packed,
+    f"l.{scale}": np.abs(_normal(4, 64, scale=0.02)),
+    "l.q.zero": _normal(4, 64, scale=8.0),
+    "l.q.codebooks": _normal(1, 16, 1, 8, scale=0.02),
+  }
+
+
+def _nested():
+  """NF4, its fields below the name of the packed tensor."""
+  packed = _RNG.integers(0, 256, (128, 64), np.uint8)
+  return {
+    "l/q/weight": packed,
+    "l/q/weight/absmax": np.abs(_normal(16, 16, scale=0.1)),
+    "l/q/weight/quant_map": np.linspace(-1, 1, 16, dtype="f4")[None],
+  }
+
+
+@pytest.mark.parametrize("make", [_packed, _nested])
+def test_what_belongs_to_packed_weights_is_exact(tmp_path, capsys, make):
+  tensors = make()
+  other = {"l.up.weight": _normal(64, 64, scale=0.05)}
+  found, report = _back(tmp_path, tensors | other)
+  for name, x in tensors.items():
+    assert found[name].tobytes() == x.tobytes(), name
+  assert [t.name for t in report.tensors if t.step] == ["l.up.weight"]
+  shown = capsys.readouterr().out
+  assert "stored exactly, of tensors that are quantized already: 'l" in shown
+
+
+def test_integers_beside_a_matrix_do_not_make_it_exact(tmp_path):
+  tensors = {
+    "e.position_ids": np.arange(64)[None],
+    "e.word.weight": _normal(64, 64, scale=0.05),
+    "a.table": _normal(64, 64, scale=0.05),
+    "a.index": np.arange(64).reshape(8, 8),
+    "masks": np.ones((80, 80), np.uint8),
+    "head": _normal(64, 64, scale=0.05),
+  }
+  _, report = _back(tmp_path, tensors)
+  steps = {t.name for t in report.tensors if t.step}
+  assert steps == {"e.word.weight", "a.table", "head"}
+
+
 @pytest.mark.parametrize("make", [_blocks, _channels, _adapter])
 @pytest.mark.parametrize("mask", [[], ["--mask=*"]])
 def test_what_the_step_is_not_for_is_exact(tmp_path, capsys, make, mask):

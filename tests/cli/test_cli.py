@@ -201,7 +201,7 @@ def test_a_trellis(model, tmp_path, capsys):
   [
     *("0", "-1", "coarse", "2^x", "absmax/x", "2^99999", "-2^2", "2^-8^2"),
     *("absmax/1.41", "absmax/0", "absmax/-3", "absmax/1_0", "1/0", "inf"),
-    *("nan", "", "1/-2", "(2)"),
+    *("nan", "", "1/-2", "(2)", "\u0663"),
   ],
 )
 def test_bad_steps_are_errors(model, tmp_path, capsys, step):

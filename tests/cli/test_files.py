@@ -127,6 +127,22 @@ def test_a_loop_of_links_ends(folder, tmp_path):
   assert _compress(folder, tmp_path / "coded") == 0
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_not_a_regular_file_is_refused(folder, tmp_path, capsys, kind):
+  """A pipe would be waited for, and one with a writer read to its end."""
+  special = folder / "special"
+  if kind == "pipe":
+    os.mkfifo(special)
+  else:
+    special.symlink_to("/dev/null")
+  assert _compress(folder, tmp_path / "out") == 1
+  assert _compress(special, tmp_path / "coded") == 1
+  assert _run("inspect", special) == 1
+  errors = capsys.readouterr().err.splitlines()
+  assert errors == [f"backslash-jax: {special}: not a regular file"] * 3
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
 def test_missing_shards_are_errors(tmp_path, capsys):
   source, out = tmp_path / "in", tmp_path / "out"
   source.mkdir()

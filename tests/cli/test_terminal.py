@@ -139,6 +139,16 @@ def test_a_full_disk_is_named(coded):
   )
 
 
+def test_output_that_is_closed_from_the_start_is_no_error(coded):
+  words = [sys.executable, "-m", "backslash_jax", "inspect", str(coded)]
+  done = subprocess.run(
+    ["sh", "-c", 'exec "$@" >&-', "sh", *words],
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_copy_to_a_full_disk_is_named(tmp_path, capsys, monkeypatch):
   def full(source, target):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -81,4 +81,5 @@ def test_it_reaches_the_size_and_loses_nothing(example, tmp_path):
   else:
     assert coded > exact - 0.02
   if name != "frozen_parts":  # Its frozen part takes 7 bits.
-    assert 0.7 < _matrix_bits(report) / example.BITS < 1.15
+    # The file may take less: its coder knows units that are all zero.
+    assert 0.5 < _matrix_bits(report) / example.BITS < 1.15

@@ -21,11 +21,11 @@ from experiments import (
   stored,
   watch,
 )
-from experiments.bench import kills
+from experiments.bench import processes
 from tests import tiny
 
 # The model of the quickstart.
-FIELDS = kills.FIELDS | {"evaluate.pruning_rates": (0.5,)}
+FIELDS = processes.FIELDS | {"evaluate.pruning_rates": (0.5,)}
 
 
 def _wait_for_checkpoint(running, step):
@@ -45,7 +45,9 @@ def cache(tmp_path_factory):
 def unbroken(tmp_path_factory, cache):
   """The workdir of one process that trained alone and was let be."""
   workdir = tmp_path_factory.mktemp("unbroken")
-  codes, outputs = kills.Processes(workdir, FIELDS, count=1, cache=cache).wait()
+  codes, outputs = processes.Processes(
+    workdir, FIELDS, count=1, cache=cache
+  ).wait()
   assert codes == [0], outputs
   return workdir
 
@@ -64,7 +66,7 @@ def _assert_same_numbers(workdir, other):
 def test_a_killed_process_and_a_restart_end_as_one_process_alone(
   unbroken, tmp_path, cache
 ):
-  broken = kills.Processes(tmp_path, FIELDS, cache=cache)
+  broken = processes.Processes(tmp_path, FIELDS, cache=cache)
   _wait_for_checkpoint(broken, 10)
   broken.processes[1].kill()
   codes, outputs = broken.wait()  # The other ends by itself.
@@ -72,7 +74,7 @@ def test_a_killed_process_and_a_restart_end_as_one_process_alone(
   assert "lost the connection" in outputs[0], outputs
   assert not (tmp_path / "checkpoints" / "40").exists()
 
-  codes, outputs = kills.Processes(tmp_path, FIELDS, cache=cache).wait()
+  codes, outputs = processes.Processes(tmp_path, FIELDS, cache=cache).wait()
   assert codes == [0, 0], outputs
   _assert_same_numbers(tmp_path, unbroken)
   quantized = [
@@ -112,13 +114,13 @@ def test_the_processes_share_the_batch_of_one(processes):
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all(unbroken, tmp_path, cache):
-  stopped = kills.Processes(tmp_path, FIELDS, cache=cache)
+  stopped = processes.Processes(tmp_path, FIELDS, cache=cache)
   _wait_for_checkpoint(stopped, 5)
   stopped.processes[1].send_signal(signal.SIGTERM)
   codes, outputs = stopped.wait()
   assert codes != [0, 0], outputs
   assert "resumes from the checkpoint" in outputs[0], outputs
-  codes, outputs = kills.Processes(tmp_path, FIELDS, cache=cache).wait()
+  codes, outputs = processes.Processes(tmp_path, FIELDS, cache=cache).wait()
   assert codes == [0, 0], outputs
   _assert_same_numbers(tmp_path, unbroken)
 

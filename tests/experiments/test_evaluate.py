@@ -56,6 +56,24 @@ def test_score_is_the_mean_over_the_split(params):
   found = _score(config)(params, "validation")
   assert found["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
   assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+  error = hits.std() / math.sqrt(hits.size)
+  assert found["accuracy_error"] == pytest.approx(error, rel=1e-4)
+
+
+def test_targets_of_one_example_are_not_independent():
+  """The error of an accuracy is that of its examples, not of its targets."""
+  rng = np.random.default_rng(0)
+  hits = np.repeat(rng.random((50, 1)) < 0.7, 8, axis=1)
+  logits = jnp.stack([~hits, hits], axis=-1).astype(jnp.float32)
+  batch = {
+    "tokens": jnp.zeros((50, 8), jnp.int32),
+    "mask": jnp.ones((50, 8), bool),
+    "targets": jnp.ones((50, 8), jnp.int32),
+    "weights": jnp.ones((50, 8)),
+  }
+  scored = scoring.scored(lambda *_: logits, {}, batch)
+  error = scoring.standard_error({k: float(v) for k, v in scored.items()})
+  assert error == pytest.approx(hits[:, 0].std() / math.sqrt(50), rel=1e-5)
 
 
 def test_squares_are_the_mean_over_the_first_batches(params, score):
@@ -234,3 +252,10 @@ def test_directory_that_is_gone_is_named(params, score, tmp_path):
   directory = tmp_path / "gone"
   with pytest.raises(settings.UserError, match=str(directory)):
     evaluate.evaluate(tiny.config(), directory, "run", params, score)
+
+
+def test_a_step_that_is_too_fine_for_a_tensor_is_named(params, score, tmp_path):
+  large = jax.tree.map(lambda x: 1e4 * x, params)
+  config = tiny.config(evaluate__steps=(2.0**-26,))
+  with pytest.raises(settings.UserError, match=r"config\.evaluate .*kernel"):
+    evaluate.evaluate(config, tmp_path, "run", large, score)

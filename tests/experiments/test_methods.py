@@ -11,7 +11,14 @@ from flax import traverse_util
 
 import backslash_jax as bs
 from configs import default
-from experiments import evaluate, learner, metrics, optimizer, settings
+from experiments import (
+  evaluate,
+  fields,
+  learner,
+  metrics,
+  optimizer,
+  settings,
+)
 from tests import tiny
 
 KEY = jax.random.key(0)
@@ -250,7 +257,7 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
   [
     (
       {"rate__lmbda": 1.0, "rate__balance": 2.0},
-      r"rate\.lmbda is 1\.0 and config\.rate\.balance is 2\.0",
+      r"rate\.lmbda is 1\.0, wanted it unset.*rate\.balance is 2\.0",
     ),
     ({"rate__lmbda": 1.0, "rate__target": 2.0}, r"rate\.lmbda is 1\.0"),
     ({"round_step": 0.1, "quantize_bits": 4}, r"round_step is 0\.1"),
@@ -261,7 +268,7 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
     ({"evaluate__steps": ()}, r"evaluate\.steps is \(\)"),
     (
       {"evaluate__scales": (1.0,)},
-      r"wanted config\.evaluate\.steps or evaluate",
+      r"wanted config\.evaluate\.steps or config\.evaluate\.levels alone",
     ),
     ({"model__weights": "dir"}, r"model\.weights is 'dir'"),
     (
@@ -285,11 +292,11 @@ def test_rate_distortion_optimized_quantization_makes_smaller_files(tmp_path):
     ({"rate__placement": "beside"}, r"rate\.placement is 'beside'"),
     ({"prune__sparsity": 0.5}, r"prune\.end_update is 700, wanted at most"),
     ({"prune__begin_update": 3}, r"begin_update is 3.*prune\.sparsity with"),
-    ({"rate__stop_update": 12}, r"stop_update is 12, wanted less than"),
+    ({"rate__lmbda": 1.0, "rate__stop_update": 12}, r"12, wanted less than"),
     ({"model__dtype": "float16"}, r"dtype is 'float16', wanted one of"),
     ({"model__dropout": 0.1}, r"dropout is 0\.1, wanted 0: the models"),
-    ({"model__scan": True}, r"model\.scan is True, but.*'encoder'"),
-    ({"model__remat": True}, r"model\.remat is True, but.*'encoder'"),
+    ({"model__scan": True}, r"model\.scan is True, wanted.*'encoder'"),
+    ({"model__remat": True}, r"model\.remat is True, wanted.*'encoder'"),
     ({"distributed__processes": 2}, r"processes is 2.*distributed\.enable"),
     ({"distributed__coordinator": "a:1"}, r"'a:1'.*distributed\.enable"),
   ],
@@ -304,19 +311,6 @@ def test_baseline_without_arms_is_named():
     settings.arms(tiny.config(baseline="foo"))
 
 
-def test_every_field_that_is_not_a_name_or_path_is_checked():
-  names = {
-    "data.name",
-    "data.dir",
-    "data.source",
-    "data.tokenizer",
-    "model.name",
-    "model.size",
-    "model.weights",
-    "distributed.coordinator",
-    "baseline",
-    "arms",
-  }
-  fields = traverse_util.flatten_dict(default.get_config().to_dict(), sep=".")
-  fields = {name for name, value in fields.items() if value != {}}
-  assert fields - names == settings._WANTED.keys()
+def test_every_field_is_checked():
+  known = traverse_util.flatten_dict(default.get_config().to_dict(), sep=".")
+  assert known.keys() - {"arms"} == fields.FIELDS.keys()

@@ -1,6 +1,7 @@
 """Training steps on a mesh: what they communicate, hold and compute."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from backslash_jax import tree
 from experiments import (
   data,
   learner,
@@ -134,6 +136,14 @@ def _bytes(collectives):
   return sum(c.times * c.bytes for c in collectives)
 
 
+def _assert_gathered_twice(collectives, params):
+  """Each matrix of a block: forward, and backward instead of being stored."""
+  gathered = _bytes(c for c in collectives if c.kind == "all-gather")
+  named = zip(tree.names(params), jax.tree.leaves(params), strict=True)
+  in_blocks = sum(x.size for n, x in named if re.search("layer.*kernel", n))
+  assert gathered >= 2 * 4 * in_blocks
+
+
 def _assert_fully_sharded(name, kind, looped):
   """What FSDP is, next to data parallelism with the same batch."""
   few = _compiled(name, kind, FSDP, 8, looped)[1]
@@ -148,6 +158,7 @@ def _assert_fully_sharded(name, kind, looped):
   assert _bytes(many) < 3.3 * size
   memory = [c.memory_analysis().temp_size_in_bytes for c in (compiled, copies)]
   assert memory[0] < 1.1 * memory[1]
+  _assert_gathered_twice(many, state["params"])
   flops = [cost.flops(hlo.Program(c.as_text())) for c in (compiled, copies)]
   assert flops[0] == pytest.approx(flops[1], rel=0.02)
   _assert_same_loss(name, kind, FSDP, looped)
@@ -155,6 +166,33 @@ def _assert_fully_sharded(name, kind, looped):
 
 def test_fsdp_gathers_layers_and_keeps_the_batch_where_it_is():
   _assert_fully_sharded("llama", "lm", True)
+
+
+def test_what_is_counted_is_what_the_sizes_give():
+  compiled, found, state = _compiled("llama", "lm", FSDP, 32, True)
+  width, mlp, depth, vocabulary = 64, 192, _depth("llama"), 256
+  blocks = depth * (4 * width**2 + 3 * width * mlp)
+  table = vocabulary * width
+  norms = (2 * depth + 1) * width
+  assert sum(x.size for x in jax.tree.leaves(state["params"])) == (
+    blocks + table + norms
+  )
+  # Forward 2 a parameter and token, backward 4; blocks 2 again, but for their
+  # last product, which nothing in the backward pass needs.
+  flops = 32 * LENGTH * (8 * blocks - 2 * depth * width * mlp + 6 * table)
+  # The products of the scores: 2 forward, 2 again, and 4 backward.
+  flops += 8 * 2 * depth * 32 * LENGTH**2 * width
+  assert cost.flops(hlo.Program(compiled.as_text())) == flops / 8
+  # Both uses of the tied embedding gather it, and reduce its gradient.
+  gathered = [c for c in found if c.kind == "all-gather"]
+  assert _bytes(gathered) == 4 * (2 * blocks + 2 * table)
+  reduced = _bytes(found) - _bytes(gathered)
+  assert reduced == pytest.approx(4 * (blocks + 2 * table + norms), rel=1e-3)
+
+
+def test_what_is_gathered_is_not_stored_for_the_backward_pass():
+  _, found, state = _compiled("encoder", "classification", FSDP, 8, False)
+  _assert_gathered_twice(found, state["params"])
 
 
 EVERY = [

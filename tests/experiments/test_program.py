@@ -1,10 +1,13 @@
 """A program ends with one line and the usual exit code, not a traceback."""
 
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments import interrupt, program, settings
@@ -42,6 +45,20 @@ def test_interrupt_is_a_line(capsys):
   assert capsys.readouterr().err == "error: interrupted\n"
 
 
+@pytest.mark.parametrize(
+  "error",
+  [
+    MemoryError("Unable to allocate 64 GiB"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nDetails"),
+  ],
+)
+def test_too_little_memory_is_a_line(capsys, error):
+  assert _fails(_raising(error)) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: out of memory (")
+  assert "config.data.batch_size" in line
+
+
 def test_other_errors_keep_their_traceback():
   with pytest.raises(ZeroDivisionError):
     program.end(lambda: 1 / 0)
@@ -62,6 +79,11 @@ def test_closed_output_ends_the_program_quietly():
     process.stdout.close()
     assert process.stderr.read() == ""
   assert process.returncode == -signal.SIGPIPE  # 141 in a shell.
+
+
+def test_output_that_is_closed_from_the_start_is_no_error(monkeypatch):
+  monkeypatch.setattr(sys, "stdout", None)
+  program.end(lambda: print("nobody reads this"))
 
 
 def test_interrupt_while_importing_is_a_line():
@@ -97,3 +119,50 @@ def test_ignored_signal_stays_ignored():
       assert numbers == []
   finally:
     signal.signal(signal.SIGHUP, before)
+
+
+def test_every_program_ends_so():
+  """Also those of benchmarks, whose output is piped to head as well."""
+  root = pathlib.Path(program.__file__).parent
+  for path in root.rglob("*.py"):
+    text = path.read_text()
+    is_program = '__name__ == "__main__"' in text or path.stem == "__main__"
+    if is_program and path.name != "include.py":  # It prints nothing.
+      assert re.search(r"program\.(run|end)\(|launch\(", text), path
+
+
+_TRAINING = """
+import fcntl, pathlib, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from experiments import interrupt, program
+def train():
+  with interrupt.received() as numbers:
+    print("ready", flush=True)
+    while not numbers:
+      time.sleep(0.01)
+    print("update 7", flush=True)  # As the progress does.
+    print("a warning", file=sys.stderr, flush=True)
+    pathlib.Path(sys.argv[1]).write_text("checkpoint")
+    raise interrupt.StoppedError("stopped by a signal", numbers[0])
+program.end(train)
+"""
+
+
+def test_a_training_whose_terminal_is_gone_leaves_a_checkpoint(tmp_path):
+  terminal, own = os.openpty()
+  saved = tmp_path / "saved"
+  with subprocess.Popen(
+    [sys.executable, "-c", _TRAINING, saved],
+    stdin=own,
+    stdout=own,
+    stderr=own,
+    start_new_session=True,
+  ) as process:
+    os.close(own)
+    shown = b""
+    while b"ready" not in shown:
+      shown += os.read(terminal, 1000)
+    os.close(terminal)  # The kernel sends SIGHUP.
+    process.wait()
+  assert process.returncode == 128 + signal.SIGHUP
+  assert saved.read_text() == "checkpoint"

@@ -24,7 +24,11 @@ def _evaluation(sizes, accuracies, *, shipped, exact=0.76, parameters=1000):
         "bytes": size,
         "bits": bits,
         "validation": {"loss": 1.5, "accuracy": accuracy - 0.01},
-        "test": {"loss": 1.25, "accuracy": accuracy},
+        "test": {
+          "loss": 1.25,
+          "accuracy": accuracy,
+          "accuracy_error": 0.007,
+        },
       }
       for k, (size, accuracy) in enumerate(zip(sizes, accuracies, strict=True))
     ],
@@ -104,6 +108,7 @@ def test_every_form_shows_the_same_numbers(runs, tmp_path, capsys):
   markdown = (tmp_path / "report.md").read_text()
   printed = capsys.readouterr().out
   rows = [row for table in report.make_tables(found)[:3] for row in table.rows]
+  assert "task, test accuracy (standard error 0.7 points)" in printed
   assert ["backslash", "300", "2,000", "85.0%", "680", "55.9%"] in rows
   assert ["backslash", "74.5%", "74.0%", "-2.0 points", "14.9% at 80%"] in rows
   for row in rows:

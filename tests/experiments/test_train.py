@@ -166,9 +166,9 @@ def test_divergence_stops_the_run_and_keeps_a_good_checkpoint(
   def make_breaking(*args, **kwargs):
     update_fn = make_update(*args, **kwargs)
 
-    def breaking(state, batch, update):
+    def breaking(state, batch, update, base):
       weights = jnp.where(update == 10, jnp.inf, batch["weights"])
-      return update_fn(state, batch | {"weights": weights}, update)
+      return update_fn(state, batch | {"weights": weights}, update, base)
 
     return breaking
 
@@ -302,5 +302,5 @@ def test_missing_config_is_one_line(tmp_path):
 )
 def test_bad_arguments_are_explained(argument, expected):
   argv = ["main", "--config=configs/default.py", "--workdir=x", argument]
-  explained = settings.explain_flags(argv, ValueError("the cause"))
+  explained = main.explain_flags(argv, ValueError("the cause"))
   assert re.search(expected, explained)

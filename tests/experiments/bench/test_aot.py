@@ -10,7 +10,7 @@ import backslash_jax as bs
 from backslash_jax.coded import pallas_tpu
 from backslash_jax.moments import tree_moments
 from experiments import settings, sharding
-from experiments.bench import aot, hlo, roofline
+from experiments.bench import aot, hlo, usage
 from tests import tiny
 
 TOPOLOGIES = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
@@ -51,7 +51,7 @@ def test_coded_weights_are_decoded_by_the_mosaic_kernel(topology, tmp_path):
 def test_shards_go_through_the_mosaic_kernel(topology, dtype):
   compiled = _compiled_moments(topology, (2048, 3000), dtype)
   text = compiled.as_text()
-  assert aot.moments_kernels(text) == 1
+  assert usage.moments_kernels(text) == 1
   assert 'custom_call_target="tpu_custom_call"' in text
   found = hlo.collectives(text)
   assert {c.kind for c in found} == {"all-reduce"}
@@ -63,19 +63,19 @@ def test_shards_go_through_the_mosaic_kernel(topology, dtype):
 
 def test_small_shards_are_left_to_xla():
   text = _compiled_moments("v5e:2x2", (64, 256), "float32").as_text()
-  assert aot.moments_kernels(text) == 0
+  assert usage.moments_kernels(text) == 0
 
 
 @pytest.mark.slow
-def test_a_step_compiles_with_and_without_the_rate():
+def test_an_update_compiles_with_and_without_the_rate():
   config = tiny.config(mesh__data=1, mesh__fsdp=2, mesh__tensor=2)
   mesh = sharding.make_mesh(config, _devices("v5e:2x2"))
-  off, on = (aot.compile_step(config, mesh, rate=r) for r in (False, True))
+  off, on = (aot.compile_update(config, mesh, rate=r) for r in (False, True))
   assert on.parameters == off.parameters
   # Nothing is gathered for the rate.
   gathers = [p.collectives.get("all-gather", (0, 0))[1] for p in (off, on)]
   assert gathers[1] <= gathers[0]
-  text = aot.table("v5e:2x2", off, on)
+  text = usage.table("v5e:2x2", off, on)
   assert "| parameters, MiB |" in text
 
 
@@ -101,7 +101,7 @@ def test_a_tpu_reduces_gradients_to_shards(tensor, monkeypatch):
   read = hlo.Program
   monkeypatch.setattr(hlo, "Program", lambda t: texts.append(t) or read(t))
   mesh = sharding.make_mesh(config, _devices("v5e:2x4"))
-  aot.compile_step(config, mesh, rate=False, vocabulary=1024, length=1152)
+  aot.compile_update(config, mesh, rate=False, vocabulary=1024, length=1152)
   (text,) = texts
   assert "%splash_mha_dkv" in text
   found = hlo.collectives(text)
@@ -124,36 +124,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_explained():
   with pytest.raises(
     settings.UserError, match="batch_size is 12, wanted a multiple of 8"
   ):
-    aot.compile_step(config, sharding.make_mesh(config), rate=False)
-
-
-def test_a_length_beyond_the_positions_is_explained():
-  config = tiny.config(model__name="bert", model__size="minilm-l6")
-  mesh = sharding.make_mesh(config)
-  with pytest.raises(
-    settings.UserError, match="600 tokens is longer than the model's 512"
-  ):
-    aot.compile_step(config, mesh, rate=False, length=600)
-
-
-def test_a_kernel_that_the_platform_lacks_is_refused():
-  config = tiny.config(
-    model__name="llama",
-    model__attention="splash",
-    data__name="python_stdlib/bytes",
-  )
-  mesh = sharding.make_mesh(config)
-  with pytest.raises(
-    settings.UserError, match=r"'splash', which needs a TPU, but.*on CPU"
-  ):
-    aot.compile_step(config, mesh, rate=False)
-
-
-def test_the_roofline_is_of_the_part_that_takes_longest():
-  bound = roofline.of(roofline.CHIPS["v5e"], 197e12, 819e9 / 2, 2 * 200e9)
-  assert bound == (1.0, 0.5, 2.0)
-  assert bound.bound == "links"
-  assert (bound.fraction, bound.exposed) == (0.5, 1 / 3.5)
+    aot.compile_update(config, sharding.make_mesh(config), rate=False)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "4x4"])

@@ -17,6 +17,7 @@ from experiments.bench import (
   growth,
   moments,
   optimizer,
+  quickstart,
   scaling,
   shapes,
   timing,
@@ -110,6 +111,15 @@ def test_the_eager_update_inverts_the_moments_of_known_shapes():
 def test_the_document_holds_what_was_measured():
   text = scaling.DOCS.read_text()
   assert include.filled(text, scaling.tables(timing.RESULTS)) == text
+
+
+def test_the_readme_holds_what_the_quickstart_printed():
+  text = quickstart.README.read_text()
+  found = json.loads(quickstart.RESULTS.read_text())["results"]
+  assert include.filled(text, quickstart.tables(found)) == text
+  # Each run loses at most a point.
+  for run in found.values():
+    assert run["comparison"]["backslash"]["accuracy_change"] > -0.01
 
 
 def test_fine_tunes_share_one_base(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import settings
 from experiments.bench import cost, hlo
 
 TEXT = """
@@ -67,6 +68,12 @@ def test_kernels_of_attention_count_as_causal():
   # Three products of half of the scores, and the one in the loop.
   kernel = 3 * 2 * 2 * 8 * 512 * 512 * 64 / 2
   assert cost.flops(hlo.Program(TEXT)) == kernel + 6 * 2 * 8 * 8 * 4
+
+
+def test_a_loop_of_unknown_length_is_not_counted_as_one_round():
+  text = TEXT.replace("s32[] constant(6)", "s32[] parameter(1)")
+  with pytest.raises(settings.UserError, match="how often its loop w runs"):
+    hlo.collectives(text)
 
 
 def test_bytes_sent_are_those_of_a_ring():

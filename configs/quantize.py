@@ -1,0 +1,24 @@
+"""Post-training quantization of a language model, SmolLM2, to a size.
+
+python -m experiments.quantize --config=configs/quantize.py --bits=3 \
+  --out=OUT --config.model.weights=DIR --config.data.tokenizer=DIR \
+  --config.data.source=DATA
+
+DIR is a directory with weights and tokenizer as of Hugging Face, DATA one as in
+docs/data.md. `evaluate.feedback_batches` batches of training texts tell the
+quantizer what the layers are given; the loss is that of the test texts.
+
+Hardware: 20 minutes on two CPU cores for SmolLM2, 135M parameters.
+"""
+
+import ml_collections
+
+from configs import frontier_reviews
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = frontier_reviews.get_config()
+  del config.grid
+  config.evaluate.feedback_batches = 6
+  config.evaluate.mu = 0.1
+  return config
