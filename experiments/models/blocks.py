@@ -194,7 +194,7 @@ class Blocks(nnx.Module):
       return (x_BxTxW, known), None
 
     params = nnx.to_pure_dict(params)
-    carry = x_BxTxW, known and known[0]
+    carry: Any = x_BxTxW, known and known[0]
     done, depth = 0, len(self.kinds)
     # Whole rounds of the pattern, then what is left of it.
     for size in (self.period, depth % self.period):
@@ -206,7 +206,6 @@ class Blocks(nnx.Module):
           step, carry, _in_rounds(params, done, end, size)
         )
         done = end
-    last: Any
     x_BxTxW, last = carry
     return x_BxTxW, None if last is None else (last,)
 
