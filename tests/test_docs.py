@@ -124,6 +124,7 @@ BEFORE = {
   "compress.md": {},
   "getting-started.md": {},
   "language-models.md": {},
+  "memory.md": {},
   "models.md": {},
   "reading.md": {},
   "recipes.md": {},

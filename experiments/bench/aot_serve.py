@@ -33,7 +33,6 @@ from experiments.models import cache, compact, functional, llama, sizes
 MODELS = {
   "Llama 3.2 1B, 1 x 8,192": ("3.2-1b", 1, 8192),
   "DeepSeek 7B, 1 x 4,096": ("deepseek-7b", 1, 4096),
-  "DeepSeek 7B, 4 x 4,096": ("deepseek-7b", 4, 4096),
 }
 # Kind -> bits of a level, or on average of a coded one.
 KINDS = {
@@ -182,8 +181,9 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
   rows = 2 if bits <= 2 else 1
   segments = -(-block[-1] // _LANES)
   lanes = -(-block[-1] // segments) * max(1, _LANES // block[-1])
+  words = int(size * bits) // 16
   return bs.Coded(
-    words=child((int(size * bits) // 16,), jnp.uint16),
+    words=child((words,), jnp.uint16),
     counts=child((lanes,), jnp.uint16),
     states=child((lanes,), jnp.uint32),
     frequency=child((1, 256), jnp.uint16),
@@ -191,6 +191,7 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
     row_classes=child((0,), jnp.int8),
     column_classes=child((0,), jnp.int8),
     segments=segments,
+    longest=-(-words // lanes),
     **common,
   )
 

@@ -164,13 +164,13 @@ class Blocks(nnx.Module):
     """What the last block gives, and `known` with the new keys and values."""
     if self.scan:
       return self._scan(x_BxTxW, masks, known)
-    known = list(known or [None] * len(self.kinds))
+    all_known = list(known or [None] * len(self.kinds))
     for i, kind in enumerate(self.kinds):
       graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
       apply = layers.block_function(graphdef, self.dtype, remat=self.remat)
       params = nnx.to_pure_dict(params)
-      x_BxTxW, known[i] = apply(params, x_BxTxW, masks[kind], known[i])
-    return x_BxTxW, tuple(known)
+      x_BxTxW, all_known[i] = apply(params, x_BxTxW, masks[kind], all_known[i])
+    return x_BxTxW, tuple(all_known)
 
   def _scan(
     self,
@@ -194,7 +194,7 @@ class Blocks(nnx.Module):
       return (x_BxTxW, known), None
 
     params = nnx.to_pure_dict(params)
-    carry = x_BxTxW, known and known[0]
+    carry: Any = x_BxTxW, known and known[0]
     done, depth = 0, len(self.kinds)
     # Whole rounds of the pattern, then what is left of it.
     for size in (self.period, depth % self.period):
@@ -207,7 +207,7 @@ class Blocks(nnx.Module):
         )
         done = end
     x_BxTxW, last = carry
-    return x_BxTxW, last and (last,)
+    return x_BxTxW, None if last is None else (last,)
 
 
 def _in_rounds(params: Any, begin: int, end: int, size: int) -> Any:

@@ -12,6 +12,7 @@ matrix, and a matrix is what gets a rate.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,8 +140,9 @@ def table(embed: nnx.Embed) -> jax.Array:
 
 def lookup(embed: nnx.Embed, tokens_BxL: jax.Array) -> jax.Array:
   """The embeddings of tokens, [B, L, W]."""
-  if compact.is_parameter(embed.embedding[...]):
-    x_BxLxW = compact.lookup(embed.embedding[...], tokens_BxL, embed.dtype)
+  weight: Any = embed.embedding[...]
+  if compact.is_parameter(weight):
+    x_BxLxW = compact.lookup(weight, tokens_BxL, embed.dtype)
   else:
     x_BxLxW = jnp.take(table(embed), tokens_BxL, axis=0)
   return partition.constrain(x_BxLxW, "batch", None, None)
@@ -261,10 +263,10 @@ class Stack(nnx.Module):
     mask: attention.Mask,
     known: cache.Known = None,
   ) -> tuple[jax.Array, cache.Known]:
-    known = list(known or [None] * self.depth)
+    all_known = list(known or [None] * self.depth)
     for i in range(self.depth):
       graphdef, params = nnx.split(getattr(self, f"layer_{i}"))
       apply = block_function(graphdef, self.dtype)
       params = nnx.to_pure_dict(params)
-      x_BxTxW, known[i] = apply(params, x_BxTxW, mask, known[i])
-    return self.norm(x_BxTxW), tuple(known)
+      x_BxTxW, all_known[i] = apply(params, x_BxTxW, mask, all_known[i])
+    return self.norm(x_BxTxW), tuple(all_known)

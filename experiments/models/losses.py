@@ -49,7 +49,8 @@ class Head(NamedTuple):
       del first
       return (), self.logits(weight.astype(self.dtype), x_BxLxW)
 
-    _, logits_NxBxLxv = compact.by_block(self.weight, block)
+    parameter: Any = self.weight
+    _, logits_NxBxLxv = compact.by_block(parameter, block)
     batch, length, _ = x_BxLxW.shape
     return jnp.moveaxis(logits_NxBxLxv, 0, 2).reshape(batch, length, -1)
 

@@ -55,6 +55,7 @@ def render(
 
 def _templated(path, template, messages, described) -> str:
   try:
+    # pyrefly: ignore[missing-import]
     from jinja2 import TemplateError, sandbox
   except ModuleNotFoundError as error:
     raise settings.UserError(

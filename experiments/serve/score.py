@@ -64,6 +64,7 @@ def texts(path: pathlib.Path, labelled: bool) -> list[tuple[str, int | None]]:
       lines = [line.rstrip("\n") for line in file]
   except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
     raise settings.UserError(f"{path}: cannot be read: {error}") from error
+  label: Any
   for number, line in enumerate(lines, 1):
     if not line:
       continue
@@ -133,7 +134,9 @@ def _language(rows, words: vocabulary.Vocabulary, length: int) -> Any:
 def _classes(served, rows, words: vocabulary.Vocabulary, length: int) -> Any:
   """A target is a text's class."""
   config = served.config
-  classes = getattr(config, "num_classes", getattr(config, "num_labels", None))
+  classes: Any = getattr(
+    config, "num_classes", getattr(config, "num_labels", None)
+  )
   labels = np.array([label for _, label in rows], np.int32)
   if (wrong := labels[(labels < 0) | (labels >= classes)]).size:
     raise settings.UserError(

@@ -175,7 +175,7 @@ def _options(
 
 def _stops(served: model.Served) -> frozenset[int]:
   """The tokens that end an answer, by all that the directory says."""
-  found = [served.words and served.words.end]
+  found: list[Any] = [None if served.words is None else served.words.end]
   found.append(getattr(served.config, "eos_token_id", None))
   if (path := served.path / "generation_config.json").exists():
     found.append(files.read_json(path).get("eos_token_id"))
