@@ -274,7 +274,7 @@ def load(
         entries,
         coded,
         stacked,
-        lambda *tensor: _sharding_of(*tensor, sharding),
+        lambda name, shape: _sharding_of(name, shape, sharding),
       )
 
     def rows(entry: Entry) -> tuple[int, int] | None:
