@@ -24,12 +24,13 @@ def matrix(block: tuple[int, ...]) -> tuple[int, int]:
   return size // columns, columns
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class _Leaf:
   """What is common to the nodes: the look of an array, and no arithmetic."""
 
-  block: tuple[int, ...]
-  divided: int
-  dtype: Any
+  block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+  divided: int = dataclasses.field(metadata=_STATIC)
+  dtype: Any = dataclasses.field(metadata=_STATIC)
 
   @property
   def grid(self) -> tuple[int, ...]:
@@ -120,11 +121,8 @@ class Coded(_Leaf):
   places: Any
   values: Any
   scale: Any
-  block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
-  divided: int = dataclasses.field(metadata=_STATIC)
   segments: int = dataclasses.field(metadata=_STATIC)
   longest: int = dataclasses.field(metadata=_STATIC)
-  dtype: Any = dataclasses.field(metadata=_STATIC)
 
   @property
   def grid(self):
@@ -175,10 +173,7 @@ class Packed(_Leaf):
   places: Any
   values: Any
   scale: Any
-  block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
-  divided: int = dataclasses.field(metadata=_STATIC)
   bits: int = dataclasses.field(metadata=_STATIC)
-  dtype: Any = dataclasses.field(metadata=_STATIC)
 
   @property
   def grid(self):

@@ -42,7 +42,7 @@ def tuples(x: Coded, *, interpret: bool = False) -> jax.Array:
   tables = x.frequency.shape[0]
   tall = groups * _TILE[0], _TILE[1]
 
-  def laid_out(a):
+  def laid_out(a: jax.Array) -> jax.Array:
     """[..., lanes] as int32 [..., groups * 8, 128]."""
     padding = [(0, 0)] * (a.ndim - 1) + [(0, groups * _LANES - lanes)]
     a = jax.lax.bitcast_convert_type(a.astype(jnp.uint32), jnp.int32)
@@ -50,7 +50,7 @@ def tuples(x: Coded, *, interpret: bool = False) -> jax.Array:
 
   numbers = []
   if tables > 1:
-    own = jax.vmap(lambda t: xla.table_of(x, t))(jnp.arange(steps))
+    own = jnp.asarray(jax.vmap(lambda t: xla.table_of(x, t))(jnp.arange(steps)))
     numbers = [laid_out(jnp.pad(own, ((0, chunks * chunk - steps), (0, 0))))]
 
   def kernel(starts, frequencies, known, words, states, *rest):

@@ -118,7 +118,7 @@ def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
   return found
 
 
-def _held(path: str, kind: str) -> dict[str, Any]:
+def _held(path: str, kind: str | None) -> dict[str, Any]:
   """Memory and time of this process, which holds the model of a file."""
   x = jnp.ones([8, _WIDTH], jnp.bfloat16)
   with tempfile.TemporaryDirectory() as directory:
@@ -144,7 +144,7 @@ def _held(path: str, kind: str) -> dict[str, Any]:
   def forward(tree, x):
     def layer(x, own):
       # Each matrix for itself: what counts is reading or decoding it.
-      y = sum(
+      parts = [
         jnp.sum(
           jax.lax.dot_general(
             jnp.broadcast_to(x[:, :1], (8, w.shape[0])),
@@ -154,7 +154,8 @@ def _held(path: str, kind: str) -> dict[str, Any]:
           1,
         )
         for w in own.values()
-      )
+      ]
+      y = jnp.sum(jnp.stack(parts), 0)
       return x + y[:, None].astype(x.dtype), None
 
     return jax.lax.scan(layer, x, tree)[0]
