@@ -30,7 +30,9 @@ from experiments import data, learner, optimizer, program, settings, sharding
 from experiments.bench import roofline, timing, usage
 
 # XLA has no text for what gathers on the SparseCores of a v5p.
-_OPTIONS = {"xla_tpu_offload_gather_to_sparsecore": False}
+_OPTIONS: dict[str, bool | str] = {
+  "xla_tpu_offload_gather_to_sparsecore": False
+}
 
 
 def topology_devices(name: str) -> list[Any]:
