@@ -122,6 +122,7 @@ BEFORE = {
     "batches": 420 * [jnp.ones((64, 3))],
   },
   "compress.md": {},
+  "feedback.md": {},
   "getting-started.md": {},
   "language-models.md": {},
   "memory.md": {},

@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 
 import backslash_jax as bs
+from configs import default
 from experiments import (
   cells,
   data,
@@ -55,11 +56,16 @@ def _pretrained(directory, *, seed):
   return directory
 
 
+_SIZES = default.get_config().model
+
+
 def _config(directory, **fields):
   return tiny.config(
     **{
       "model__name": "llama",
       "model__weights": str(directory),
+      # The weights say them.
+      **{f"model__{f}": _SIZES[f] for f in ("depth", "width", "heads", "mlp")},
       "rate__lmbda": 0.0,
       "evaluate__pruning_rates": (),
     }
@@ -186,7 +192,7 @@ def test_a_stopped_fine_tune_resumes_exactly_and_on_its_base_alone(
         "model__delta": True,
         "model__lora": 4,
       },
-      "config.model.delta is True and config.model.lora is 4, wanted one",
+      "config.model.delta is True, wanted it unset, because config.model.lora",
     ),
   ],
 )

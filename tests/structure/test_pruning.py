@@ -105,7 +105,7 @@ def test_updates_and_state_keep_their_types(tx):
   ("arguments", "message"),
   [
     ((1.0, 10), "sparsity"),
-    ((0.5, 0), "begin"),
+    ((0.5, 0), "end"),
     ((0.5, 10, 10), "begin"),
     ((0.5, 10, 0, 0), "every"),
   ],
