@@ -46,7 +46,15 @@ def _kernels(params):
 
 
 @pytest.mark.parametrize(
-  "name", ["bert", "gpt2", "llama", "llama_classifier", "gemma2", "deepseek"]
+  "name",
+  [
+    "bert",
+    "llama",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("gpt2", "llama_classifier", "gemma2", "deepseek")
+    ),
+  ],
 )
 def test_every_matrix_of_an_architecture_is_quantized(name):
   forward, params = _model(name)
@@ -128,6 +136,7 @@ def test_outputs_are_nearer_than_those_of_rounding():
   assert error(found) < 0.9 * error(quantizers.apply(params, STEP))
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_levels():
   forward, params = _model("llama")
   batches = _batches()

@@ -54,7 +54,9 @@ def _config(directory, **fields):
   )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+  "name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]
+)
 def test_a_directory_gets_the_size_that_was_asked_for(
   tmp_path, directories, name
 ):

@@ -176,7 +176,7 @@ def test_chats_have_the_form_of_the_tokenizer(tmp_path):
   "name",
   [
     "bert",
-    "gemma2",
+    pytest.param("gemma2", marks=pytest.mark.slow),
     "gpt2",
     pytest.param("gpt2_classifier", marks=pytest.mark.slow),
     pytest.param("llama", marks=pytest.mark.slow),
