@@ -1,16 +1,18 @@
 """Arrays from coded weights, inside jit."""
 
+import importlib
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from backslash_jax.coded import exact, pallas_tpu, xla
+from backslash_jax.coded import exact
 from backslash_jax.coded.leaves import Coded, Packed, matrix
 from backslash_jax.moments import sharded
 
-IMPLEMENTATIONS = {"xla": xla, "pallas_tpu": pallas_tpu}
+# The modules of this package; Pallas takes long to import.
+IMPLEMENTATIONS = ("xla", "pallas_tpu")
 
 
 def decode(x: Any, *, implementation: str | None = None) -> Any:
@@ -39,7 +41,7 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
       f"decode has no implementation {name!r}; there are"
       f" {', '.join(IMPLEMENTATIONS)}"
     )
-  module = IMPLEMENTATIONS[name]
+  module = importlib.import_module(f"backslash_jax.coded.{name}")
   platform = jax.default_backend()
 
   def leaf(x):

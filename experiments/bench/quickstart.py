@@ -15,7 +15,7 @@ import shutil
 import sys
 from typing import Any
 
-from experiments import include, report
+from experiments import include, program, report, settings
 from experiments.bench import timing
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,7 +85,13 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-if __name__ == "__main__":
+def _main() -> None:
   if len(sys.argv) < 2:
-    sys.exit("usage: python -m experiments.bench.quickstart RUN...")
+    raise settings.UserError(
+      "usage: python -m experiments.bench.quickstart RUN..."
+    )
   main([pathlib.Path(run) for run in sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  program.end(_main)
