@@ -29,6 +29,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 
+from backslash_jax import arguments
 from backslash_jax.coding import fit
 from backslash_jax.quantize.step import check_step
 
@@ -127,11 +128,13 @@ def error(
 
 def _checked(weights, moments, damping, mu) -> tuple[jax.Array, jax.Array]:
   """The arrays as float32, or ValueError that says what is wrong with them."""
-  if not 0 <= mu < math.inf:
-    raise ValueError(f"mu is {mu}: it must be finite and not negative")
-  if not 0 <= damping < math.inf:
-    raise ValueError(
-      f"the damping is {damping}: it must be finite and not negative"
+  for name, value in (("mu", mu), ("damping", damping)):
+    arguments.check(
+      "feedback.quantize",
+      name,
+      value,
+      "finite and not negative",
+      lambda v: 0 <= v < math.inf,
     )
   weights = _automatic(jnp.asarray(weights, jnp.float32))
   moments = _automatic(jnp.asarray(moments, jnp.float32))
