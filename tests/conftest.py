@@ -4,16 +4,28 @@ import os
 import signal
 import tempfile
 
+from tests import xla_flags
+
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 _COUNT = "--xla_force_host_platform_device_count"
 if _COUNT not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_COUNT}=8"
+# Most programs run a few times only: what takes time is compiling them. What
+# tests compare to the last bit is compiled in the same way on both sides.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+for _flag in (
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+):
+  _name = _flag.strip("-").partition("=")[0]
+  if _name not in os.environ["XLA_FLAGS"] and xla_flags.exists(_name):
+    os.environ["XLA_FLAGS"] += f" {_flag}"
 # Tests, their workers and what they start compile the same programs.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
   _directory = tempfile.TemporaryDirectory(prefix="backslash_jax_tests_")
   os.environ[_CACHE] = _directory.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # Where tests run in the background, these are ignored, also by what they start.
 for _number in (signal.SIGINT, signal.SIGHUP):
@@ -54,6 +66,16 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def no_figures():
+  """Trainings write reports without figures, which take seconds to draw."""
+  from experiments import plots
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(plots, "write", lambda report, runs, directory: None)
+    yield
+
+
 @pytest.fixture
 def make_config(source, cache):
   """Gives the `data` fields for a dataset of `source`."""
@@ -69,9 +91,12 @@ def make_config(source, cache):
   return make
 
 
-@pytest.fixture
-def quick_compilation():
-  """Programs that are run a few times only are compiled without passes."""
-  jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(autouse=True)
+def _compilation(request):
+  """Programs that run often, and those for a TPU, are optimized as usual."""
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
+  if any(map(request.node.get_closest_marker, ("slow", "optimized"))):
+    jax.config.update(name, False)
   yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  jax.config.update(name, before)

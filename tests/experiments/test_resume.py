@@ -21,6 +21,8 @@ from experiments import (
 )
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def _config(**fields):
   """Steps are chosen after 4 updates, the run is stopped after 6."""
@@ -29,13 +31,6 @@ def _config(**fields):
     round_begin_update=4,
     **{"evaluate__steps": (), "evaluate__scales": (0.5, 1.0)} | fields,
   )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("compiled")
-  with tiny.compiled_once(directory):
-    yield directory
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +152,9 @@ def _command(workdir):
   return [*program, *where, *tiny.flags(), *fields]
 
 
-def _start(workdir, cache):
-  environment = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-  }
+def _start(workdir):
   return subprocess.Popen(
     _command(workdir),
-    env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -178,16 +168,16 @@ def _wait_for(path: pathlib.Path, process):
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_exactly(tmp_path, compilation_cache):
+def test_killed_run_resumes_exactly(tmp_path):
   killed, whole = tmp_path / "killed", tmp_path / "whole"
-  process = _start(killed, compilation_cache)
+  process = _start(killed)
   _wait_for(killed / "checkpoints" / "20", process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
   assert not (killed / "checkpoints" / "200").exists()
   for directory in (killed, whole):
-    process = _start(directory, compilation_cache)
+    process = _start(directory)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
   _assert_same_run(killed, whole)

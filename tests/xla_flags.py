@@ -1,0 +1,18 @@
+"""Which flags the installed compiler knows; it ends a process at any other."""
+
+import importlib.util
+import mmap
+import pathlib
+
+
+def exists(name: str) -> bool:
+  """Whether XLA_FLAGS may have such a flag, found without loading XLA."""
+  spec = importlib.util.find_spec("jaxlib")
+  for folder in spec.submodule_search_locations:
+    for path in pathlib.Path(folder).glob("*.so"):
+      with path.open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+          # As a whole string: others may begin alike.
+          if content.find(f"\0{name}\0".encode()) >= 0:
+            return True
+  return False
