@@ -8,18 +8,23 @@ from tests import xla_flags
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 _COUNT = "--xla_force_host_platform_device_count"
-if _COUNT not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_COUNT}=8"
+os.environ.setdefault("XLA_FLAGS", "")
+if _COUNT not in os.environ["XLA_FLAGS"]:
+  os.environ["XLA_FLAGS"] += f" {_COUNT}=8"
 # Most programs run a few times only: what takes time is compiling them. What
 # tests compare to the last bit is compiled in the same way on both sides.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-for _flag in (
+_FAST_FLAGS = (
   "--xla_cpu_use_fusion_emitters=false",
   "--xla_cpu_parallel_codegen_split_count=1",
-):
-  _name = _flag.strip("-").partition("=")[0]
-  if _name not in os.environ["XLA_FLAGS"] and xla_flags.exists(_name):
-    os.environ["XLA_FLAGS"] += f" {_flag}"
+)
+# A worker starts with those of its controller.
+_USUAL_FLAGS = " ".join(
+  flag for flag in os.environ["XLA_FLAGS"].split() if flag not in _FAST_FLAGS
+)
+os.environ["XLA_FLAGS"] = " ".join(
+  [_USUAL_FLAGS, *filter(xla_flags.exists, _FAST_FLAGS)]
+)
 # Tests, their workers and what they start compile the same programs.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
@@ -93,10 +98,18 @@ def make_config(source, cache):
 
 @pytest.fixture(autouse=True)
 def _compilation(request):
-  """Programs that run often, and those for a TPU, are optimized as usual."""
+  """Slow tests, whose programs run often, and their processes compile as usual.
+
+  So do programs for a TPU: libtpu ends a process at flags that it lacks.
+  """
+  if not any(map(request.node.get_closest_marker, ("slow", "optimized"))):
+    yield
+    return
   name = "jax_disable_most_optimizations"
   before = jax.config.read(name)
-  if any(map(request.node.get_closest_marker, ("slow", "optimized"))):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", _USUAL_FLAGS)
+    patch.setenv(name.upper(), "false")
     jax.config.update(name, False)
-  yield
-  jax.config.update(name, before)
+    yield
+    jax.config.update(name, before)

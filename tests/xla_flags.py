@@ -5,8 +5,9 @@ import mmap
 import pathlib
 
 
-def exists(name: str) -> bool:
-  """Whether XLA_FLAGS may have such a flag, found without loading XLA."""
+def exists(flag: str) -> bool:
+  """Whether XLA_FLAGS may have "--name=value", found without loading XLA."""
+  name = flag.strip("-").partition("=")[0]
   spec = importlib.util.find_spec("jaxlib")
   for folder in spec.submodule_search_locations:
     for path in pathlib.Path(folder).glob("*.so"):

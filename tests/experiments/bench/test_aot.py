@@ -13,7 +13,6 @@ from experiments import settings, sharding
 from experiments.bench import aot, hlo, usage
 from tests import tiny
 
-# The compiler for TPUs ends the process if it may not optimize.
 pytestmark = pytest.mark.optimized
 TOPOLOGIES = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 
