@@ -6,9 +6,10 @@ python -m experiments.main --config=configs/distill.py --workdir=runs/distill \
 
 DIR is a directory with a Llama and its tokenizer as of Hugging Face, TEXTS a
 file with a text in every line, see docs/data.md. After half of the updates each
-matrix has a step, and the loss sees it rounded. The arms differ in the loss, and
-in what codes the result: rounding or error feedback (docs/feedback.md). The arms
-"distilled" have the predictions of the exact model as targets, not the texts.
+matrix has a step, and the loss sees it rounded. The arms differ in the loss,
+and in what codes the result: rounding or error feedback (docs/feedback.md). The
+arms "distilled" have the predictions of the exact model as targets, not the
+texts.
 
 Hardware: with stories260K, of 0.3M parameters, 1 minute of a CPU core.
 """

@@ -129,7 +129,9 @@ def quantize(
     names = [name for name in found if name.startswith(prefix)]
     own = _tree({n.removeprefix(prefix): found[n] for n in names})
     if not restored(part := f"block_{i}.safetensors"):
-      moments = _sum(_of_block(graphdef, own, x, m[i])[0] for x, m in inputs)
+      moments = _sum(
+        _of_block(graphdef, own, x, m[i], measured=True)[0] for x, m in inputs
+      )
       choose(part, prefix, moments)
     own = _tree({n.removeprefix(prefix): found[n] for n in names})
     inputs = [(_of_block(graphdef, own, x, m[i])[1], m) for x, m in inputs]
@@ -248,12 +250,13 @@ def _entry(forward, where, params, batch):
   return x, [masks[kind] for kind in kinds]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _of_block(graphdef, params, x, mask):
-  """The moments of a block's layers, and what it gives, [B, T, W]."""
+@functools.partial(jax.jit, static_argnums=0, static_argnames="measured")
+def _of_block(graphdef, params, x, mask, *, measured=False):
+  """The moments of a block's layers if measured, and what it gives."""
   block: Any = nnx.merge(graphdef, params)
   moments: Moments = {}
-  _recorded(block, moments, mask.real)
+  if measured:
+    _recorded(block, moments, mask.real)
   y, _ = block(x, mask)
   return moments, y
 
