@@ -110,6 +110,7 @@ FIELDS = {
   "model.weights": _optional(_TEXT),
   "model.delta": _BOOL,
   "model.lora": _integer(0, 2**17),
+  "model.distill": _UNIT,
   "model.depth": _integer(1, 1024),
   "model.width": _WIDTH,
   "model.heads": _WIDTH,
