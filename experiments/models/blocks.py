@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, cache, layers, losses
+from experiments.models import attention, cache, layers, losses, products
 from experiments.models.config import ModelConfig
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -39,6 +39,7 @@ def linear(
     kernel_init=_NORMAL,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
+    dot_general=products.dot_general,
     rngs=rngs,
   )
 
@@ -114,6 +115,7 @@ class GatedMlp(nnx.Module):
       kernel_init=_NORMAL,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
+      dot_general=products.dot_general,
       rngs=rngs,
     )
 
