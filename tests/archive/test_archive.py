@@ -291,8 +291,8 @@ def test_only_the_rows_of_local_shards_are_decoded(tmp_path, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
-  monkeypatch.setattr(index, "CHUNK", 1 << 12)
-  params = {str(i): _weights(100, 1000) for i in range(3)}
+  monkeypatch.setattr(index, "CHUNK", 1 << 15)
+  params = {str(i): _weights(600, 1000) for i in range(3)}
   path, report = _save(tmp_path, params)  # Compiles, and warms the caches.
   largest = params["0"].nbytes
   code = report.tensors[0].bytes

@@ -41,9 +41,10 @@ def unbroken(tmp_path_factory):
   return directory
 
 
-@pytest.fixture
-def stopped(unbroken, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def stopped_once(unbroken, tmp_path_factory):
   """The directory of a run that SIGTERM stopped after update 6 of 12."""
+  directory = tmp_path_factory.mktemp("stopped")
   show = metrics.Progress.show
 
   def show_and_signal(self, update, values):
@@ -52,14 +53,19 @@ def stopped(unbroken, tmp_path, monkeypatch):
       # Arrives while update 6 is under way.
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with monkeypatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metrics.Progress, "show", show_and_signal)
     with pytest.raises(
       interrupt.StoppedError, match="update 6 of 12"
     ) as caught:
-      main.train_and_evaluate(_config(), tmp_path)
+      main.train_and_evaluate(_config(), directory)
   assert caught.value.exit_code == 128 + signal.SIGTERM
-  return tmp_path
+  return directory
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+  return shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
 
 
 def _assert_same_run(one, other):
