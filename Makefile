@@ -66,7 +66,7 @@ bench: $(VENV)/dev
 
 # What needs a GPU, in a given time; the same command goes on. ACCELERATOR is
 # the requirement that makes JAX use it.
-ACCELERATOR ?= jax[cuda12]
+ACCELERATOR ?= .[cuda]
 accelerator: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(ACCELERATOR)"
 	$(BIN)/python -m experiments.accelerator $(ARGS)
