@@ -16,6 +16,7 @@ _OPTIMIZERS = {
   "adamw": "`adamw`",
   "coupled": "`chain(backslash, adamw)`",
   "coupled, update_every=16": "the same, `update_every=16`",
+  "every update": "the same, `update_every=1`",
   "decoupled": "`backslash` after Adam",
   "decoupled, update_every=16": "the same, `update_every=16`",
   "L1": "`chain(backslash(shape=1.0), adamw)`",
@@ -50,6 +51,9 @@ def tables(results: pathlib.Path) -> dict[str, str]:
   }
   if "encoder" in found:
     result["encoder"] = _examples(found["encoder"])
+  if "optimizer_minilm" in found:
+    document = found["optimizer_minilm"]
+    result["optimizer of MiniLM"] = _ratios(document, _OPTIMIZERS)
   if "decoding" in found:
     document = found["decoding"]
     table = aot_serve.table(document["results"]["models"])
