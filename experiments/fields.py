@@ -144,7 +144,7 @@ FIELDS = {
   "rate.keep_zeros": _BOOL,
   "round_step": _optional(_STEP),
   "quantize_bits": _optional(_integer(2, 16)),
-  "round_bits": _optional(_BITS),
+  "round_bits": _optional(_number("bits in (0, 16]", lambda v: 0 < v <= 16)),
   "round_begin_update": _NATURAL,
   "prune.sparsity": _FRACTION,
   "prune.begin_update": _NATURAL,

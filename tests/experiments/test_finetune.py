@@ -28,11 +28,7 @@ from experiments.huggingface import weights
 from experiments.models import from_config, llama, rotary
 from tests import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
-    yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
