@@ -16,7 +16,7 @@ Hardware: with stories260K, of 0.3M parameters, 1 minute of a CPU core.
 
 import ml_collections
 
-from configs import default
+from configs import default, frontier_reviews
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -28,6 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.eval_batch_size = 8
   config.data.max_eval = 128
   config.model.name = "llama"
+  config.model.weights = frontier_reviews.SMOLLM2
+  config.data.tokenizer = frontier_reviews.SMOLLM2
   config.total_updates = 200
   config.eval_every = 200
   config.optimizer.learning_rate = 1e-3
