@@ -8,7 +8,8 @@ kernel for GPUs is worth it, the cells of the profile "medium" and the row of
 the paper's BERT on IMDB. Each gets its share of the time that is left. One
 that takes longer is interrupted: it keeps its checkpoint, and the same command
 goes on with it. WORKDIR/accelerator.json has what is finished and how the
-others ended; it is written after every stage. See docs/reproduction.md.
+others ended; it is written after every stage. WORKDIR/bench gets the results of
+the benchmarks. See docs/reproduction.md.
 """
 
 import dataclasses
@@ -25,7 +26,6 @@ from typing import Any
 from absl import flags
 
 from experiments import atomic, program, settings
-from experiments.bench import timing
 
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "Of all stages together.")
 _WORKDIR = flags.DEFINE_string(
@@ -172,6 +172,7 @@ def _run(stage, seconds, log):
       stdout=file,
       stderr=subprocess.STDOUT,
       start_new_session=True,
+      env=os.environ | {"BENCH_RESULTS": str(log.parent / "bench")},
     )
     try:
       code = process.wait(seconds)
@@ -221,6 +222,8 @@ def _main(argv):
     raise settings.UserError(
       f"--minutes is {_MINUTES.value}, wanted a number above 0"
     )
+  # So that the stage that runs is stopped too.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   workdir = pathlib.Path(_WORKDIR.value)
   todo = stages(
     workdir,
@@ -230,7 +233,7 @@ def _main(argv):
   )
   path = workdir / "accelerator.json"
   done = run(todo, path, 60 * _MINUTES.value)
-  measured = timing.RESULTS / "moments_gpu.json"
+  measured = workdir / "bench" / "moments_gpu.json"
   if measured.exists():
     decision = is_worth(_read(measured)["results"])
     text = json.dumps(decision, indent=1) + "\n"
