@@ -114,8 +114,8 @@ def add(
   config.keep_checkpoints = 1
   config.evaluate.pruning_rates = ()
   config.grid = grid = ml_collections.ConfigDict()
-  # The best that is done to a model trained without a thought of its size, and
-  # the plainest, which the tables have beside it.
+  # The strongest quantizer of a normal training, and the plainest, which the
+  # tables have beside it.
   grid.baseline = "feedback"
   grid.plain = "normal"
   grid.best = best
