@@ -12,7 +12,7 @@ __version__ = "0.2.0"
 # The module of each public name. Names are imported on first use: a program
 # that only reads files needs neither JAX nor optax.
 _MODULES = {
-  "archive": ("ArchiveError", "Base", "Report", "inspect", "load", "save"),
+  "archive": ("ArchiveError", "Base", "Report", "inspect", "save"),
   "coded": ("Coded", "Packed", "decode"),
   "control": ("gradient_balance", "target_rate"),
   "difference": ("apply_delta", "delta"),
@@ -20,6 +20,7 @@ _MODULES = {
   "recipe": ("recommended",),
   "rounding": ("round_through",),
   "fitting": ("fit_steps", "steps"),
+  "loading": ("load",),
   "transform": ("BackslashState", "backslash"),
   "tree": ("matrices",),
 }
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     Base,
     Report,
     inspect,
-    load,
     save,
   )
   from backslash_jax.coded import Coded, Packed, decode
   from backslash_jax.control import gradient_balance, target_rate
   from backslash_jax.difference import apply_delta, delta
   from backslash_jax.fitting import fit_steps, steps
+  from backslash_jax.loading import load
   from backslash_jax.quantize import STEP
   from backslash_jax.recipe import recommended
   from backslash_jax.rounding import round_through

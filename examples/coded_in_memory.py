@@ -30,10 +30,11 @@ def make_weights():
 def apply(weights, x):
   """A residual network, whatever its weights are in memory."""
 
-  def layer(x, weight):
-    return x + jnp.tanh(x @ bs.decode(weight)), None
+  def layer(x, i):
+    weight = bs.decode(weights["layers"], at=i)
+    return x + jnp.tanh(x @ weight), None
 
-  return jax.lax.scan(layer, x, weights["layers"])[0]
+  return jax.lax.scan(layer, x, jnp.arange(DEPTH))[0]
 
 
 def main(folder="."):

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -219,15 +219,23 @@ def _some(names: list[str]) -> str:
   return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+class Leaves(Protocol):
+  """Makes leaves of levels, in place of arrays."""
+
+  def takes(self, entry: Entry) -> bool:
+    """Whether it makes the leaf of a tensor."""
+
+  def leaf(self, entry: Entry, levels: np.ndarray) -> Any:
+    """The leaf, of int32 levels in the shape of the tensor."""
+
+
 def load(
   path: str | os.PathLike,
   *,
   names: Iterable[str] | None = None,
   base: Any = None,
   sharding=None,
-  coded: bool | str = False,
-  stacked: tree.Mask = (),
-  blocks: Mapping[str, int] | None = None,
+  leaves: Callable[[list[Entry]], Leaves] | None = None,
   progress: Callable[[int], object] | None = None,
 ):
   """Reads a coded model file.
@@ -241,18 +249,7 @@ def load(
     sharding: a jax.sharding.Sharding, or a callable from a tensor's name and
       shape to one: the tensors are then JAX arrays, placed accordingly, and
       only the chunks of this process's shards are decoded.
-    coded: whether quantized tensors stay small in memory: they are
-      `bs.Coded` leaves with True, about as large as in the file, and
-      `bs.Packed` leaves of 2 to 16 bits per parameter with "packed".
-      `bs.decode` gives their arrays, inside jit. Tensors that are exact, empty,
-      of more than 32 bits or differences from a base are arrays as ever, and
-      so is what would not be smaller.
-    stacked: with `coded`, selects as a mask the tensors whose first axis is
-      that of layers. Each layer is coded on its own, so that `jax.lax.scan`
-      and `jax.vmap` over the leaf take one layer after the other.
-    blocks: with `coded`, into how many equal blocks of rows a tensor is
-      divided, by its name: all children of its leaf then have an axis of the
-      blocks first, and a program can decode one after the other.
+    leaves: from the entries of the file to what makes other leaves of some.
     progress: called with the number of parameters that each chunk has added.
 
   Returns:
@@ -270,17 +267,7 @@ def load(
     if names is not None:
       wanted = _matching(reader.path, sorted(wanted), names)
     found: dict[str, Any] = {}
-    transcoder = None
-    if coded is not False:
-      from backslash_jax.coded import transcode
-
-      transcoder = transcode.Transcoder(
-        entries,
-        coded,
-        stacked,
-        lambda name, shape: _sharding_of(name, shape, sharding),
-        blocks or {},
-      )
+    made = leaves(entries) if leaves else None
 
     def rows(entry: Entry) -> tuple[int, int] | None:
       if entry.name not in wanted:
@@ -289,12 +276,12 @@ def load(
         return 0, entry.matrix[0]
       return _local_rows(entry, _sharding_of(entry.name, entry.shape, sharding))
 
-    takes = transcoder.takes if transcoder else lambda entry: False
+    takes = made.takes if made else lambda entry: False
     decoder = Decoder(reader, entries, rows, takes)
     for parts, complete in decoder.run(chunks):
       for entry, array in complete:
-        if transcoder and takes(entry):
-          found[entry.name] = transcoder.leaf(entry, array)
+        if made and takes(entry):
+          found[entry.name] = made.leaf(entry, array)
           continue
         array = sums.of(entry, array)
         if sharding is not None:

@@ -5,5 +5,7 @@
 
 from backslash_jax.coded.decode import decode
 from backslash_jax.coded.leaves import Coded, Packed
+from backslash_jax.coded.levels import levels
+from backslash_jax.coded.transcode import stack
 
-__all__ = ["Coded", "Packed", "decode"]
+__all__ = ["Coded", "Packed", "decode", "levels", "stack"]

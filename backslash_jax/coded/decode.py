@@ -1,5 +1,6 @@
 """Arrays from coded weights, inside jit."""
 
+import dataclasses
 import importlib
 import math
 from typing import Any
@@ -15,14 +16,19 @@ from backslash_jax.moments import sharded
 IMPLEMENTATIONS = ("xla", "pallas_tpu")
 
 
-def decode(x: Any, *, implementation: str | None = None) -> Any:
+def decode(x: Any, *, at: Any = None, implementation: str | None = None) -> Any:
   """The arrays of coded or packed weights, bit-equal to those of `bs.load`.
 
-  Runs inside and outside of `jit`, and under `vmap`, `scan` and `shard_map`.
+  Runs inside and outside of `jit`, and in the bodies of `jax.lax.scan` and
+  `shard_map`.
 
   Args:
     x: a leaf of `bs.load(path, coded=...)`, or a pytree with such leaves. What
       is already an array stays as it is.
+    at: the number of a layer, an integer that may be traced, such as the index
+      of a scan. Only that layer of every leaf is decoded: the result is that of
+      `leaf[at]`, also of arrays. Of a leaf that was divided with `blocks`, it
+      is the block of rows. None decodes all.
     implementation: of `Coded` leaves, "xla" or "pallas_tpu". None (default)
       takes "xla": the kernel was compiled for TPUs, but not measured on one.
 
@@ -32,8 +38,8 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
   Raises:
     NotImplementedError: if the named implementation does not exist, does not
       support a leaf or does not run on this platform.
-    ValueError: if a leaf was sliced or split over devices along an axis that is
-      not divided into blocks.
+    ValueError: if a leaf is not divided into the layers that `at` counts, was
+      sliced, or is split over devices along an axis that is not divided.
   """
   name = "xla" if implementation is None else implementation
   if name not in IMPLEMENTATIONS:
@@ -45,10 +51,12 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
   platform = jax.default_backend()
 
   def leaf(x):
+    if not isinstance(x, Coded | Packed):
+      return x if at is None else _row(x, at)
+    if at is not None:
+      x = x.at(at)
     if isinstance(x, Packed):
       return _leaf(x, module)
-    if not isinstance(x, Coded):
-      return x
     limitation = module.limitation(x)
     if platform not in module.PLATFORMS:
       limitation = f"it runs on {module.PLATFORMS[0]}, found {platform}"
@@ -62,6 +70,10 @@ def decode(x: Any, *, implementation: str | None = None) -> Any:
   return jax.tree.map(
     leaf, x, is_leaf=lambda node: isinstance(node, Coded | Packed)
   )
+
+
+def _row(x: Any, i: Any) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(jnp.asarray(x), i, keepdims=False)
 
 
 def _leaf(x: Coded | Packed, module) -> jax.Array:
@@ -94,17 +106,26 @@ def _leaf(x: Coded | Packed, module) -> jax.Array:
 
 def _blocks(x, decode_one) -> jax.Array:
   """Decodes every block of a leaf, and puts them in their places."""
-  shape = x.shape  # Refuses what was sliced where it is not divided.
+  shape = x.shape  # Refuses what was sliced.
   grid = x.grid
   block = x.block[x.divided - len(grid) :]
 
-  def one(x):
-    levels = decode_one(x).reshape(block)
-    return _patched(_values(levels, x), x)
+  def one(own, shared):
+    part = dataclasses.replace(x, **own, **shared)
+    levels = decode_one(part).reshape(block)
+    return _patched(_values(levels, part), part)
 
-  for _ in grid:
-    one = jax.vmap(one)
-  found = one(x)
+  own, shared = x.own(), x.shared()
+  if grid:
+    for _ in grid[1:]:
+      one = jax.vmap(one)
+    # The shards along the first axis, and the blocks of each.
+    one = jax.vmap(jax.vmap(one, (0, None)))
+    shards = shared[x.SHARED[0]].shape[0]
+    own = jax.tree.map(
+      lambda a: a.reshape(shards, grid[0] // shards, *a.shape[1:]), own
+    )
+  found = one(own, shared).reshape(*grid, *block)
   count = len(grid)
   # [grid..., block...] to the axes of the tensor.
   order = [axis for i in range(count) for axis in (i, count + i)]
@@ -121,9 +142,12 @@ def _values(levels, x) -> jax.Array:
 
 def _patched(array, x) -> jax.Array:
   """The array with the values that no level stands for."""
-  if not x.places.size:
+  if not x.most:
     return array
-  flat = array.reshape(-1).at[x.places].set(x.values, mode="drop")
+  number = jnp.arange(x.most)
+  at = jnp.minimum(x.begins[-2] + number, x.places.size - 1)
+  places = jnp.where(number < x.begins[-1], x.places[at], array.size)
+  flat = array.reshape(-1).at[places].set(x.values[at], mode="drop")
   return flat.reshape(array.shape)
 
 

@@ -1,17 +1,20 @@
 """Weights that stay coded or packed in device memory, as pytree nodes.
 
-Each node has arrays only as children. Its static part is the same for all
-layers of a stack, so `jax.lax.scan` and `jax.vmap` slice it like an array. A
-tensor may be divided along its leading axes into a grid of blocks of one shape,
-each coded on its own: a stack of layers, or the shards of devices. All children
-then have the grid's axes first.
+Each node has arrays only as children. A tensor may be divided along its leading
+axes into a grid of blocks of one shape, each coded on its own: a stack of
+layers, or the shards of devices. The children then have the grid's axes first.
+Blocks have different numbers of words, and of values beside them, so these lie
+one after the other, without padding, in arrays that all blocks along the first
+axis share; `begins` says where those of a block are. Only shards are as long as
+the longest, and have an axis of their own.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _STATIC = {"static": True}
@@ -28,8 +31,12 @@ def matrix(block: tuple[int, ...]) -> tuple[int, int]:
 class _Leaf:
   """What is common to the nodes: the look of an array, and no arithmetic."""
 
+  # The children that blocks along the first axis share.
+  SHARED: ClassVar[tuple[str, ...]] = ("places", "values")
+
   block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
   divided: int = dataclasses.field(metadata=_STATIC)
+  most: int = dataclasses.field(metadata=_STATIC)
   dtype: Any = dataclasses.field(metadata=_STATIC)
 
   @property
@@ -44,8 +51,8 @@ class _Leaf:
     sliced = self.divided - len(grid)
     if sliced < 0 or any(n != 1 for n in self.block[:sliced]):
       raise ValueError(
-        f"{type(self).__name__}: an axis was added, or one was sliced that is"
-        " not divided into layers; load it with stacked=..., or decode it first"
+        f"{type(self).__name__}: its arrays were sliced or got an axis: take a"
+        " layer with bs.decode(x, at=layer), or decode it first"
       )
     block = self.block[sliced:]
     blocks = grid + (1,) * (len(block) - len(grid))
@@ -63,6 +70,42 @@ class _Leaf:
   def nbytes(self) -> int:
     """Bytes of the children, which is what it takes in device memory."""
     return sum(x.nbytes for x in jax.tree.leaves(self))
+
+  def own(self) -> dict[str, Any]:
+    """The children that each block has for itself."""
+    return {
+      f.name: getattr(self, f.name)
+      for f in dataclasses.fields(self)
+      if not f.metadata.get("static") and f.name not in self.SHARED
+    }
+
+  def shared(self) -> dict[str, Any]:
+    """The children that blocks along the first axis share."""
+    return {name: getattr(self, name) for name in self.SHARED}
+
+  def at(self, i: Any) -> "_Leaf":
+    """The leaf of one layer, or of a block of several rows.
+
+    Args:
+      i: its number along the first axis, an integer that may be traced.
+    """
+    if not self.grid:
+      raise ValueError(
+        f"{self!r} is not divided into layers: load it with stacked=... or"
+        " blocks=..."
+      )
+    keep = self.block[self.divided - len(self.grid)] != 1
+    shards = getattr(self, self.SHARED[0]).shape[0]
+    each = self.grid[0] // shards
+
+    def take(x, i):
+      x = jnp.asarray(x)
+      return jax.lax.dynamic_index_in_dim(x, i, keepdims=keep)
+
+    row = 0 if shards == 1 else jnp.asarray(i) // each
+    parts = {name: take(x, i) for name, x in self.own().items()}
+    parts |= {name: take(x, row) for name, x in self.shared().items()}
+    return dataclasses.replace(self, **parts)
 
   def __repr__(self) -> str:
     return f"{type(self).__name__}({np.dtype(self.dtype).name}{self.shape})"
@@ -90,43 +133,50 @@ def _register(cls):
 class Coded(_Leaf):
   """A tensor as entropy-coded levels; `bs.decode` gives the array.
 
-  See `layout` for the words. G are the axes of the grid.
+  See `layout` for the words. G are the axes of the grid; S are the same axes,
+  the first of the size that it is split over devices, 1 if it is not.
 
   Attributes:
-    words: uint16 [*G, words], those of all lanes.
+    words: uint16 [*S, n], those of all lanes.
+    places: int32 [*S, n], where in its block a value is not that of its level.
+    values: [*S, n], these values.
+    begins: int32 [*G, 3], of a block the first word, the first place and the
+      number of places.
     counts: uint16 [*G, lanes], how many words each lane has.
     states: uint32 [*G, lanes].
     frequency: uint16 [*G, tables, ids], 2^12 in each table.
     tuples: int8 [*G, tables, ids, rows], the levels that an id stands for.
     row_classes: int8 [*G, height], or [*G, 0] if the rows have none.
     column_classes: int8 [*G, width], likewise.
-    places: int32 [*G, n], where in the block a value is not that of its level.
-    values: [*G, n], these values.
     scale: what the levels are multiplied by, float32 [*G, 2], or a table of the
       values of the levels from -128 to 127, [*G, 256].
     block: shape of a block.
     divided: how many leading axes of the tensor are divided into blocks.
     segments: steps of the lanes for a row of tuples.
     longest: words of the longest lane.
+    most: places of the block that has the most.
     dtype: of the decoded array.
   """
 
+  SHARED = ("words", "places", "values")
+
   words: Any
+  places: Any
+  values: Any
+  begins: Any
   counts: Any
   states: Any
   frequency: Any
   tuples: Any
   row_classes: Any
   column_classes: Any
-  places: Any
-  values: Any
   scale: Any
   segments: int = dataclasses.field(metadata=_STATIC)
   longest: int = dataclasses.field(metadata=_STATIC)
 
   @property
   def grid(self):
-    return self.words.shape[:-1]
+    return self.states.shape[:-1]
 
   @property
   def rows(self) -> int:
@@ -161,10 +211,12 @@ class Packed(_Leaf):
     lowest: int32 [*G].
     places: as of Coded.
     values: as of Coded.
+    begins: int32 [*G, 2], of a block the first place and the number of places.
     scale: as of Coded; a table has the values of the levels from `lowest` on.
     block: as of Coded.
     divided: as of Coded.
     bits: of a level.
+    most: as of Coded.
     dtype: of the decoded array.
   """
 
@@ -172,6 +224,7 @@ class Packed(_Leaf):
   lowest: Any
   places: Any
   values: Any
+  begins: Any
   scale: Any
   bits: int = dataclasses.field(metadata=_STATIC)
 

@@ -1,15 +1,18 @@
 """From the tensors of a file to leaves that stay coded, one after another."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from backslash_jax import tree
+from backslash_jax.archive import file
 from backslash_jax.archive.index import Entry
-from backslash_jax.coded import pack
+from backslash_jax.coded import divide, encode, exact, pack
 
 KINDS = (True, "packed")
 
@@ -32,13 +35,12 @@ class Transcoder:
   def __init__(
     self,
     entries: list[Entry],
-    kind: Any,
+    kind: bool | str,
     stacked: tree.Mask,
     sharding: Callable[[str, tuple[int, ...]], Any],
     blocks: Mapping[str, int],
   ):
-    if not any(kind is known or kind == known for known in KINDS):
-      raise ValueError(f"coded is {kind!r}: it must be False, True or 'packed'")
+    check(kind)
     self._kind, self._sharding, self._blocks = kind, sharding, blocks
     known = {entry.name: entry.shape for entry in entries}
     for name, count in blocks.items():
@@ -56,13 +58,7 @@ class Transcoder:
 
   def takes(self, entry: Entry) -> bool:
     """Whether the levels of a tensor are wanted, and not its values."""
-    return bool(
-      entry.step is not None
-      and entry.base is None
-      and entry.size
-      and entry.dtype.itemsize <= 4
-      and tree.is_float(entry.dtype)
-    )
+    return has_levels(entry)
 
   def leaf(self, entry: Entry, levels: np.ndarray) -> Any:
     """The leaf of a tensor: coded, packed or an array, the smallest."""
@@ -78,23 +74,53 @@ class Transcoder:
     return self._made[key]
 
   def _make(self, entry: Entry, levels: np.ndarray, sharding) -> Any:
-    assert entry.unit is not None
-    own = pack.Tensor(levels, entry.unit, entry.dtype)
-    grid = _grid(entry, sharding)
+    own = divide.Tensor(levels, np.array([entry.unit]), entry.dtype)
+    axes = _grid(entry, sharding)
+    shards = axes[0] if axes else 1
+    count = None
     if entry.name in self._stacked:
-      grid = (entry.shape[0], *grid[1:])
+      count = entry.shape[0]
     if entry.name in self._blocks:
-      grid = (self._blocks[entry.name], *grid[1:])
-    place = _placing(sharding, len(grid))
-    makers = [pack.packed] if self._kind == "packed" else [pack.coded]
-    made = makers[0](own, grid, place)
-    if self._kind is True and made.nbytes > levels.size:
-      other = pack.packed(own, grid, place)
-      made = min(made, other, key=lambda x: x.nbytes)
-    if made.nbytes < entry.nbytes:
+      count = self._blocks[entry.name]
+    if count is not None:
+      if count % shards:
+        raise ValueError(
+          f"tensor {entry.name!r}: {shards} devices cannot share its {count}"
+          " blocks"
+        )
+      axes = (count, *axes[1:])
+    place = _placing(sharding, len(axes))
+    made = leaf(own, self._kind, divide.Grid(axes, shards, place))
+    if made is not None:
       return made
-    values = pack.dense(own)
+    values = exact.values(levels, own.units[0], entry.dtype)
     return values if sharding is None else jax.device_put(values, sharding)
+
+
+def check(kind: Any) -> None:
+  """Raises ValueError if it is not one of KINDS."""
+  if not any(kind is known or kind == known for known in KINDS):
+    raise ValueError(f"coded is {kind!r}: it must be False, True or 'packed'")
+
+
+def has_levels(entry: Entry) -> bool:
+  """Whether a tensor of a file can stay coded."""
+  return bool(
+    entry.step is not None
+    and entry.base is None
+    and entry.size
+    and entry.dtype.itemsize <= 4
+    and tree.is_float(entry.dtype)
+  )
+
+
+def leaf(x: divide.Tensor, kind: bool | str, grid: divide.Grid) -> Any:
+  """The smallest leaf of a kind; None if the array is not larger."""
+  found = [encode.encode(x, grid) if kind is True else pack.pack(x, grid)]
+  if kind is True and found[0].nbytes > x.levels.size:
+    found.append(pack.pack(x, grid))
+  made = min(found, key=lambda own: own.nbytes)
+  return made if made.nbytes < x.levels.size * x.dtype.itemsize else None
 
 
 def _selected(entries: list[Entry], mask: tree.Mask) -> set[str]:
@@ -121,12 +147,92 @@ def _grid(entry: Entry, sharding) -> tuple[int, ...]:
   return tuple(grid)
 
 
-def _placing(sharding, axes: int) -> pack.Place:
+def _placing(sharding, axes: int) -> divide.Place:
   if sharding is None:
-    return jax.numpy.asarray
+    return jnp.asarray
   if isinstance(sharding, NamedSharding):
     spec = PartitionSpec(*sharding.spec[:axes])
     sharding = NamedSharding(sharding.mesh, spec)
   return lambda x: jax.make_array_from_callback(
     x.shape, sharding, x.__getitem__
   )
+
+
+class _Levels(NamedTuple):
+  """The levels of a tensor, in the smallest dtype that holds them."""
+
+  levels: np.ndarray
+  unit: float
+  dtype: np.dtype
+
+  def values(self) -> np.ndarray:
+    return exact.values(self.levels, self.unit, self.dtype)
+
+
+class _Kept:
+  """Keeps the levels of tensors."""
+
+  def takes(self, entry: Entry) -> bool:
+    return has_levels(entry)
+
+  def leaf(self, entry: Entry, levels: np.ndarray) -> _Levels:
+    assert entry.unit is not None
+    ends = int(levels.min()), int(levels.max())
+    narrow = next(
+      kind
+      for kind in (np.int8, np.int16, np.int32)
+      if np.iinfo(kind).min <= ends[0] and ends[1] <= np.iinfo(kind).max
+    )
+    return _Levels(levels.astype(narrow), entry.unit, entry.dtype)
+
+
+def stack(
+  sources: Sequence[tuple[str | os.PathLike, str]], kind: bool | str
+) -> Any:
+  """Tensors of files as one leaf, with an axis that counts them first.
+
+  Each keeps its own step. They are read into memory as integers of 8 to 32 bits
+  before they are coded.
+
+  Args:
+    sources: (file, name) of each tensor. All have one shape and dtype.
+    kind: as `coded` of `bs.load`.
+
+  Returns:
+    A `bs.Coded` or `bs.Packed` leaf that is divided along its first axis, or an
+    array, where a tensor has no levels or the leaf would not be smaller.
+
+  Raises:
+    ArchiveError: if a file is damaged.
+    KeyError: if it has no such tensor.
+    ValueError: if `kind` is something else, or the shapes or dtypes differ.
+  """
+  if kind is not False:
+    check(kind)
+  parts: list[Any] = [None] * len(sources)
+  for path in dict.fromkeys(path for path, _ in sources):
+    own = {name: i for i, (p, name) in enumerate(sources) if p == path}
+    keep = (lambda _: _Kept()) if kind is not False else None
+    found = file.load(path, names=list(own), leaves=keep)
+    for name, i in own.items():
+      parts[i] = found.pop(name)
+
+  def form(part):
+    x = part.levels if isinstance(part, _Levels) else part
+    return x.shape, part.dtype
+
+  if len({form(part) for part in parts}) > 1:
+    listed = ", ".join(
+      f"{name!r} {form(part)[1]}{list(form(part)[0])}"
+      for (_, name), part in zip(sources, parts, strict=True)
+    )
+    raise ValueError(f"tensors of different kinds make no stack: {listed}")
+  if all(isinstance(part, _Levels) for part in parts):
+    units = np.array([part.unit for part in parts])
+    levels = np.stack([part.levels for part in parts])
+    x = divide.Tensor(levels, units, parts[0].dtype)
+    made = leaf(x, kind, divide.Grid((len(parts),), 1, jnp.asarray))
+    if made is not None:
+      return made
+  arrays = [p.values() if isinstance(p, _Levels) else p for p in parts]
+  return np.stack(arrays)

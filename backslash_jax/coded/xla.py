@@ -20,7 +20,7 @@ def tuples(x: Coded) -> jax.Array:
   table = jax.vmap(slots)(x.frequency).reshape(-1)
   known = words_of(x.tuples)
   counts = x.counts.astype(jnp.uint32)
-  positions = jnp.cumsum(counts) - counts
+  positions = x.begins[0].astype(jnp.uint32) + jnp.cumsum(counts) - counts
 
   def step(t, carry):
     states, positions, found = carry

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import include, program
 from experiments.bench import timing
-from experiments.serve import model
+from experiments.serve import weights
 
 _FACTS = (
   "tokens_per_second",
@@ -37,7 +37,7 @@ _PROMPT = flags.DEFINE_string(
 _ROWS = flags.DEFINE_integer("rows", 1, "Prompts in a batch, all alike.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "Of an answer, at most.")
 _KINDS = flags.DEFINE_list(
-  "kinds", list(model.WEIGHTS), "What is measured; the others keep their rows."
+  "kinds", list(weights.KINDS), "What is measured; the others keep their rows."
 )
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation.")
 
@@ -58,7 +58,7 @@ def table(document: dict[str, Any]) -> str:
     " tokens per second | processor seconds per token |",
     "|---|---:|---:|---:|---:|---:|---:|---:|",
   ]
-  for kind in (kind for kind in model.WEIGHTS if kind in results):
+  for kind in (kind for kind in weights.KINDS if kind in results):
     median = {fact: results[kind][fact]["median"] for fact in _FACTS}
     sizes = (
       f"{median[name] / 1e6:,.1f}" for name in _FACTS if name.endswith("_bytes")

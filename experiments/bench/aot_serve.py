@@ -163,9 +163,13 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
   def child(shape, dtype):
     return jax.ShapeDtypeStruct((*grid, *shape), dtype)
 
+  def shared(size, dtype):
+    return jax.ShapeDtypeStruct((1, size), dtype)
+
   common = {
-    "places": child((0,), jnp.int32),
-    "values": child((0,), x.dtype),
+    "places": shared(0, jnp.int32),
+    "values": shared(0, x.dtype),
+    "most": 0,
     "scale": child((2,), jnp.float32),
     "block": block,
     "divided": len(grid),
@@ -175,6 +179,7 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
     return bs.Packed(
       octets=child((int(size * bits) // 8,), jnp.uint8),
       lowest=child((), jnp.int32),
+      begins=child((2,), jnp.int32),
       bits=int(bits),
       **common,
     )
@@ -183,7 +188,8 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
   lanes = -(-block[-1] // segments) * max(1, _LANES // block[-1])
   words = int(size * bits) // 16
   return bs.Coded(
-    words=child((words,), jnp.uint16),
+    words=shared(blocks * words, jnp.uint16),
+    begins=child((3,), jnp.int32),
     counts=child((lanes,), jnp.uint16),
     states=child((lanes,), jnp.uint32),
     frequency=child((1, 256), jnp.uint16),

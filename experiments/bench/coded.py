@@ -6,11 +6,13 @@ Matrices of 2^20 random weights at 1, 2 and 3 bits: the bytes in memory beside
 those of the file, and the time of decoding beside a copy of the dense array and
 beside `bs.load`. Then processes that each hold a model of Llama's shapes with
 so many million random weights, and multiply by all of its matrices, one layer
-after the other: dense in float32 and bfloat16, packed and coded. Linux only.
-Writes results/coded_cpu.json.
+after the other: dense in float32 and bfloat16, packed and coded. The file has
+one layer, which every process repeats in its memory. Linux only. Writes
+results/coded_cpu.json.
 """
 
 import ctypes
+import dataclasses
 import gc
 import json
 import math
@@ -30,9 +32,11 @@ from experiments import program
 from experiments.bench import timing
 
 _PARAMETERS = flags.DEFINE_integer("parameters", 100, "Million weights.")
+_MATRICES = flags.DEFINE_bool("matrices", True, "False keeps their numbers.")
 _BITS = flags.DEFINE_list("bits", ["1", "2", "3"], "Of the model's files.")
 _HOLD = flags.DEFINE_string("hold", None, "For the measured processes: a file.")
 _KIND = flags.DEFINE_string("kind", None, "For the measured processes.")
+_DEPTH = flags.DEFINE_integer("depth", 1, "For the measured processes.")
 
 # Steps in units of the scale of a Laplace distribution, by bits.
 STEPS = {"1": 3.15, "2": 1.45, "3": 0.69}
@@ -44,14 +48,18 @@ _WIDTH, _HIDDEN, _HEADS = 1024, 2816, 256
 def main(argv):
   del argv
   if _HOLD.value:
-    print(json.dumps(_held(_HOLD.value, _KIND.value)))
+    print(json.dumps(_held(_HOLD.value, _KIND.value, _DEPTH.value)))
     return
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / "x.safetensors"
-    results = {
-      "matrices": {bits: _matrix(path, bits) for bits in STEPS},
-      "models": {bits: _model(path, bits) for bits in _BITS.value},
-    }
+    kept = timing.RESULTS / "coded_cpu.json"
+    matrices = (
+      {bits: _matrix(path, bits) for bits in STEPS}
+      if _MATRICES.value
+      else json.loads(kept.read_text())["results"]["matrices"]
+    )
+    models = {bits: _model(path, bits) for bits in _BITS.value}
+    results = {"matrices": matrices, "models": models}
   command = (
     "python -m experiments.bench.coded"
     f" --parameters={_PARAMETERS.value} --bits={','.join(_BITS.value)}"
@@ -99,7 +107,7 @@ def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
   layer = sum(math.prod(shape) for shape in shapes.values())
   depth = max(round(_PARAMETERS.value * 1e6 / layer), 1)
   tree = {
-    name: rng.laplace(scale=0.02, size=(depth, *shape)).astype(np.float32)
+    name: rng.laplace(scale=0.02, size=(1, *shape)).astype(np.float32)
     for name, shape in shapes.items()
   }
   report = bs.save(path, tree, step=0.02 * STEPS[bits])
@@ -107,18 +115,32 @@ def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
     "parameters": depth * layer,
     "layers": depth,
     "file_bits": report.bits_per_parameter,
-    "file_bytes": report.bytes,
+    "file_bytes_of_a_layer": report.bytes,
   }
   del tree
   for kind in KINDS:
     command = [sys.executable, "-m", "experiments.bench.coded"]
-    command += [f"--hold={path}", f"--kind={kind}"]
+    command += [f"--hold={path}", f"--kind={kind}", f"--depth={depth}"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     found[kind] = json.loads(done.stdout.splitlines()[-1])
   return found
 
 
-def _held(path: str, kind: str | None) -> dict[str, Any]:
+def _repeated(leaf: Any, depth: int) -> Any:
+  """A stack of one layer so many times, each with memory of its own."""
+  if not isinstance(leaf, bs.Coded | bs.Packed):
+    return jnp.concatenate([leaf] * depth)
+  parts = {k: jnp.concatenate([x] * depth) for k, x in leaf.own().items()}
+  shared = leaf.shared()
+  sizes = [shared[name].size for name in ("words", "places") if name in shared]
+  layers = jnp.arange(depth, dtype=jnp.int32)[:, None]
+  # Where the words and the places of a layer begin; then a number of places.
+  parts["begins"] += layers * jnp.array([*sizes, 0], jnp.int32)[None]
+  parts |= {k: jnp.concatenate([x] * depth, -1) for k, x in shared.items()}
+  return dataclasses.replace(leaf, **parts)
+
+
+def _held(path: str, kind: str | None, depth: int) -> dict[str, Any]:
   """Memory and time of this process, which holds the model of a file."""
   x = jnp.ones([8, _WIDTH], jnp.bfloat16)
   with tempfile.TemporaryDirectory() as directory:
@@ -132,9 +154,13 @@ def _held(path: str, kind: str | None) -> dict[str, Any]:
   if kind in ("packed", "coded"):
     kinds = {"packed": "packed", "coded": True}
     tree = bs.load(path, coded=kinds[kind], stacked="*")
+    tree = {name: _repeated(tree.pop(name), depth) for name in list(tree)}
   else:
     arrays = bs.load(path)
-    tree = {name: jnp.array(arrays.pop(name), kind) for name in list(arrays)}
+    tree = {
+      name: _repeated(jnp.array(arrays.pop(name), kind), depth)
+      for name in list(arrays)
+    }
   jax.block_until_ready(tree)
   loading = _peak() - before
   held = _resident() - before
@@ -142,13 +168,14 @@ def _held(path: str, kind: str | None) -> dict[str, Any]:
 
   @jax.jit
   def forward(tree, x):
-    def layer(x, own):
+    def layer(x, i):
       # Each matrix for itself: what counts is reading or decoding it.
+      own = bs.decode(tree, at=i)
       parts = [
         jnp.sum(
           jax.lax.dot_general(
             jnp.broadcast_to(x[:, :1], (8, w.shape[0])),
-            bs.decode(w).astype(jnp.bfloat16),
+            w.astype(jnp.bfloat16),
             (((1,), (0,)), ((), ())),
           ),
           1,
@@ -158,7 +185,7 @@ def _held(path: str, kind: str | None) -> dict[str, Any]:
       y = jnp.sum(jnp.stack(parts), 0)
       return x + y[:, None].astype(x.dtype), None
 
-    return jax.lax.scan(layer, x, tree)[0]
+    return jax.lax.scan(layer, x, jnp.arange(depth))[0]
 
   (times,) = timing.measure({"": lambda: forward(tree, x)}, 3).values()
   return {

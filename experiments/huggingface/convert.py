@@ -114,26 +114,32 @@ def views(
 
   Args:
     directory: for errors.
-    found: (name, array or coded weights) of every tensor.
+    found: (name, tensor) of every tensor: anything with a shape and a dtype.
     table: how they are named.
-    config: of the model; its blocks are not stacked.
+    config: of the model.
     wanted: shapes and dtypes of its parameters, by path.
 
   Returns:
-    The tensors that the model uses, by name; and by path a Parameter whose
-    source is the name of its tensor.
+    The tensors that the model uses, by name: where blocks are stacked, a list
+    of those of all blocks. And by path a Parameter whose source is the name.
 
   Raises:
     WeightsError: as `read`, and a head that the checkpoint does not have.
   """
   entries = _entries(table, config, wanted)
   missing = {tensor: e for tensor, e in entries.items() if e is not None}
-  tensors, parameters = {}, {}
+  tensors: dict[str, Any] = {}
+  parameters = {}
   for tensor, entry, x in _matched(directory, found, table, entries, missing):
-    tensors[tensor] = x
+    name = tensor
+    if entry.block is None:
+      tensors[name] = x
+    else:
+      name = entry.parameters[0]
+      tensors.setdefault(name, [None] * config.depth)[entry.block] = x
     for i, path in enumerate(entry.parameters):
       parameters[path] = compact.Parameter(
-        tensor,
+        name,
         transposed=entry.layout == tables.TRANSPOSED,
         part=i,
         parts=len(entry.parameters),

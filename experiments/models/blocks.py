@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, cache, layers, losses
+from experiments.models import (
+  attention,
+  cache,
+  compact,
+  layers,
+  losses,
+  products,
+)
 from experiments.models.config import ModelConfig
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -39,6 +46,7 @@ def linear(
     kernel_init=_NORMAL,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
+    dot_general=products.dot_general,
     rngs=rngs,
   )
 
@@ -114,6 +122,7 @@ class GatedMlp(nnx.Module):
       kernel_init=_NORMAL,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
+      dot_general=products.dot_general,
       rngs=rngs,
     )
 
@@ -185,15 +194,17 @@ class Blocks(nnx.Module):
       graphdef, self.dtype, remat=self.remat, prevent_cse=False
     )
 
-    def step(carry, params):
+    params = nnx.to_pure_dict(params)
+
+    def step(carry, sliced):
       x_BxTxW, known = carry
       for i, mask in enumerate(round_masks):
-        own = jax.tree.map(lambda p, i=i: p[i], params)
+        own = jax.tree.map(lambda p, i=i: p[i], sliced)
+        own = compact.in_layer(params, own)
         x_BxTxW, known = apply(own, x_BxTxW, mask, known)
         known = known and known.next_block()
       return (x_BxTxW, known), None
 
-    params = nnx.to_pure_dict(params)
     carry: Any = x_BxTxW, known and known[0]
     done, depth = 0, len(self.kinds)
     # Whole rounds of the pattern, then what is left of it.
@@ -211,10 +222,11 @@ class Blocks(nnx.Module):
 
 
 def _in_rounds(params: Any, begin: int, end: int, size: int) -> Any:
-  """Of stacked parameters [depth, ...] some, [rounds, size, ...]."""
+  """Of `compact.layers` some, [rounds, size, ...]."""
   rounds = (end - begin) // size
   return jax.tree.map(
-    lambda p: p[begin:end].reshape(rounds, size, *p.shape[1:]), params
+    lambda p: p.reshape(rounds, size, *p.shape[1:]),
+    compact.layers(params, begin, end),
   )
 
 

@@ -22,7 +22,7 @@ _BLOCK = 2**21  # Numbers of a block, about.
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["source"],
+  data_fields=["source", "layer"],
   meta_fields=["transposed", "part", "parts", "blocks"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Parameter:
     part: which of `parts` equal parts of its last axis this is.
     parts: parameters that the tensor holds side by side.
     blocks: of rows of the tensor, which `by_block` makes one after the other.
+    layer: which of the layers that the source has along its first axis; None:
+      it is the tensor, or all of its layers.
   """
 
   source: Any
@@ -42,11 +44,13 @@ class Parameter:
   part: int = 0
   parts: int = 1
   blocks: int = 1
+  layer: jax.Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
     """That of the parameter."""
-    *front, rows, columns = (1, *self.source.shape)
+    whole = self.source.shape[self.layer is not None :]
+    *front, rows, columns = (1, *whole)
     if self.transposed:
       rows, columns = columns, rows
     return (*front, rows, columns // self.parts)[1:]
@@ -101,18 +105,43 @@ def by_block(parameter: Parameter, function: Callable, *carry: Any) -> Any:
     carry, y = function(parameter.view(bs.decode(source)), 0, *carry)
     return carry, jax.tree.map(lambda x: x[None], y)
   rows = source.shape[0] // count
-  is_divided = isinstance(source, bs.Coded | bs.Packed)
-  if not is_divided:
+  if not isinstance(source, bs.Coded | bs.Packed):
     source = source.reshape(count, rows, *source.shape[1:])
 
-  def step(carry, block):
-    own, first = block
-    if is_divided:  # What is sliced of it is a tensor of its own.
-      own = bs.decode(dataclasses.replace(own, divided=0))
-    return function(parameter.view(own), first, *carry)
+  def step(carry, i):
+    own = parameter.view(bs.decode(source, at=i))
+    return function(own, rows * i, *carry)
 
-  firsts = rows * jnp.arange(count)
-  return jax.lax.scan(step, carry, (source, firsts))
+  return jax.lax.scan(step, carry, jnp.arange(count))
+
+
+def layers(params: Any, begin: int, end: int) -> Any:
+  """What a scan over stacked parameters slices, in place of them.
+
+  Args:
+    params: tree of arrays [depth, ...] and Parameters of as many layers.
+    begin: the first layer.
+    end: the one after the last.
+
+  Returns:
+    The tree of arrays [end - begin, ...]: of a Parameter the numbers of its
+    layers, see `in_layer`.
+  """
+  return jax.tree.map(
+    lambda p: jnp.arange(begin, end) if is_parameter(p) else p[begin:end],
+    params,
+    is_leaf=is_parameter,
+  )
+
+
+def in_layer(params: Any, own: Any) -> Any:
+  """The parameters of a layer, given what a scan has sliced of `layers`."""
+  return jax.tree.map(
+    lambda p, x: dataclasses.replace(p, layer=x) if is_parameter(p) else x,
+    params,
+    own,
+    is_leaf=is_parameter,
+  )
 
 
 def lookup(parameter: Parameter, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -159,9 +188,12 @@ def dense(
     if not is_parameter(x) or (skip and re.search(skip, name)):
       return x
     if id(x.source) not in decoded:
-      decoded[id(x.source)] = bs.decode(
-        x.source if after is None else _after(x.source, after, dtype)
-      )
+      source, layer = x.source, x.layer
+      if after is not None and layer is not None:
+        layer += _never(after).astype(layer.dtype)
+      elif after is not None:
+        source = _after(source, after, dtype)
+      decoded[id(x.source)] = bs.decode(source, at=layer)
     return x.view(decoded[id(x.source)])
 
   return structure.unflatten([leaf(path, x) for path, x in leaves])
@@ -172,8 +204,7 @@ def _after(source: Any, x: jax.Array, dtype: DTypeLike | None) -> Any:
 
   It could otherwise make the arrays of all layers first, and hold them.
   """
-  # False, unless the first number is NaN, and then nothing is lost.
-  never = jnp.isnan(x.reshape(-1)[0])
+  never = _never(x)
   if isinstance(source, bs.Coded | bs.Packed):
     field = "states" if isinstance(source, bs.Coded) else "lowest"
     value = getattr(source, field)
@@ -182,3 +213,8 @@ def _after(source: Any, x: jax.Array, dtype: DTypeLike | None) -> Any:
   if dtype is None or source.dtype == dtype:
     return source
   return jnp.where(never, jnp.zeros((), source.dtype), source)
+
+
+def _never(x: jax.Array) -> jax.Array:
+  """False, unless the first number of x is NaN, and then nothing is lost."""
+  return jnp.isnan(x.reshape(-1)[0])

@@ -12,15 +12,13 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx, traverse_util
 
 import backslash_jax as bs
-from backslash_jax.archive import plain
 from experiments import settings
 from experiments.data import vocabulary
 from experiments.deploy import release
@@ -28,9 +26,9 @@ from experiments.huggingface import config as config_json
 from experiments.huggingface import convert, files
 from experiments.huggingface import weights as pretrained
 from experiments.models import compact, functional, sizes
+from experiments.serve import weights
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
-WEIGHTS = {"dense": False, "packed": "packed", "coded": True}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,15 +108,15 @@ def read(
   Args:
     path: a directory in the layout of Hugging Face, plain or as `backslash-jax
       compress` coded it, or the workdir of a finished training.
-    kind: one of WEIGHTS.
+    kind: one of `weights.KINDS`.
     dtype: of the computation, "float32" or "bfloat16".
 
   Raises:
     UserError: there is no such model, or not with such weights.
   """
-  if kind not in WEIGHTS:
+  if kind not in weights.KINDS:
     raise settings.UserError(
-      f"--weights={kind}: it is one of {', '.join(WEIGHTS)}"
+      f"--weights={kind}: it is one of {', '.join(weights.KINDS)}"
     )
   if not path.is_dir():
     raise settings.UserError(
@@ -147,10 +145,12 @@ def _trained(path: pathlib.Path, kind: str, dtype: str) -> Served:
         " whole model: only those are served"
       )
   config = dataclasses.replace(trained.model_config, dtype=dtype)
-  is_stacked = kind != "dense" and getattr(config, "scan", False)
-  stacked = ["*/layers/*"] if is_stacked else ()
-  found = _load(trained.file, kind, config, stacked=stacked)
-  tensors = {name: _on_device(x) for name, x in found.items()}
+  has_layers = getattr(config, "scan", False)
+  sources: dict[str, Any] = dict(weights.of_file(trained.file, kind))
+  if not has_layers and _can_scan(config):
+    config = dataclasses.replace(config, scan=True)
+    sources = weights.by_layer(sources)
+  tensors = weights.in_memory(sources, kind, config.vocab_size, has_layers)
   return Served(
     path=path,
     config=config,
@@ -173,12 +173,14 @@ def _hugging_face(path: pathlib.Path, kind: str, dtype: str) -> Served:
     dtype=dtype,
     param_dtype=dtype,
     num_labels=pretrained.own_labels(config, values),
+    scan=_can_scan(config),
   )
   state = nnx.state(sizes.abstract(config), nnx.Param)
   wanted: Any = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
-  found = ((name, _on_device(x)) for name, x in _tensors(path, kind, config))
+  found = weights.of_directory(path, kind)
   table = pretrained.TABLES[type(config)]
-  tensors, views = convert.views(path, found, table, config, wanted)
+  sources, views = convert.views(path, found, table, config, wanted)
+  tensors = weights.in_memory(sources, kind, config.vocab_size, False)
   words = None
   if any((path / name).exists() for name in _TOKENIZERS):
     words = vocabulary.load(str(path))
@@ -192,31 +194,9 @@ def _hugging_face(path: pathlib.Path, kind: str, dtype: str) -> Served:
   )
 
 
-def _tensors(
-  path: pathlib.Path, kind: str, config: Any
-) -> Iterator[tuple[str, Any]]:
-  """(name, array or coded weights) of a directory's tensors."""
-  if kind == "dense":
-    yield from files.read_tensors(path)
-    return
-  found = sorted(f for f in path.glob("*.safetensors") if plain.is_coded(f))
-  if not found:
-    raise settings.UserError(
-      f"{path} has no coded weights, which --weights={kind} needs: run"
-      f" `backslash-jax compress {path} CODED` and serve CODED"
-    )
-  for file in found:
-    yield from _load(file, kind, config, names=["*"]).items()
-
-
-def _load(file: pathlib.Path, kind: str, config: Any, **options) -> Any:
-  """The tensors of a coded file by name."""
-  if kind == "dense":
-    return functional.flatten(bs.load(file))
-  blocks = {t.name: _blocks(t, config) for t in bs.inspect(file).tensors}
-  blocks = {name: count for name, count in blocks.items() if count > 1}
-  options |= {"coded": WEIGHTS[kind], "blocks": blocks}
-  return functional.flatten(bs.load(file, **options))
+def _can_scan(config: Any) -> bool:
+  """Whether the layers are alike, and can run in one loop."""
+  return hasattr(config, "scan") and config.layer_sizes is None
 
 
 def _by_token(
@@ -225,18 +205,7 @@ def _by_token(
   """The views; embeddings and heads are used by blocks of tokens."""
   for path, view in views.items():
     if path.endswith("embedding") or view.transposed:
-      count = _blocks(tensors[view.source], config)
+      shape = tuple(tensors[view.source].shape)
+      count = weights.blocks_of(shape, config.vocab_size)
       views[path] = dataclasses.replace(view, blocks=count)
   return views
-
-
-def _blocks(x: Any, config: Any) -> int:
-  """Into how many blocks a matrix with a row for each token is divided."""
-  shape = tuple(x.shape)
-  if len(shape) != 2 or shape[0] != config.vocab_size:
-    return 1
-  return compact.block_count(*shape)
-
-
-def _on_device(x: Any) -> Any:
-  return jax.tree.map(jnp.asarray, x)

@@ -15,7 +15,7 @@ from typing import Any
 from experiments import settings
 from experiments.data import vocabulary
 from experiments.huggingface import files
-from experiments.serve import chat, generate, memory, model, score
+from experiments.serve import chat, generate, memory, model, score, weights
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def _parse() -> argparse.Namespace:
   add(
     "--weights",
     default="dense",
-    help=f"what lies in memory: {', '.join(model.WEIGHTS)} (dense)",
+    help=f"what lies in memory: {', '.join(weights.KINDS)} (dense)",
   )
   add("--dtype", default="float32", help="of the computation, or bfloat16")
   add("--max-tokens", type=int, default=64, help="of an answer (64)")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backslash_jax as bs
-from backslash_jax.coded import pallas_tpu, xla
+from backslash_jax import coded, quantize
+from backslash_jax.coded import divide, encode, pallas_tpu, xla
 
 KINDS = [True, "packed"]
 
@@ -30,10 +31,14 @@ def saved(path, params, step, **options):
   return bs.load(path)
 
 
+SHAPES = [(7,), (1, 1), (33, 20), (6, 5, 4), (2, 0)]
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
 @st.composite
-def tensors(draw):
+def tensors(draw, shapes=SHAPES):
   """A tensor and a step: of any rate, with scales by row and column."""
-  shape = draw(st.sampled_from([(7,), (1, 1), (33, 20), (6, 5, 4), (2, 0)]))
+  shape = draw(st.sampled_from(shapes))
   rng = np.random.default_rng(draw(st.integers(0, 99)))
   x = rng.laplace(size=shape)
   if draw(st.booleans()) and x.size:
@@ -41,12 +46,17 @@ def tensors(draw):
     x *= np.exp(rng.normal(size=shape[-1]))
   if draw(st.booleans()) and x.size:
     x.flat[0] = 900
-  dtype = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+  if draw(st.integers(0, 9)) == 0:
+    x = np.full(shape, draw(st.sampled_from([0.0, 1.0, -300.0])))
+  dtype = draw(st.sampled_from(DTYPES))
   step = draw(st.sampled_from([20.0, 2.0, 0.7, 0.25, 0.03, 0.0021]))
   return np.asarray(jnp.asarray(x, dtype)), step
 
 
-@pytest.mark.filterwarnings("ignore:.*all values became zero")
+ZERO = pytest.mark.filterwarnings("ignore:.*all values became zero")
+
+
+@ZERO
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12, deadline=None)
 @given(tensors())
@@ -55,6 +65,25 @@ def test_decoded_is_what_load_gives(tmp_path_factory, kind, tensor):
   params = saved(path, {"x": tensor[0]}, tensor[1])
   found = jax.jit(bs.decode)(bs.load(path, coded=kind))
   assert_same(found["x"], params["x"])
+
+
+def encoded(tensor):
+  """A coded leaf, whether or not another would be smaller, and its array."""
+  x, step = tensor
+  levels = quantize.quantize(np.asarray(x, np.float32), step)
+  own = divide.Tensor(levels, np.array([step]), x.dtype)
+  leaf = encode.encode(own, divide.Grid(place=jnp.asarray))
+  return leaf, quantize.dequantize(levels, step, x.dtype)
+
+
+@settings(max_examples=4, deadline=None)
+@given(tensors([(3,), (1, 1), (40, 24), (9, 300), (5, 4, 3)]))
+def test_implementations_give_the_same_tuples(tensor):
+  # `encode` codes what `bs.load` would pack: few levels, many, and one.
+  leaf, wanted = encoded(tensor)
+  assert_same(bs.decode(leaf), wanted)
+  assert pallas_tpu.limitation(leaf) is None
+  assert_same(pallas_tpu.tuples(leaf, interpret=True), xla.tuples(leaf))
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +107,76 @@ def stack(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tree_of_mixed_leaves(stack, kind):
   path, params = stack
-  coded = bs.load(path, coded=kind, stacked="layers/*")
+  loaded = bs.load(path, coded=kind, stacked="layers/*")
   cls = bs.Coded if kind is True else bs.Packed
-  leaf = coded["layers"]["kernel"]
+  leaf = loaded["layers"]["kernel"]
   assert isinstance(leaf, cls)
-  assert isinstance(coded["head"][0], cls)
+  assert isinstance(loaded["head"][0], cls)
   assert (leaf.shape, leaf.dtype) == ((3, 96, 64), np.float32)
   assert leaf.nbytes < params["layers"]["kernel"].nbytes / 4
-  assert isinstance(coded["steps"], np.ndarray)
-  found = jax.jit(bs.decode)(coded)
+  assert isinstance(loaded["steps"], np.ndarray)
+  found = jax.jit(bs.decode)(loaded)
   jax.tree.map(assert_same, found, params)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scan_and_vmap_decode_layer_by_layer(stack, kind):
+def test_a_scan_decodes_layer_by_layer(stack, kind):
   path, params = stack
   leaf = bs.load(path, coded=kind, stacked="layers/*")["layers"]["kernel"]
   x = params["layers"]["kernel"]
+  norms = np.arange(6, dtype=np.float32).reshape(3, 2)
 
-  def body(carry, layer):
-    assert layer.shape == x.shape[1:]
-    return carry, bs.decode(layer)
+  def body(carry, i):
+    found = bs.decode({"kernel": leaf, "norm": norms}, at=i)
+    assert leaf.at(i).shape == x.shape[1:]
+    return carry, found
 
-  _, found = jax.lax.scan(body, 0, leaf)
-  assert_same(found, x)
-  assert_same(jax.vmap(bs.decode)(leaf), x)
+  _, found = jax.jit(lambda: jax.lax.scan(body, 0, jnp.arange(3)))()
+  assert_same(found["kernel"], x)
+  assert_same(found["norm"], norms)
+
+
+def test_layers_lie_one_after_the_other(stack):
+  path, params = stack
+  x = params["layers"]["kernel"]
+  leaf = bs.load(path, coded=True, stacked="layers/*")["layers"]["kernel"]
+  words = np.asarray(leaf.counts, int).sum(1)
+  assert words[2] > 1.5 * words[0]  # They have different rates, so
+  assert leaf.words.size == words.sum()  # padding would show.
+  assert_same(bs.decode(leaf, at=2), x[2])
+
+
+@pytest.mark.parametrize("kind", [False, *KINDS])
+def test_tensors_of_several_files_make_a_stack(tmp_path, kind):
+  rng = np.random.default_rng(0)
+  shape, steps = (60, 48), [0.3, 1.1, 0.7]
+  sources, wanted = [], []
+  for i, step in enumerate(steps):
+    x = rng.laplace(size=shape).astype(np.float32)
+    x[0, 0] = 300 * i  # Not in the smallest dtype of levels.
+    file = tmp_path / str(i % 2)
+    if i < 2:
+      bs.save(file, {f"w{i}": x}, step=step)
+    else:
+      known = bs.load(file)["w0"]
+      bs.save(file, {"w0": known, "w2": x}, step={"w0": 0.3, "w2": step})
+    sources.append((file, f"w{i}"))
+    wanted.append(bs.load(file)[f"w{i}"])
+  found = coded.stack(sources, kind)
+  cls = {False: np.ndarray, True: bs.Coded, "packed": bs.Packed}[kind]
+  assert isinstance(found, cls)
+  assert (found.shape, found.dtype) == ((3, *shape), np.float32)
+  assert_same(bs.decode(found), np.stack(wanted))
+  if kind is not False:
+    assert_same(jax.jit(lambda i: bs.decode(found, at=i))(1), wanted[1])
+  with pytest.raises(KeyError, match="w3"):
+    coded.stack([*sources, (sources[0][0], "w3")], kind)
+
+
+def test_tensors_of_different_kinds_make_no_stack(stack):
+  sources = [(stack[0], name) for name in ("head/0", "classes")]
+  with pytest.raises(ValueError, match=r"'head/0' float32\[128, 64\]"):
+    coded.stack(sources, True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,8 +197,10 @@ def test_a_leaf_is_not_an_array(stack, kind):
 def test_an_axis_that_is_not_divided_is_not_sliced(stack):
   leaf = bs.load(stack[0], coded=True)["layers"]["kernel"]
   sliced = jax.tree.map(lambda x: x[None], leaf)
-  with pytest.raises(ValueError, match="stacked"):
+  with pytest.raises(ValueError, match="at=layer"):
     bs.decode(sliced)
+  with pytest.raises(ValueError, match="stacked="):
+    bs.decode(leaf, at=0)
 
 
 def test_an_unknown_implementation_is_refused(stack):
@@ -136,9 +212,8 @@ def test_an_unknown_implementation_is_refused(stack):
 
 
 def test_the_kernel_for_tpu_gives_the_same_tuples(stack):
-  coded = bs.load(stack[0], coded=True, stacked="layers/*")
-  leaves = [jax.tree.map(lambda x: x[2], coded["layers"]["kernel"])]
-  leaves.append(coded["classes"])
+  loaded = bs.load(stack[0], coded=True, stacked="layers/*")
+  leaves = [loaded["layers"]["kernel"].at(2), loaded["classes"]]
   assert [x.frequency.shape[0] > 1 for x in leaves] == [False, True]
   for leaf in leaves:
     assert pallas_tpu.limitation(leaf) is None
@@ -157,12 +232,12 @@ def test_shards_are_decoded_where_they_are(stack, kind, axis_type):
   types = (getattr(jax.sharding.AxisType, axis_type),) * 2
   mesh = jax.make_mesh((4, 2), ("data", "model"), types)
   placed = jax.NamedSharding(mesh, jax.P("data", "model"))
-  coded = bs.load(path, names="head*", coded=kind, sharding=placed)
+  loaded = bs.load(path, names="head*", coded=kind, sharding=placed)
   decode = jax.jit(bs.decode, out_shardings=placed)
-  program = decode.lower(coded).compile().as_text()
+  program = decode.lower(loaded).compile().as_text()
   for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
     assert name not in program
-  assert_same(decode(coded)["head/0"], params["head"][0])
+  assert_same(decode(loaded)["head/0"], params["head"][0])
 
 
 def test_a_leaf_that_is_split_otherwise_is_refused(stack):
@@ -181,3 +256,37 @@ def test_a_damaged_file_is_refused(stack, tmp_path):
   (tmp_path / "x").write_bytes(data)
   with pytest.raises(bs.ArchiveError):
     bs.load(tmp_path / "x", coded=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_levels_and_steps_give_the_values(stack, kind):
+  path, params = stack
+  loaded = bs.load(path, coded=kind, stacked="layers/*")
+  for leaf, wanted in (
+    (loaded["head"][0], params["head"][0]),
+    (loaded["layers"]["kernel"], params["layers"]["kernel"]),
+  ):
+    levels, step = coded.levels(leaf)
+    assert (levels.dtype, step.dtype) == (np.int8, np.float32)
+    assert step.shape == (leaf.grid or (1,)) + (1,) * (wanted.ndim - 1)
+    np.testing.assert_allclose(levels * step, wanted, rtol=1e-6)
+  with pytest.raises(TypeError, match="is an array"):
+    coded.levels(loaded["steps"])
+
+
+def test_levels_are_those_of_qwix(stack):
+  qwix = pytest.importorskip("qwix", reason="qwix is not installed")
+  path, params = stack
+  leaf = bs.load(path, coded="packed")["head"][0]
+  kernel = qwix.QArray(*coded.levels(leaf))
+  x = jax.random.normal(jax.random.key(0), (4, 128))
+  found = qwix.dot_general(x, kernel, (((1,), (0,)), ((), ())))
+  np.testing.assert_allclose(found, x @ params["head"][0], atol=1e-4)
+
+
+def test_levels_beyond_int8_are_refused(tmp_path):
+  x = np.full([64, 64], 0.4, np.float32)
+  x[0, 0] = 150
+  bs.save(tmp_path / "x", {"x": x}, step=0.5)
+  with pytest.raises(ValueError, match="a level of 300, beyond int8"):
+    coded.levels(bs.load(tmp_path / "x", coded="packed")["x"])

@@ -13,10 +13,8 @@ import tokenizers
 import backslash_jax as bs
 from backslash_jax.cli import main as cli
 from experiments import settings
-from experiments.serve import chat, model, serve
+from experiments.serve import chat, model, serve, weights
 from tests import paths
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WORDS = ["a", "bad", "film", "good", "is", "it", "the", "was"]
 
@@ -183,7 +181,7 @@ def test_chats_have_the_form_of_the_tokenizer(tmp_path):
   ],
 )
 def test_dense_packed_and_coded_weights_have_equal_outputs(name, directories):
-  kinds = [model.read(directories(name) / "coded", k) for k in model.WEIGHTS]
+  kinds = [model.read(directories(name) / "coded", k) for k in weights.KINDS]
   with np.load(paths.FIXTURES / name / "reference.npz") as file:
     tokens, mask = file["tokens"], file["mask"]
 
@@ -200,5 +198,7 @@ def test_dense_packed_and_coded_weights_have_equal_outputs(name, directories):
   jax.tree.map(np.testing.assert_array_equal, packed, dense)
   jax.tree.map(np.testing.assert_array_equal, coded, dense)
   for leaf, served in zip((bs.Packed, bs.Coded), kinds[1:], strict=True):
-    assert any(isinstance(x, leaf) for x in served.tensors.values())
+    layers = [x for n, x in served.tensors.items() if "/layers/" in n]
+    assert {x.shape[0] for x in layers} == {served.config.depth}
+    assert any(isinstance(x, leaf) for x in layers)
     assert served.nbytes < kinds[0].nbytes

@@ -11,10 +11,8 @@ import backslash_jax as bs
 from experiments import evaluate, models, resume, settings
 from experiments.deploy import release
 from experiments.models import functional
-from experiments.serve import generate, model, score
+from experiments.serve import generate, model, score, weights
 from tests import tiny
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def test_an_encoder_is_scored_on_its_own_split_and_on_a_file(workdir):
   directory = workdir()
   found = [
     score.score(model.read(directory, kind), "validation")
-    for kind in model.WEIGHTS
+    for kind in weights.KINDS
   ]
   assert found[0] == found[1] == found[2]
   assert found[0]["targets"] == 20
@@ -63,24 +61,27 @@ def test_a_decoder_of_bytes_answers(workdir):
   assert answers[0] == answers[1]
 
 
-def test_stacked_layers_are_decoded_in_the_scan(workdir):
+@pytest.mark.parametrize(
+  "scan", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
+def test_stacked_layers_are_decoded_in_the_scan(workdir, scan):
   directory = workdir(
     model__name="llama",
-    model__scan=True,
+    model__scan=scan,
     model__width=64,
     model__mlp=256,
     **LANGUAGE,
   )
   tokens = np.array([[5, 6, 7, 8]], np.int32)
   outputs = []
-  for kind in model.WEIGHTS:
+  for kind in weights.KINDS:
     served = model.read(directory, kind)
     prefill = served.prefill(served.tensors, tokens, tokens > 0, 6)
     outputs.append(prefill)
     if kind == "coded":
       leaf = served.tensors["decoder/layers/mlp/up/kernel"]
       assert isinstance(leaf, bs.Coded)
-      assert leaf.words.shape[0] == 2
+      assert leaf.grid == (2,)
   jax.tree.map(np.testing.assert_array_equal, outputs[1], outputs[0])
   jax.tree.map(np.testing.assert_array_equal, outputs[2], outputs[0])
 
