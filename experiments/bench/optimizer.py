@@ -2,8 +2,8 @@
 
 python -m experiments.bench.optimizer
 
-On the 109 million float32 parameters of BERT-base, or with --shapes=minilm on
-23 million. Parameters and state are given away to each step, as in training.
+On the 109 million float32 parameters of BERT-base; with --shapes=minilm on 23
+million, with --shapes=embeddings on 24 million in few tensors. Parameters and state are given away to each step, as in training.
 Each candidate has its own parameters and state; --candidates names some of
 them, for little memory.
 """
@@ -22,7 +22,11 @@ import backslash_jax as bs
 from experiments import program
 from experiments.bench import shapes, timing
 
-_SHAPES = {"bert": shapes.bert(), "minilm": shapes.bert(384, 6)}
+_SHAPES = {
+  "bert": shapes.bert(),
+  "minilm": shapes.bert(384, 6),
+  "embeddings": shapes.bert(layers=0),
+}
 _OF = flags.DEFINE_enum("shapes", "bert", list(_SHAPES), "Whose shapes.")
 _ONLY = flags.DEFINE_list("candidates", None, "Beside adamw; all if not set.")
 
