@@ -3,9 +3,9 @@
 python -m experiments.bench.optimizer
 
 On the 109 million float32 parameters of BERT-base; with --shapes=minilm on 23
-million, with --shapes=embeddings on 24 million in few tensors. Parameters and state are given away to each step, as in training.
-Each candidate has its own parameters and state; --candidates names some of
-them, for little memory.
+million, with --shapes=embeddings on 24 million in few tensors. Parameters and
+state are given away to each step, as in training. Each candidate has its own
+parameters and state; --candidates names some of them, for little memory.
 """
 
 import functools
