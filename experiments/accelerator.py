@@ -92,7 +92,7 @@ def stages(
     return [
       Stage("kernels", bench("kernels"), 1),
       Stage("moments", bench("moments", few, "--calls=1"), 1),
-      Stage("optimizer", bench("optimizer", few, "--layers=0"), 1),
+      Stage("optimizer", bench("optimizer", few, "--shapes=embeddings"), 1),
       Stage("medium", cells("small", "6", "table6/normal", "0"), 1),
     ]
   pair = "sweep/normal,sweep/lambda1000"

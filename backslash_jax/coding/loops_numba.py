@@ -53,7 +53,10 @@ def encode_rows(states, entries, words, position):
 def decode_rows(states, words, position, decoding, numbers, out):
   """See `loops_numpy.decode_rows`."""
   numbers = _NONE if numbers is None else numbers
-  stop = _decode(states, words, position, *decoding, numbers, out)
+  places, entries, symbols = decoding
+  stop = _decode(
+    states, words, position, places, entries, symbols, numbers, out
+  )
   if stop < 0:
     raise ValueError("the stream ends too early")
   return int(stop)
@@ -64,12 +67,15 @@ def decode_trellis(
 ):
   """See `loops_numpy.decode_trellis`."""
   numbers = _NONE if numbers is None else numbers
+  places, entries, symbols = decoding
   # The moves are an argument: numba's cache keeps globals of other files.
   stop = _decode_trellis(
     states,
     words,
     position,
-    *decoding,
+    places,
+    entries,
+    symbols,
     numbers,
     out,
     machines,

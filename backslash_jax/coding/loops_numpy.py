@@ -155,7 +155,7 @@ def decode_rows(
   width = states.size
   entries, symbols = decoding.entries, decoding.symbols
   places = np.empty(width * _BLOCK, np.intp)
-  first_slot = first_place = None
+  first_slot = first_place = np.empty(0, np.intp)
   for start in range(0, out.size, places.size):
     count = min(places.size, out.size - start)
     if numbers is not None:
@@ -165,7 +165,7 @@ def decode_rows(
       n = min(width, count - row)
       x, place = states[:n], places[row : row + n]
       slot = x & _MASK
-      if first_slot is None:
+      if numbers is None:
         place[:] = decoding.places.take(slot, mode="clip")
       else:
         own = first_slot[row : row + n] + slot

@@ -2,10 +2,10 @@
 
 python -m experiments.bench.optimizer
 
-On the 109 million float32 parameters of BERT-base, or with --model=minilm on 23
-million. Parameters and state are given away to each step, as in training. Each
-candidate has its own parameters and state; --only names some of them, for
-little memory.
+On the 109 million float32 parameters of BERT-base; with --shapes=minilm on 23
+million, with --shapes=embeddings on 24 million in few tensors. Parameters and
+state are given away to each step, as in training. Each candidate has its own
+parameters and state; --candidates names some of them, for little memory.
 """
 
 import functools
@@ -22,9 +22,13 @@ import backslash_jax as bs
 from experiments import program
 from experiments.bench import shapes, timing
 
-_SHAPES = {"bert": shapes.bert(), "minilm": shapes.bert(384, 6)}
-_MODEL = flags.DEFINE_enum("model", "bert", list(_SHAPES), "Shapes.")
-_ONLY = flags.DEFINE_list("only", None, "Candidates beside adamw; default all.")
+_SHAPES = {
+  "bert": shapes.bert(),
+  "minilm": shapes.bert(384, 6),
+  "embeddings": shapes.bert(layers=0),
+}
+_OF = flags.DEFINE_enum("shapes", "bert", list(_SHAPES), "Whose shapes.")
+_ONLY = flags.DEFINE_list("candidates", None, "Beside adamw; all if not set.")
 
 
 _RATE = 1e-5
@@ -77,7 +81,7 @@ def make_step(
 
 def _main(argv):
   del argv
-  names = _SHAPES[_MODEL.value]
+  names = _SHAPES[_OF.value]
   params, grads = tensors(names, 0), tensors(names, 1)
   steps = {
     name: make_step(tx, params, grads)
@@ -86,7 +90,7 @@ def _main(argv):
   }
   times = timing.measure(steps, timing.REPEATS.value)
   timing.write(
-    "optimizer" if _MODEL.value == "bert" else f"optimizer_{_MODEL.value}",
+    "optimizer" if _OF.value == "bert" else f"optimizer_{_OF.value}",
     " ".join(["python -m experiments.bench.optimizer", *sys.argv[1:]]),
     {
       "parameters": sum(x.size for x in params.values()),
