@@ -11,7 +11,7 @@ the longest, and have an axis of their own.
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ class _Leaf:
     """The children that blocks along the first axis share."""
     return {name: getattr(self, name) for name in self.SHARED}
 
-  def at(self, i: Any) -> "_Leaf":
+  def at(self, i: Any) -> Self:
     """The leaf of one layer, or of a block of several rows.
 
     Args:

@@ -130,7 +130,9 @@ def _repeated(leaf: Any, depth: int) -> Any:
   """A stack of one layer so many times, each with memory of its own."""
   if not isinstance(leaf, bs.Coded | bs.Packed):
     return jnp.concatenate([leaf] * depth)
-  parts = {k: jnp.concatenate([x] * depth) for k, x in leaf.own().items()}
+  parts: dict[str, Any] = {
+    k: jnp.concatenate([x] * depth) for k, x in leaf.own().items()
+  }
   shared = leaf.shared()
   words = [shared["words"].size, 0] if "words" in shared else []
   # Where those of a layer begin; 0 for what `begins` counts otherwise.
