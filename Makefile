@@ -1,11 +1,11 @@
-# make quickstart | test | test-all | lint | docs | wheel | bench     (PYTHON=python3.13 ...)
+# make quickstart | test | test-all | lint | docs | wheel | bench | accelerator     (PYTHON=python3.13 ...)
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter python3,$(PYTHON)),,-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 WORKERS ?= 2
 
-.PHONY: quickstart test test-all lint format docs wheel bench
+.PHONY: quickstart test test-all lint format docs wheel bench accelerator
 
 $(VENV)/run: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
@@ -63,3 +63,10 @@ bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench.scaling
 	$(BIN)/python -m experiments.bench.coding $(WORKDIR)
 	$(BIN)/python -m experiments.bench.quantizers $(WORKDIR)/normal
+
+# What needs a GPU, in a given time; the same command goes on. ACCELERATOR is
+# the requirement that makes JAX use it.
+ACCELERATOR ?= .[cuda]
+accelerator: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(ACCELERATOR)"
+	$(BIN)/python -m experiments.accelerator $(ARGS)

@@ -26,7 +26,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from backslash_jax import arguments
@@ -45,11 +45,17 @@ def second_moments(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     x: inputs of a layer, [..., I].
     mask: bool [...]; False leaves a position out.
   """
-  x = x.astype(jnp.float32)
+  x = jnp.asarray(x, jnp.float32)
   if mask is not None:
     x = jnp.where(mask[..., None], x, 0)
-  x = x.reshape(-1, x.shape[-1])
-  return jnp.matmul(x.T, x, precision="highest")
+  rows = tuple(range(x.ndim - 1))
+  own = jax.typeof(x).sharding
+  whole = None
+  if AxisType.Explicit in own.mesh.axis_types:  # Every device gets the sum.
+    whole = NamedSharding(own.mesh, PartitionSpec())
+  return jax.lax.dot_general(
+    x, x, ((rows, rows), ((), ())), precision="highest", out_sharding=whole
+  )
 
 
 def quantize(
@@ -146,7 +152,7 @@ def _checked(weights, moments, damping, mu) -> tuple[jax.Array, jax.Array]:
   diagonal = jnp.diagonal(moments)
   largest = jnp.max(jnp.abs(moments), initial=0.0)
   for what, bad in (
-    ("finite", ~jnp.isfinite(largest)),
+    ("finite: an input is NaN or too large", ~jnp.isfinite(largest)),
     ("symmetric", jnp.any(jnp.abs(moments - moments.T) > 1e-3 * largest)),
     ("positive on the diagonal", jnp.any(diagonal < 0)),
   ):

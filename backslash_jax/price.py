@@ -77,8 +77,10 @@ class Price(NamedTuple):
     shapes = [nu if self.shape is None else self.shape] * len(leaves)
     if self.shape is None and self.scope == "tensor":
       shapes = list(nu)
+    # XLA on CPU does not replace a division by a multiplication.
+    share = 1.0 / total
     return [
-      self.rate.gradient(x, s, a, self.epsilon) / total
+      self.rate.gradient(x, s, a, self.epsilon) * share
       for x, s, a in zip(leaves, shapes, alpha, strict=True)
     ]
 

@@ -70,7 +70,7 @@ def backslash(
   epsilon: float | None = None,
   step: float | fitting.FitSteps = quantize.STEP,
   mask: tree.Mask = tree.DEFAULT,
-  update_every: int = 1,
+  update_every: int = 4,
   measure_every: int = 16,
   implementation: str | None = None,
   sharding: moments.Sharding | None = None,
@@ -81,8 +81,8 @@ def backslash(
 
       R = 1/N sum_i (|x_i| + epsilon)^nu
 
-  The shape nu is estimated from the moments of the parameters in every update,
-  and is held constant in the gradient.
+  The shape nu is estimated from the moments of the parameters in every fourth
+  update (`update_every`), and is held constant in the gradient.
 
   The position in the chain matters. Before Adam, the preconditioner also scales
   the rate's gradient, so weights to which the loss is sensitive shrink less, as
@@ -114,7 +114,9 @@ def backslash(
     mask: selects the leaves to which the rate, the measurement and the
       quantization apply; see `bs.matrices`, the default. The paper applies the
       rate to all parameters: mask=None.
-    update_every: updates between estimates of nu and alpha; default 1.
+    update_every: updates between estimates of nu and alpha; default 4. An
+      estimate reads all selected parameters. The paper estimates in every
+      update: 1.
     measure_every: updates between measurements of bits; default 16. With rate
       "dggr" and a fixed shape, nu and alpha are also estimated at this
       interval, because the gradient does not need them.

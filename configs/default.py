@@ -47,6 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
   # train adapters of this rank, and no weights. 0: train the weights.
   model.delta = False
   model.lora = 0
+  # Of a pretrained model whose weights are trained: the part of the loss that
+  # compares its predictions with those of the weights as they were.
+  model.distill = 0.0
   model.depth = 2
   model.width = 128
   model.heads = 4

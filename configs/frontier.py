@@ -28,6 +28,9 @@ SMALL = (
   "normal",
   "rdo",
   "sensitive",
+  "feedback",
+  "l1_feedback",
+  "fitted_feedback",
   "decay",
   "prune",
   "qat",
@@ -111,7 +114,10 @@ def add(
   config.keep_checkpoints = 1
   config.evaluate.pruning_rates = ()
   config.grid = grid = ml_collections.ConfigDict()
-  grid.baseline = "normal"
+  # The best that is done to a model trained without a thought of its size, and
+  # the plainest, which the tables have beside it.
+  grid.baseline = "feedback"
+  grid.plain = "normal"
   grid.best = best
   grid.seeds = SEEDS[profile]  # Of initial parameters and order of the data.
   grid.bits = (1.0, 2.0, 3.0, 4.0)  # At which the tables compare.
@@ -187,7 +193,9 @@ def methods(
   late = {"round_begin_update": max(1, 2 * total_updates // 3)}
   fitted = late | {"evaluate.steps": (), "evaluate.scales": (1.0,)}
   to_bits = {"round_bits": bits}
-  feedback = {"evaluate.feedback_batches": 24}
+  # With feedback a model bears coarser ones still.
+  coarser = sorted({c * step for step in sensitive_steps for c in (1, 2)})
+  feedback, priced = {"evaluate.feedback_batches": 24}, {"evaluate.mu": 0.1}
   released = {
     "rate.placement": "unscaled",
     "rate.epsilon": 1.0,
@@ -207,9 +215,12 @@ def methods(
     "normal": method({}, {}),
     "rdo": method({}, {"evaluate.mu": mus}),
     "sensitive": method(sensitive, {}),
-    "feedback": method(feedback, {"evaluate.mu": (0.0, *mus)}),
-    "l1_feedback": method(RATES["l1"] | feedback, balance),
-    "fitted_feedback": method(fitted | feedback, to_bits),
+    "feedback": method(
+      sensitive | feedback | {"evaluate.steps": tuple(coarser)},
+      {"evaluate.mu": mus},
+    ),
+    "l1_feedback": method(RATES["l1"] | feedback | priced, balance),
+    "fitted_feedback": method(fitted | feedback | priced, to_bits),
     "decay": method({}, {"optimizer.weight_decay": decays}),
     "round": method({}, rounded),
     "dggr_released": method(released, {"rate.lmbda": lambdas}),

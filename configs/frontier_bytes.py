@@ -62,6 +62,8 @@ def get_config(profile: str = "small") -> ml_collections.ConfigDict:
       "normal",
       "rdo",
       "sensitive",
+      "feedback",
+      "fitted_feedback",
       "decay",
       "qat",
       "qat_late",

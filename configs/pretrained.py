@@ -22,7 +22,15 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # By method of the small grid, tuned on SST-2; the others have that of
 # `fine_tuning`, since a rate has to move the weights further.
 LEARNING_RATES = dict.fromkeys(
-  ("normal", "sensitive", "fitted", "qat_late"), 1e-4
+  (
+    "normal",
+    "sensitive",
+    "feedback",
+    "fitted",
+    "fitted_feedback",
+    "qat_late",
+  ),
+  1e-4,
 )
 
 
@@ -119,6 +127,8 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
     small=(
       "normal",
       "sensitive",
+      "feedback",
+      "fitted_feedback",
       "l1",
       "l1_sensitive",
       "dggr",

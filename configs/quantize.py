@@ -8,6 +8,8 @@ DIR is a directory with weights and tokenizer as of Hugging Face, DATA one as in
 docs/data.md. `evaluate.feedback_batches` batches of training texts tell the
 quantizer what the layers are given; the loss is that of the test texts.
 
+--texts=FILE takes the texts of a file instead.
+
 Hardware: about 7 minutes of a CPU core and 2.4 GB of memory for SmolLM2, 135M
 parameters, with other programs on the machine.
 """

@@ -6,19 +6,25 @@ model whose earlier blocks are quantized already. What these are for stands in
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import nnx, traverse_util
 
 from backslash_jax import feedback
 from backslash_jax import quantize as quantizers
+from experiments import atomic, digest
 from experiments.models import attention, blocks, functional, layers
 
 Moments = dict[str, jax.Array]  # [I, I] by the name of the layer's matrix.
+Levels = dict[str, np.ndarray]
 Batch = Mapping[str, Any]
 # Of layers with more inputs than there were tokens.
 _MORE_DAMPING = 0.1
@@ -32,6 +38,7 @@ def quantize(
   *,
   mu: float = 0.0,
   damping: float = feedback.DAMPING,
+  kept: pathlib.Path | None = None,
   progress: Callable[[str], object] = lambda _: None,
 ) -> dict:
   """The parameters with the selected matrices quantized.
@@ -48,6 +55,8 @@ def quantize(
     mu: extra error accepted per bit saved, see `feedback.quantize` and
       `quantize.rate_distortion`.
     damping: see `feedback.quantize`.
+    kept: a directory that gets the levels of each block. A call with the same
+      arguments that was stopped goes on after the last of them.
     progress: called with a line about each block, and what is odd.
 
   Returns:
@@ -60,8 +69,31 @@ def quantize(
   found = dict(functional.flatten(params))
   batches = list(batches)
   tokens = sum(int(np.sum(b["mask"])) for b in batches)
+  if kept is not None:
+    kept /= _key(params, steps, batches, mu, damping)
 
-  def quantize_layers(prefix: str, moments: Moments) -> None:
+  def use(levels: Levels) -> None:
+    for name, own in levels.items():
+      found[name] = quantizers.dequantize(
+        own.astype(np.int32), steps.pop(name), np.dtype(found[name].dtype)
+      )
+
+  def restored(part: str) -> bool:
+    path = kept and kept / part
+    if path is None or not path.exists():
+      return False
+    use(safetensors.numpy.load_file(path))
+    return True
+
+  def choose(part: str, prefix: str, moments: Moments) -> None:
+    levels = chosen_levels(prefix, moments)
+    if kept is not None:
+      content = safetensors.numpy.save(levels)
+      atomic.write(kept / part, lambda file: file.write_bytes(content))
+    use(levels)
+
+  def chosen_levels(prefix: str, moments: Moments) -> Levels:
+    chosen = {}
     for name, own in moments.items():
       name = prefix + name
       if name not in steps:
@@ -76,16 +108,18 @@ def quantize(
           f"{name}: {tokens} tokens are fewer than its {len(own)} inputs, so"
           f" the damping is {more:g}"
         )
-      step, matrix = steps.pop(name), found[name]
       # A table of embeddings has a row for each output.
       is_table = name.endswith("embedding")
-      kernel = matrix.T if is_table else matrix
+      kernel = found[name].T if is_table else found[name]
       try:
-        levels = feedback.quantize(kernel, own, step, mu=mu, damping=more)
+        levels = feedback.quantize(
+          kernel, own, steps[name], mu=mu, damping=more
+        )
       except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-      levels = levels.T if is_table else levels
-      found[name] = quantizers.dequantize(levels, step, np.dtype(matrix.dtype))
+      levels = np.ascontiguousarray(levels.T if is_table else levels)
+      chosen[name] = levels.astype(_narrow(levels))
+    return chosen
 
   where, stack = _stack(_model(forward, params))
   inputs = [_entry(forward, where, params, b) for b in batches]
@@ -94,25 +128,48 @@ def quantize(
     graphdef = nnx.graphdef(getattr(stack, f"layer_{i}"))
     names = [name for name in found if name.startswith(prefix)]
     own = _tree({n.removeprefix(prefix): found[n] for n in names})
-    quantize_layers(
-      prefix, _sum(_of_block(graphdef, own, x, m[i])[0] for x, m in inputs)
-    )
+    if not restored(part := f"block_{i}.safetensors"):
+      moments = _sum(
+        _of_block(graphdef, own, x, m[i], measured=True)[0] for x, m in inputs
+      )
+      choose(part, prefix, moments)
     own = _tree({n.removeprefix(prefix): found[n] for n in names})
     inputs = [(_of_block(graphdef, own, x, m[i])[1], m) for x, m in inputs]
     progress(f"quantized block {i + 1} of {depth}")
   params = _tree(found)
-  quantize_layers(
-    "",
-    _sum(
-      _after_blocks(forward, where, params, b, x)
-      for b, (x, _) in zip(batches, inputs, strict=True)
-    ),
-  )
+  if not restored(part := "rest.safetensors"):
+    after = zip(batches, inputs, strict=True)
+    moments = _sum(
+      _after_blocks(forward, where, params, b, x) for b, (x, _) in after
+    )
+    choose(part, "", moments)
   return quantizers.apply(_tree(found), steps, mu=mu) if steps else _tree(found)
 
 
 def _tree(leaves: Mapping[str, Any]) -> dict:
   return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def _narrow(levels: np.ndarray) -> np.dtype:
+  """The smallest signed dtype that holds the levels."""
+  largest = int(np.abs(levels).max(initial=0))
+  return np.min_scalar_type(-largest - 1)
+
+
+def _key(
+  params: Any,
+  steps: Mapping[str, float],
+  batches: Sequence[Batch],
+  *options: float,
+) -> str:
+  """Names all that the levels depend on."""
+  found = hashlib.sha256()
+  for batch in batches:
+    for name in ("tokens", "mask"):
+      found.update(np.ascontiguousarray(batch[name]).tobytes())
+  fields = digest.of(params), sorted(steps.items()), options
+  found.update(json.dumps(fields).encode())
+  return found.hexdigest()[:16]
 
 
 def _sum(moments: Iterable[Moments]) -> Moments:
@@ -193,12 +250,13 @@ def _entry(forward, where, params, batch):
   return x, [masks[kind] for kind in kinds]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _of_block(graphdef, params, x, mask):
-  """The moments of a block's layers, and what it gives, [B, T, W]."""
+@functools.partial(jax.jit, static_argnums=0, static_argnames="measured")
+def _of_block(graphdef, params, x, mask, *, measured=False):
+  """The moments of a block's layers if measured, and what it gives."""
   block: Any = nnx.merge(graphdef, params)
   moments: Moments = {}
-  _recorded(block, moments, mask.real)
+  if measured:
+    _recorded(block, moments, mask.real)
   y, _ = block(x, mask)
   return moments, y
 

@@ -5,6 +5,10 @@ weights, see `bs.delta`. With `config.model.lora`, a rank r, they are two
 matrices a and b for each kernel of a block, whose product is added to it (Hu et
 al. 2021, arXiv 2106.09685). New heads are trained as they are in both.
 
+With `config.model.distill` the weights are trained, and their loss compares
+predictions with those of the pretrained ones (Hinton et al. 2015, arXiv
+1503.02531).
+
 The pretrained weights, `base`, are never trained, and neither the optimizer
 state nor a checkpoint holds them. Without these fields base is {}.
 """
@@ -35,7 +39,18 @@ def split(
     config: of the experiment.
     params: the whole model, nested dicts.
     new: names of parameters that were not pretrained.
+
+  Raises:
+    ValueError: with `config.model.distill`, there are new parameters.
   """
+  if config.model.distill:
+    if new:
+      raise ValueError(
+        f"config.model.distill is {config.model.distill:g}, but"
+        f" config.model.weights makes no predictions: it lacks {min(new)}"
+      )
+    # A copy: an update takes the place of the parameters before it.
+    return params, jax.tree.map(jnp.copy, params)
   if not (config.model.delta or config.model.lora):
     return params, {}
   flat: Any = traverse_util.flatten_dict(params, sep="/")

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -116,19 +117,26 @@ def _histogram(runs):
   figure, axes = _subplots(len(runs))
   for axis, (name, run) in zip(axes, runs.items(), strict=True):
     x = _sample(evaluate.matrices(run.params), run.evaluation)
-    moments = bs.moments.moments(jnp.asarray(x))
-    nu = bs.moments.shape_parameter(moments)
-    alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
     limit = max(float(np.quantile(np.abs(x), 0.999)), 1e-6)
     axis.hist(x, np.linspace(-limit, limit, 201), density=True, alpha=0.5)
     # An even number of points: the density may be infinite at 0.
-    grid = jnp.linspace(-limit, limit, 1000)
-    axis.plot(grid, jnp.exp(bs.ggd.log_prob(grid, nu, alpha)), linewidth=1)
+    grid = np.linspace(-limit, limit, 1000, dtype=np.float32)
+    nu, alpha, density = _density(x, grid)
+    axis.plot(grid, density, linewidth=1)
     axis.set_yscale("log")
     axis.set_title(f"{name}: nu {float(nu):.2f}, alpha {float(alpha):.2g}")
     axis.set_xlabel("parameter")
   axes[0].set_ylabel("density")
   return figure
+
+
+@jax.jit  # One program compiles faster than its operations one by one.
+def _density(x, grid):
+  """Shape and scale of the generalized Gaussian of x, and its density."""
+  moments = bs.moments.moments(x)
+  nu = bs.moments.shape_parameter(moments)
+  alpha = bs.ggd.scale(nu, moments.abs_sum / moments.count)
+  return nu, alpha, jnp.exp(bs.ggd.log_prob(grid, nu, alpha))
 
 
 def _sample(matrices, evaluation):

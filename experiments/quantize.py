@@ -2,7 +2,9 @@
 
 Post-training quantization of a Hugging Face directory with error feedback, to a
 size. config.model.weights is quantized with the inputs that its layers have on
-training batches of config.data. DIR is as `backslash-jax compress` writes it.
+training batches of config.data, or on a part of the texts of --texts=FILE. DIR
+is as `backslash-jax compress` writes it. DIR.kept has the blocks that are
+finished; the same command goes on after them.
 """
 
 import json
@@ -10,6 +12,7 @@ import math
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +24,11 @@ from backslash_jax import quantize as quantizers
 from backslash_jax import tree
 from backslash_jax.archive import naming
 from backslash_jax.cli import goal, staging
-from experiments import main, scoring, settings, sharding
+from experiments import data, main, scoring, settings, sharding
+from experiments.data import lines
 from experiments.huggingface import convert, files, weights
 from experiments.models import functional
+from experiments.serve import memory
 
 _FILE = naming.coded("model.safetensors")
 _PLAIN = ("*.safetensors*", "*.bin", "*.bin.index*", "*.gguf", "*.msgpack")
@@ -70,23 +75,26 @@ def quantize(
   Returns:
     "parameters", "bytes", "bits" per parameter, and loss and accuracy on the
     test split: "exact" of the model, "rounded" of the model rounded to a file
-    of this size, "quantized" of the one that is written.
+    of this size, "quantized" of the one that is written. "minutes" in all, and
+    "feedback_minutes" of each choice of levels; "peak_bytes" of memory.
 
   Raises:
     UserError: what the user can fix, with the field or path that it is about.
   """
   settings.check(config)
-  count, mu = config.evaluate.feedback_batches, config.evaluate.mu
-  if not config.model.weights or not count:
+  begin, mu = time.monotonic(), config.evaluate.mu
+  if not config.model.weights or not config.evaluate.feedback_batches:
     raise settings.UserError(
       "config.model.weights and config.evaluate.feedback_batches are needed:"
       " what is quantized, and with how many batches"
     )
   if out.exists():
     raise settings.UserError(f"--out={out}: there is something already")
+  kept, minutes = out.with_name(f"{out.name}.kept"), []
   try:
     directory = files.locate(config.model.weights)
     model = weights.load(directory)
+    count = _batches(config, model.config, progress)
     forward, params = functional.split(model)
     total = sum(x.size for x in functional.flatten(params).values())
     wanted = goal.parse(bits, size, total)
@@ -106,10 +114,17 @@ def quantize(
       progress,
     )
     result["rounded"] = score(rounded.params, "test")
+
+    def with_feedback(steps):
+      start = time.monotonic()
+      found = score.feedback(
+        params, steps, count, mu=mu, kept=kept, progress=progress
+      )
+      minutes.append((time.monotonic() - start) / 60)
+      return found
+
     found = _solve(
-      lambda steps: score.feedback(
-        params, steps, count, mu=mu, progress=progress
-      ),
+      with_feedback,
       layout,
       wanted,
       rounded.scale,
@@ -117,13 +132,57 @@ def quantize(
     )
     result["quantized"] = score(found.params, "test")
     _write(directory, found, out)
+    shutil.rmtree(kept)
   except ValueError as error:
     raise settings.UserError(str(error)) from error
   except OSError as error:
     raise settings.UserError(
       f"cannot write {error.filename or out}: {error.strerror or error}"
     ) from error
-  return result | {"bytes": found.bytes, "bits": 8 * found.bytes / total}
+  return result | {
+    "bytes": found.bytes,
+    "bits": 8 * found.bytes / total,
+    "minutes": round((time.monotonic() - begin) / 60, 2),
+    "feedback_minutes": [round(m, 2) for m in minutes],
+    "peak_bytes": memory.peak(),
+  }
+
+
+def _batches(config, model: Any, progress) -> int:
+  """How many batches the moments are of: as many as there are texts for.
+
+  Raises:
+    ValueError: there are not enough for one, or the model cannot read them.
+  """
+  task = data.load_task(config.data)
+  if task.vocab_size > model.vocab_size:
+    raise ValueError(
+      f"{config.data.tokenizer} has {task.vocab_size} tokens, but"
+      f" {config.model.weights} only {model.vocab_size}: set"
+      " config.data.tokenizer to the tokenizer that belongs to the model"
+    )
+  if (task.num_classes or 0) > (model.num_labels or 0) or (
+    task.kind == "lm" and model.num_labels
+  ):
+    outputs = f"{model.num_labels} classes" if model.num_labels else "tokens"
+    raise ValueError(
+      f"{config.model.weights} predicts {outputs}, but {task.name} has"
+      f" {task.num_classes or 'no'} classes: config.data.language says whether"
+      " the next tokens are predicted"
+    )
+  wanted, size = config.evaluate.feedback_batches, config.data.batch_size
+  texts = task.num_train
+  if texts < size:
+    raise ValueError(
+      f"{config.data.name} has {texts} texts for the moments, fewer than"
+      f" config.data.batch_size, {size}: lower it, or give more texts"
+    )
+  if texts < wanted * size:
+    progress(
+      f"{texts} texts are {texts // size} batches for the moments, not the"
+      f" {wanted} of config.evaluate.feedback_batches"
+    )
+  return min(wanted, texts // size)
 
 
 class _Layout:
@@ -207,10 +266,16 @@ def _write(directory: pathlib.Path, found: _Found, out: pathlib.Path) -> None:
 def _main() -> None:
   bits = flags.DEFINE_float("bits", None, "Bits per parameter of the file.")
   size = flags.DEFINE_string("size", None, "Size of the file, such as 40MB.")
+  texts = flags.DEFINE_string(
+    "texts", None, "A file with a text in every line, in place of config.data."
+  )
 
   def run(config, out):
     if (bits.value is None) == (size.value is None):
       raise settings.UserError("give --bits or --size")
+    if texts.value is not None:
+      with config.unlocked():
+        config.data.name, config.data.source = lines.NAME, texts.value
     result = quantize(config, out, bits=bits.value, size=size.value)
     print(json.dumps(result, indent=2))
 

@@ -161,6 +161,7 @@ _RULES = (
   # First what is not used at all.
   _needs("model.delta", "model.weights"),
   _needs("model.lora", "model.weights"),
+  _needs("model.distill", "model.weights"),
   _needs("rate.limit", "rate.target"),
   _needs("rate.stop_update", *_RATE),
   _needs("rate.keep_zeros", "rate.stop_update"),
@@ -206,7 +207,7 @@ _EXCLUSIVE = (
   ("evaluate.feedback_batches", "evaluate.vectors"),
   ("evaluate.feedback_batches", "model.delta", "model.lora"),
   ("evaluate.feedback_batches", "model.scan"),
-  ("model.delta", "model.lora"),
+  ("model.delta", "model.lora", "model.distill"),
 )
 
 

@@ -4,16 +4,33 @@ import os
 import signal
 import tempfile
 
+from tests import xla_flags
+
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 _COUNT = "--xla_force_host_platform_device_count"
-if _COUNT not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_COUNT}=8"
+os.environ.setdefault("XLA_FLAGS", "")
+if _COUNT not in os.environ["XLA_FLAGS"]:
+  os.environ["XLA_FLAGS"] += f" {_COUNT}=8"
+# Most programs run a few times only: what takes time is compiling them. What
+# tests compare to the last bit is compiled in the same way on both sides.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+_FAST_FLAGS = (
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+)
+# A worker starts with those of its controller.
+_USUAL_FLAGS = " ".join(
+  flag for flag in os.environ["XLA_FLAGS"].split() if flag not in _FAST_FLAGS
+)
+os.environ["XLA_FLAGS"] = " ".join(
+  [_USUAL_FLAGS, *filter(xla_flags.exists, _FAST_FLAGS)]
+)
 # Tests, their workers and what they start compile the same programs.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
   _directory = tempfile.TemporaryDirectory(prefix="backslash_jax_tests_")
   os.environ[_CACHE] = _directory.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # Where tests run in the background, these are ignored, also by what they start.
 for _number in (signal.SIGINT, signal.SIGHUP):
@@ -54,6 +71,16 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def no_figures():
+  """Trainings write reports without figures, which take seconds to draw."""
+  from experiments import plots
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(plots, "write", lambda report, runs, directory: None)
+    yield
+
+
 @pytest.fixture
 def make_config(source, cache):
   """Gives the `data` fields for a dataset of `source`."""
@@ -69,9 +96,20 @@ def make_config(source, cache):
   return make
 
 
-@pytest.fixture
-def quick_compilation():
-  """Programs that are run a few times only are compiled without passes."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(autouse=True)
+def _compilation(request):
+  """Slow tests, whose programs run often, and their processes compile as usual.
+
+  So do programs for a TPU: libtpu ends a process at flags that it lacks.
+  """
+  if not any(map(request.node.get_closest_marker, ("slow", "optimized"))):
+    yield
+    return
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", _USUAL_FLAGS)
+    patch.setenv(name.upper(), "false")
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)

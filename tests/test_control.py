@@ -41,7 +41,9 @@ def test_balance_without_a_task_gradient_adds_nothing():
   ("width", "learning_rate", "updates", "target", "arguments"),
   [
     (128, 1e-2, 1200, 3.0, {}),
-    (2400, 1e-3, 800, 2.0, {"shape": 1.0}),
+    pytest.param(
+      2400, 1e-3, 800, 2.0, {"shape": 1.0}, marks=pytest.mark.slow
+    ),
     pytest.param(
       240, 1e-3, 3000, 2.0, {"rate": "bits", "scope": "tensor"},
       marks=pytest.mark.slow,

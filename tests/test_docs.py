@@ -13,7 +13,9 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import backslash_jax as bs
 from experiments import settings
@@ -69,15 +71,9 @@ def test_the_commands_run(command, tmp_path):
     where = paths.ROOT
   else:
     assert words[0] == "backslash-jax", f"no way to test {command!r}"
-    code = """
-import jax, backslash_jax as bs
-x = jax.random.normal(jax.random.key(0), (64, 32)) * 0.05
-from safetensors.numpy import save_file
-import numpy as np
-save_file({"w": np.asarray(x)}, "plain.safetensors")
-bs.save("model.safetensors", {"w": x}, step=2**-6)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32) / 20
+    save_file({"w": x}, tmp_path / "plain.safetensors")
+    bs.save(tmp_path / "model.safetensors", {"w": x}, step=2**-6)
     words = [sys.executable, "-m", "backslash_jax", *words[1:]]
     where = tmp_path
   done = subprocess.run(words, cwd=where, capture_output=True, text=True)

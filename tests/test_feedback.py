@@ -180,3 +180,19 @@ def test_what_cannot_be_quantized_is_refused(change, message):
   } | change
   with pytest.raises(ValueError, match=message):
     feedback.quantize(**given)
+
+
+@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
+def test_moments_of_split_batches_are_summed_over_devices(kind):
+  x = np.random.default_rng(3).normal(size=(16, 5, 24)).astype(np.float32)
+  mask = np.arange(5) < np.arange(16)[:, None] % 6
+  wanted = feedback.second_moments(jnp.asarray(x), jnp.asarray(mask))
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+  spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  split = jax.device_put((x, mask), spec)
+  compiled = jax.jit(feedback.second_moments).lower(*split).compile()
+  np.testing.assert_allclose(compiled(*split), wanted, rtol=1e-5, atol=1e-5)
+  text = compiled.as_text()
+  # The sum alone is communicated, and no input.
+  assert "all-reduce" in text
+  assert "all-gather" not in text

@@ -182,6 +182,7 @@ def test_it_works_with_nnx():
   assert loss_fn(model) < before
 
 
+@pytest.mark.slow
 def test_a_model_trained_for_its_steps_is_better_than_one_rounded_after():
   """Regression on correlated inputs, where errors can make up for others.
 

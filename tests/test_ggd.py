@@ -58,6 +58,7 @@ def test_scale_matches_the_mean_magnitude(dtype):
   np.testing.assert_allclose(got, 0.7, rtol=10 * _tolerance(dtype))
 
 
+@pytest.mark.optimized  # Near 8, the last bit of the ratio moves nu by 0.004.
 def test_shape_from_ratio_inverts_under_jit_and_vmap():
   nu = jnp.linspace(0.1, 8.0, 300)
   inverse = jax.jit(jax.vmap(ggd.shape_from_ratio))

@@ -1,10 +1,5 @@
 """The default experiment, shrunk until a test can afford it."""
 
-import contextlib
-import pathlib
-from collections.abc import Iterator
-
-import jax
 import ml_collections
 
 from configs import default
@@ -15,7 +10,8 @@ FIELDS = {
   "eval_every": 6,
   "checkpoint_every": 4,
   "data.batch_size": 16,
-  "data.eval_batch_size": 1000,
+  "data.eval_batch_size": 200,
+  "data.max_eval": 200,
   "model.depth": 1,
   "model.width": 16,
   "model.heads": 2,
@@ -38,18 +34,3 @@ def config(**fields) -> ml_collections.ConfigDict:
 def flags() -> list[str]:
   """The same as arguments of experiments.main."""
   return [f"--config.{name}={value!r}" for name, value in FIELDS.items()]
-
-
-@contextlib.contextmanager
-def compiled_once(directory: pathlib.Path) -> Iterator[None]:
-  """Keeps compiled programs: the trainings of a test file share theirs."""
-  options = {
-    "jax_compilation_cache_dir": str(directory),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)

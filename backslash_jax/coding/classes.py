@@ -6,7 +6,7 @@ from the chunk, so nothing in this module is part of the file format.
 
 import numpy as np
 
-from backslash_jax.coding import expected, models
+from backslash_jax.coding import expected, loops, models
 from backslash_jax.coding.models import QuantizedGGD
 
 _CLASSES = np.arange(-models.MAX_CLASS, models.MAX_CLASS + 1)
@@ -24,6 +24,13 @@ def magnitudes(symbols: np.ndarray, shift: int) -> np.ndarray:
   if symbols.min(initial=0) > -(2**31):
     return np.abs(symbols)
   return np.abs(symbols.astype(np.int64))
+
+
+def symbol_means(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """`means` of the magnitudes of a matrix of int32 symbols."""
+  rows, columns = symbols.shape
+  sums = loops.choose(symbols.size).magnitude_sums(symbols)
+  return sums[0] / columns, sums[1] / rows
 
 
 def means(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

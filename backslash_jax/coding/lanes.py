@@ -13,7 +13,7 @@ backwards, so for it a new lane starts from a word that an older lane wrote.
 
 import numpy as np
 
-from backslash_jax.coding import loops
+from backslash_jax.coding import loops, models
 from backslash_jax.coding.loops_numpy import FLOOR
 
 MAX_LANES = 4096
@@ -89,20 +89,16 @@ class Decoder:
 
   def segment(
     self,
-    table: np.ndarray,
-    symbols: np.ndarray,
-    offsets: np.ndarray | None,
+    decoding: models.Decoding,
+    numbers: np.ndarray | None,
     size: int,
     machines: np.ndarray | None = None,
   ) -> np.ndarray:
     """Decodes the next `size` symbols, int16 [size].
 
     Args:
-      table: uint32, frequency << 16 | (slot - start) by slot; several tables
-        follow each other.
-      symbols: int16, the symbol by slot, like `table`.
-      offsets: uint32 [size], the first slot of each symbol's table; None if
-        there is one table only.
+      decoding: the tables.
+      numbers: uint8 [size], the number of each symbol's table; None means 0.
       size: number of symbols.
       machines: of a trellis, the states of its machines, uint8, changed in
         place. If one has the odd quantizer, the symbol's table is the next one.
@@ -118,15 +114,13 @@ class Decoder:
           self._retire()
         width = self._few
       stop = done + part
-      own = None if offsets is None else offsets[done:stop]
-      common = (self._states[:width], self._words, self._position, table)
+      own = None if numbers is None else numbers[done:stop]
+      common = (self._states[:width], self._words, self._position, decoding)
       if machines is None:
-        self._position = self._rows.decode_rows(
-          *common, symbols, own, out[done:stop]
-        )
+        self._position = self._rows.decode_rows(*common, own, out[done:stop])
       else:
         self._position = self._rows.decode_trellis(
-          *common, symbols, own, out[done:stop], machines, done
+          *common, own, out[done:stop], machines, done
         )
       self._head -= part
       self._left -= part

@@ -6,7 +6,7 @@ frequency << 16 | start, where the frequencies sum to 2**PRECISION.
 
 import numpy as np
 
-from backslash_jax.coding import trellis
+from backslash_jax.coding import models, trellis
 from backslash_jax.coding.frequencies import PRECISION
 
 FLOOR = 1 << 16  # The smallest state of a lane between two symbols.
@@ -18,6 +18,21 @@ _LOW = np.uint32(0xFFFF)
 _SHIFT = np.uint32(PRECISION)
 _LIMIT = np.uint32(32 - PRECISION)
 _SIXTEEN = np.uint32(16)
+
+
+def magnitude_sums(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The sums of |symbols| over each row and each column.
+
+  Args:
+    symbols: int32 [rows, columns].
+
+  Returns:
+    int64 [rows] and [columns].
+  """
+  sizes = np.abs(symbols)
+  if symbols.min(initial=0) == -(2**31):
+    sizes = np.abs(symbols.astype(np.int64))
+  return sizes.sum(1, dtype=np.int64), sizes.sum(0, dtype=np.int64)
 
 
 def look_up(
@@ -115,9 +130,8 @@ def decode_rows(
   states: np.ndarray,
   words: np.ndarray,
   position: int,
-  table: np.ndarray,
-  symbols: np.ndarray,
-  offsets: np.ndarray | None,
+  decoding: models.Decoding,
+  numbers: np.ndarray | None,
   out: np.ndarray,
 ) -> int:
   """Decodes rows of symbols into `out`.
@@ -128,9 +142,8 @@ def decode_rows(
     states: uint32 [lanes], changed in place.
     words: uint16, the stream.
     position: index of the next word.
-    table: uint32, frequency << 16 | (slot - start) by slot.
-    symbols: int16, the symbol by slot.
-    offsets: uint32, the first slot of each symbol's table; None means 0.
+    decoding: the tables.
+    numbers: uint8, the number of each symbol's table; None means 0.
     out: int16, one per symbol.
 
   Returns:
@@ -140,22 +153,29 @@ def decode_rows(
     ValueError: if there are too few words.
   """
   width = states.size
-  slots = np.empty(width * _BLOCK, np.uint32)
-  entry, low = np.empty(width, np.uint32), np.empty(width, np.uint32)
-  for start in range(0, out.size, slots.size):
-    count = min(slots.size, out.size - start)
+  entries, symbols = decoding.entries, decoding.symbols
+  places = np.empty(width * _BLOCK, np.intp)
+  first_slot = first_place = None
+  for start in range(0, out.size, places.size):
+    count = min(places.size, out.size - start)
+    if numbers is not None:
+      number = numbers[start : start + count].astype(np.intp)
+      first_slot, first_place = number << PRECISION, number * entries.shape[1]
     for row in range(0, count, width):
       n = min(width, count - row)
-      x, slot, e, b = states[:n], slots[row : row + n], entry[:n], low[:n]
-      np.bitwise_and(x, _MASK, out=slot)
-      if offsets is not None:
-        slot += offsets[start + row : start + row + n]
-      table.take(slot, out=e, mode="clip")
-      np.bitwise_and(e, _LOW, out=b)
-      e >>= _SIXTEEN
+      x, place = states[:n], places[row : row + n]
+      slot = x & _MASK
+      if first_slot is None:
+        place[:] = decoding.places.take(slot, mode="clip")
+      else:
+        own = first_slot[row : row + n] + slot
+        place[:] = decoding.places.take(own, mode="clip")
+        place += first_place[row : row + n]
+      entry = entries.take(place, mode="clip")
       x >>= _SHIFT
-      x *= e
-      x += b
+      x *= entry >> _SIXTEEN
+      x += slot
+      x -= entry & _LOW
       empty = (x < FLOOR).nonzero()[0]
       if empty.size:
         under = x[empty]
@@ -166,7 +186,7 @@ def decode_rows(
         under |= words[position:stop]
         x[empty] = under
         position = stop
-    symbols.take(slots[:count], out=out[start : start + count], mode="clip")
+    symbols.take(places[:count], out=out[start : start + count], mode="clip")
   return position
 
 
@@ -174,9 +194,8 @@ def decode_trellis(
   states: np.ndarray,
   words: np.ndarray,
   position: int,
-  table: np.ndarray,
-  symbols: np.ndarray,
-  offsets: np.ndarray | None,
+  decoding: models.Decoding,
+  numbers: np.ndarray | None,
   out: np.ndarray,
   machines: np.ndarray,
   done: int,
@@ -184,13 +203,12 @@ def decode_trellis(
   """As `decode_rows`, of the symbols of a trellis.
 
   Args:
-    states: and the next six as for decode_rows; the offsets are those of the
+    states: and the next five as for decode_rows; the numbers are those of the
       tables of the even quantizer.
     words: see there.
     position: see there.
-    table: see there.
-    symbols: see there.
-    offsets: see there.
+    decoding: see there.
+    numbers: see there.
     out: see there.
     machines: states of the machines of the trellis, uint8, changed in place.
     done: how many symbols of the piece were decoded before.
@@ -201,16 +219,19 @@ def decode_trellis(
     lane, machine = start % width, (done + start) % count
     n = min(width - lane, count - machine, out.size - start)
     x, state = states[lane : lane + n], machines[machine : machine + n]
-    slot = (x & _MASK) + ((state & 1).astype(np.uint32) << _SHIFT)
-    if offsets is not None:
-      slot += offsets[start : start + n]
-    entry = table.take(slot, mode="clip")
-    found = symbols.take(slot, mode="clip")
+    number = (state & 1).astype(np.intp)
+    if numbers is not None:
+      number += numbers[start : start + n]
+    slot = x & _MASK
+    place = decoding.places.take((number << PRECISION) + slot, mode="clip")
+    place = place + number * decoding.entries.shape[1]
+    entry = decoding.entries.take(place, mode="clip")
+    found = decoding.symbols.take(place, mode="clip")
     out[start : start + n] = found
     trellis.NEXT.take(2 * state + (found & 1).astype(np.uint8), out=state)
     x >>= _SHIFT
     x *= entry >> _SIXTEEN
-    x += entry & _LOW
+    x += slot - (entry & _LOW)
     empty = (x < FLOOR).nonzero()[0]
     if empty.size:
       stop = position + empty.size

@@ -166,26 +166,53 @@ def reach(nu_index: int, alpha_index: int) -> int:
   return frequencies.one_sided(nu_index, alpha_index, 0).size - 2
 
 
-@functools.lru_cache(256)
-def decoding(table: Table, escapes: int) -> tuple[np.ndarray, np.ndarray]:
-  """What a decoder looks up by slot, the state's low PRECISION bits.
+class Decoding(NamedTuple):
+  """What a decoder looks up in each of its tables.
+
+  The first array is indexed by the slot, the state's low PRECISION bits, the
+  others by what it holds. They are small: those of all classes stay in cache.
+
+  Attributes:
+    places: number of the symbol, uint16 [tables, TOTAL].
+    entries: frequency << 16 | start, uint32 [tables, 2^k].
+    symbols: int16 [tables, 2^k].
+  """
+
+  places: np.ndarray
+  entries: np.ndarray
+  symbols: np.ndarray
+
+
+def decoding(tables: list[Table], escapes: int) -> Decoding:
+  """The tables of a decoder.
 
   Args:
-    table: the table.
-    escapes: how many of its last symbols are escapes, decoded as ESCAPE and
-      ODD_ESCAPE.
-
-  Returns:
-    uint32 frequency << 16 | (slot - start) and the int16 symbol, [TOTAL] each.
+    tables: the tables.
+    escapes: how many of the last symbols of each are escapes, decoded as ESCAPE
+      and ODD_ESCAPE.
   """
+  parts = [_decoding(table, escapes) for table in tables]
+  width = 1 << (max(entries.size for _, entries, _ in parts) - 1).bit_length()
+  result = Decoding(
+    np.stack([places for places, _, _ in parts]),
+    np.zeros([len(parts), width], np.uint32),
+    np.zeros([len(parts), width], np.int16),
+  )
+  for i, (_, entries, symbols) in enumerate(parts):
+    result.entries[i, : entries.size] = entries
+    result.symbols[i, : symbols.size] = symbols
+  return result
+
+
+@functools.lru_cache(256)
+def _decoding(table, escapes):
   counts = np.array(table.counts, np.uint32)
   starts = np.cumsum(counts, dtype=np.uint32) - counts
-  place = np.repeat(np.arange(counts.size), counts)
-  bias = np.arange(TOTAL, dtype=np.uint32) - starts[place]
+  places = np.repeat(np.arange(counts.size, dtype=np.uint16), counts)
   symbols = np.arange(table.lowest, table.lowest + counts.size)
   if escapes:
     symbols[-escapes:] = (ESCAPE, ODD_ESCAPE)[:escapes]
-  return (counts[place] << 16) | bias, symbols.astype(np.int16)[place]
+  return places, (counts << 16) | starts, symbols.astype(np.int16)
 
 
 @functools.lru_cache(512)

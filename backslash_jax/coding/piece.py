@@ -100,8 +100,7 @@ def _prepare_ggd(symbols: np.ndarray, model: QuantizedGGD) -> Coded:
     symbols = (wide >> model.shift).astype(np.int32)
   sides = tuple(np.zeros(n, np.int64) for n in symbols.shape)
   if (model.row_alpha_index, model.column_alpha_index) != (None, None):
-    sizes = classes.magnitudes(symbols, 0)
-    sides = classes.assign(classes.means(sizes), model)
+    sides = classes.assign(classes.symbol_means(symbols), model)
   segments, own = _prepare_classes(sides, model)
   length += own
   entries, escapes, own = _entries(symbols, model, *sides)
@@ -200,7 +199,7 @@ def decode(decoder: lanes.Decoder, piece: Piece) -> Decoded:
     value = model.lowest if isinstance(model, Table) else 0
     return Decoded(np.full(size, value, np.int32), _NONE, 0)
   if isinstance(model, Table):
-    found = decoder.segment(*models.decoding(model, 0), None, size)
+    found = decoder.segment(models.decoding([model], 0), None, size)
     return Decoded(found.astype(np.int32), _NONE, 0)
   sides = (
     _decode_classes(decoder, model.row_alpha_index, height),
@@ -210,26 +209,22 @@ def decode(decoder: lanes.Decoder, piece: Piece) -> Decoded:
     quantizers, made = 2, _trellis_tables(model, *sides)
   else:
     quantizers, made = 1, _class_tables(model, *sides)
-  table, symbols = (
-    np.concatenate(parts)
-    for parts in zip(
-      *(models.decoding(t, quantizers) for t in made), strict=True
-    )
-  )
-  offsets = None
+  numbers = None
   if len(made) > quantizers:
-    row_place, column_place = (
-      ((side - side.min()) * quantizers << PRECISION).astype(np.uint32)
-      for side in sides
+    row_number, column_number = (
+      ((side - side.min()) * quantizers).astype(np.uint8) for side in sides
     )
-    offsets = (row_place[:, None] + column_place).ravel()
+    numbers = (row_number[:, None] + column_number).ravel()
   machines = trellis.start(size) if quantizers == 2 else None
-  found = decoder.segment(table, symbols, offsets, size, machines)
+  tables = models.decoding(made, quantizers)
+  found = decoder.segment(tables, numbers, size, machines)
+  places = np.empty(0, np.intp)
+  if found.min() <= models.ODD_ESCAPE:
+    places = (found <= models.ODD_ESCAPE).nonzero()[0]
   found = found.astype(np.int32)
   odd = None if machines is None else trellis.is_odd(found)
-  places = (found <= models.ODD_ESCAPE).nonzero()[0]
   limits = np.array([-table.lowest for table in made])
-  own = 0 if offsets is None else offsets[places] >> PRECISION
+  own = 0 if numbers is None else numbers[places]
   if odd is not None:
     own = own + odd[places]
   return Decoded(found, places, limits[own], odd)
@@ -242,7 +237,7 @@ def _decode_classes(
   if alpha_index is None:
     return np.zeros(count, np.int32)
   table = models.tabulate(models.CLASS_NU_INDEX, alpha_index)
-  side = decoder.segment(*models.decoding(table, 1), None, count)
+  side = decoder.segment(models.decoding([table], 1), None, count)
   side = side.astype(np.int32)
   if np.abs(side).max() > models.MAX_CLASS:
     raise ValueError("a class beyond the format's limit")

@@ -1,21 +1,24 @@
-"""The moments in one Pallas kernel for GPU, compiled by Triton.
+"""The moments in one Pallas kernel for GPU, compiled by Mosaic GPU.
 
 A split reduction. There are a few programs per multiprocessor. Each loops over
 its part of the flat tensor with one accumulator per lane of a block, then
-reduces the block. XLA adds the partial sums, 2 per program.
+reduces the block. XLA adds the partial sums, 2 per program, and what is left
+over at the end of the tensor, less than a block.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
+from jax.experimental.pallas import mosaic_gpu
 
 PLATFORMS = ("gpu",)
 DTYPES = ("float32", "bfloat16", "float16")
 BLOCK = 4096
 MAX_PROGRAMS = 1024
+_THREADS = 128  # Of a program; each of them stores the sums.
 
 
 def limitation(x: jax.Array) -> str | None:
@@ -27,43 +30,50 @@ def limitation(x: jax.Array) -> str | None:
   return None
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
+@functools.partial(jax.jit, static_argnames=("interpret", "max_programs"))
 def sums(
-  x: jax.Array, *, interpret: bool = False
+  x: jax.Array, *, interpret: Any = None, max_programs: int = MAX_PROGRAMS
 ) -> tuple[jax.Array, jax.Array]:
-  """(sum |x|, sum x^2) as float32 scalars, of an array of one of DTYPES."""
-  size = x.size
-  blocks = pl.cdiv(size, BLOCK)
+  """(sum |x|, sum x^2) as float32 scalars, of an array of one of DTYPES.
+
+  `interpret` is that of `mosaic_gpu.kernel`.
+  """
+  flat = x.reshape(-1)
+  blocks = flat.size // BLOCK
+  rest = flat[blocks * BLOCK :].astype(jnp.float32)
+  found = jnp.sum(jnp.abs(rest)), jnp.sum(rest * rest)
+  if not blocks:
+    return found
   # Divide the blocks as evenly as possible among the programs.
-  steps = pl.cdiv(blocks, MAX_PROGRAMS)
+  steps = pl.cdiv(blocks, max_programs)
   programs = pl.cdiv(blocks, steps)
 
   def kernel(x_ref, abs_ref, square_ref):
-    first = pl.program_id(0) * steps
+    program = jax.lax.axis_index("program")
+    first = program * steps
+
+    def of_block(i):
+      x = x_ref[pl.ds(i * BLOCK, BLOCK)].astype(jnp.float32)
+      return jnp.abs(x), x * x
 
     def add(i, carry):
-      start = (first + i) * BLOCK
-      index = start + jnp.arange(BLOCK)
-      block = x_ref.at[pl.ds(start, BLOCK)]
-      x = triton.load(block, mask=index < size, other=0).astype(jnp.float32)
-      return carry[0] + jnp.abs(x), carry[1] + x * x
+      abs_block, square_block = of_block(first + i)
+      return carry[0] + abs_block, carry[1] + square_block
 
-    zeros = jnp.zeros([BLOCK], jnp.float32)
     here = jnp.minimum(steps, blocks - first)
-    abs_sums, square_sums = jax.lax.fori_loop(0, here, add, (zeros, zeros))
-    abs_ref[0] = jnp.sum(abs_sums)
-    square_ref[0] = jnp.sum(square_sums)
+    abs_sums, square_sums = jax.lax.fori_loop(1, here, add, of_block(first))
+    # The smallest store is one number of each thread.
+    abs_ref[program] = jnp.broadcast_to(jnp.sum(abs_sums), [_THREADS])
+    square_ref[program] = jnp.broadcast_to(jnp.sum(square_sums), [_THREADS])
 
-  partial = jax.ShapeDtypeStruct((programs,), jnp.float32)
-  one = pl.BlockSpec((1,), lambda i: (i,))
-  abs_sums, square_sums = pl.pallas_call(
+  partial = jax.ShapeDtypeStruct((programs, _THREADS), jnp.float32)
+  abs_sums, square_sums = mosaic_gpu.kernel(
     kernel,
+    out_type=(partial, partial),
     grid=(programs,),
-    in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
-    out_specs=[one, one],
-    out_shape=[partial, partial],
-    compiler_params=triton.CompilerParams(num_warps=8, num_stages=4),
+    grid_names=("program",),
     interpret=interpret,
-    name="backslash_moments",
-  )(x.reshape(-1))
-  return jnp.sum(abs_sums), jnp.sum(square_sums)
+    kernel_name="backslash_moments",
+  )(flat)
+  abs_sum = found[0] + jnp.sum(abs_sums[:, 0])
+  return abs_sum, found[1] + jnp.sum(square_sums[:, 0])

@@ -1,8 +1,8 @@
 """Models, tasks, recipes and profiles of the paper's experiments.
 
 BackSlash, Wu, Wen & Han, ICML 2025, arXiv 2504.16968. The profile "full" is the
-paper's model and the whole data set; "small" is for two CPU cores. "small/l1"
-is the arm `l1` alone.
+paper's model and the whole data set; "small" is for two CPU cores; "medium" is
+between them, see medium.py. "small/l1" is the arm `l1` alone.
 
 A cell of the paper is an arm of a config. There are two recipes for the rate:
 
@@ -23,9 +23,9 @@ from typing import Any
 import ml_collections
 
 from configs import default
+from configs.paper import medium
 
-PROFILES = ("small", "full")
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+PROFILES = ("small", "medium", "full")
 # A directory that experiments.data.bpe writes, from the texts of IMDB.
 SMALL_WORDS = "runs/paper/words"
 
@@ -111,6 +111,11 @@ def build(
   if profile == "full":
     _full(config, model, task)
     kind = None
+  elif profile == "medium":
+    medium.set_up(config, model, task)
+    kind = model
+    if config.data.language:
+      config.data.tokenizer = SMALL_WORDS
   elif config.model.name == "bert" and pretrained:
     kind = "minilm"
     _minilm(config)
@@ -122,10 +127,13 @@ def build(
     _scratch(config)
   config.eval_every = config.total_updates
   config.checkpoint_every = min(500, config.total_updates)
+  if profile == "medium":
+    config.eval_every = config.total_updates // 2
+    config.checkpoint_every = 50
   config.keep_checkpoints = 1
   if only:
     arms = {only: arms[only]}
-  elif profile == "small":
+  elif profile != "full":
     # To save time; the sweep has algorithm1, with every lambda.
     arms = {name: arm for name, arm in arms.items() if name != "algorithm1"}
   config.baseline = next(iter(arms))
@@ -136,17 +144,23 @@ def build(
 
 
 def _rate(config, arm, kind):
-  """The fields of an arm with the rate term; `kind` of SIZES, or None."""
+  """The fields of an arm with the rate term.
+
+  `kind` is of SIZES, of medium.SIZES, or None for the full profile.
+  """
   updates = round(RATE_UPDATES * config.total_updates)
   lmbda = arm["lmbda"]
+  sizes = SIZES | medium.SIZES
   if arm["recipe"] == "algorithm1":
-    scale = SIZES[kind] / PAPER_SIZE if kind else 1.0
+    scale = sizes[kind] / PAPER_SIZE if kind else 1.0
     rate = {"lmbda": lmbda * scale}
   else:
     scale = 1.0
-    if kind:
+    if kind in medium.TRAVEL:
+      scale = medium.TRAVEL[kind] / 1000 / updates * sizes[kind]
+    elif kind:
       # Unscaled, the rate would outweigh the optimizer.
-      scale = MOVED[kind] / 1000 * config.optimizer.learning_rate * SIZES[kind]
+      scale = MOVED[kind] / 1000 * config.optimizer.learning_rate * sizes[kind]
     rate = {
       "lmbda": lmbda * scale,
       "placement": "unscaled",
@@ -174,7 +188,7 @@ def _full(config, model, task):
 
 def _minilm(config):
   """A pretrained encoder of 22.7M parameters, on the first 48 tokens."""
-  config.data.tokenizer = config.model.weights = MINILM
+  config.data.tokenizer = config.model.weights = medium.MINILM
   config.data.seq_len = 48
   config.data.batch_size = 16
   config.data.eval_batch_size = 64

@@ -4,9 +4,10 @@ python -m experiments.main --config=configs/paper/rows.py:table4_bert/full \\
   --workdir=DIR
 
 The argument is ROW, ROW/PROFILE or ROW/PROFILE/ARM. The profile is "small", the
-default, for two CPU cores, or "full", the paper's model; docs/reproduction.md
-has the times of the small profile. The arms are normal, backslash and, in the
-full profile, algorithm1; without ARM all of them are trained.
+default, for two CPU cores, "medium", see medium.py, or "full", the paper's
+model; docs/reproduction.md has the times of the small profile. The arms are
+normal, backslash and, in the full profile, algorithm1; without ARM all of them
+are trained.
 
 The paper's numbers: bits per parameter with a fixed length (FL), exp-Golomb
 (EG) and Huffman (HM) code, and the accuracy in %.

@@ -26,7 +26,7 @@ from configs.paper import common
 # The recipe of an arm and its lambdas, by the arm's name.
 LAMBDAS: dict[str, tuple[str, tuple[int, ...]]] = {
   "lambda": ("released", (1, 10, 100, 1000, 2000)),
-  "coupled": ("algorithm1", (1, 10, 100, 1000)),
+  "coupled": ("algorithm1", (1, 10, 100, 1000, 2000)),
 }
 ARMS: dict[str, dict[str, Any]] = {"normal": {}} | {
   f"{name}{lmbda}": common.recipe(recipe, float(lmbda))

@@ -72,9 +72,10 @@ def make_step(
 def _main(argv):
   del argv
   torch: Any = importlib.import_module("torch")
-  params = optimizer.tensors(shapes.bert_base(), 0)
-  grads = optimizer.tensors(shapes.bert_base(), 1)
-  tx = optax.chain(bs.backslash(1.0), optax.adamw(_RATE))
+  params = optimizer.tensors(shapes.bert(), 0)
+  grads = optimizer.tensors(shapes.bert(), 1)
+  rate = bs.backslash(1.0, update_every=1)
+  tx = optax.chain(rate, optax.adamw(_RATE))
   on_host = [{k: np.asarray(x) for k, x in t.items()} for t in (params, grads)]
   steps = {
     "JAX": optimizer.make_step(tx, params, grads),

@@ -16,6 +16,7 @@ _OPTIMIZERS = {
   "adamw": "`adamw`",
   "coupled": "`chain(backslash, adamw)`",
   "coupled, update_every=16": "the same, `update_every=16`",
+  "every update": "the same, `update_every=1`",
   "decoupled": "`backslash` after Adam",
   "decoupled, update_every=16": "the same, `update_every=16`",
   "L1": "`chain(backslash(shape=1.0), adamw)`",
@@ -46,7 +47,13 @@ def tables(results: pathlib.Path) -> dict[str, str]:
     "growth": _growth(found["growth"]),
     "devices": _devices(found["growth"]),
     "moments": _moments(found["moments"]),
+    "products": _products(found["products"]),
   }
+  if "encoder" in found:
+    result["encoder"] = _examples(found["encoder"])
+  if "optimizer_minilm" in found:
+    document = found["optimizer_minilm"]
+    result["optimizer of MiniLM"] = _ratios(document, _OPTIMIZERS)
   if "decoding" in found:
     document = found["decoding"]
     table = aot_serve.table(document["results"]["models"])
@@ -136,6 +143,35 @@ def _moments(document) -> str:
   ]
   header = "tensor", "MiB", *(f"{name}, GB/s" for name in names.values())
   return _table(document, header, rows)
+
+
+def _products(document) -> str:
+  measured = document["results"]["products, GFLOP/s"]
+  ways = list(dict.fromkeys(key.partition(", ")[2] for key in measured))
+  rows = [
+    [name, *(_quartiles(measured[f"{name}, {way}"], ".0f") for way in ways)]
+    for name in dict.fromkeys(key.partition(", ")[0] for key in measured)
+  ]
+  header = "GFLOP/s", *ways
+  return _table(document, header, rows)
+
+
+def _examples(document) -> str:
+  measured = document["results"]["seconds per example"]
+  base = next(iter(measured.values()))["median"]
+  rows = [
+    [name, _quartiles(found, ".3f"), f"{found['median'] / base:.2f}"]
+    for name, found in measured.items()
+  ]
+  header = "", "processor seconds per example", "ratio"
+  return _table(document, header, rows)
+
+
+def _quartiles(found, digits) -> str:
+  low, middle, high = (
+    f"{found[k]:{digits}}" for k in ("quartile_1", "median", "quartile_3")
+  )
+  return f"{middle} ({low} to {high})"
 
 
 def _compiled(document) -> str:

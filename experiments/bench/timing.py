@@ -1,7 +1,11 @@
-"""Timing in one process: candidates in turns, medians with spread, JSON."""
+"""Timing in one process: candidates in turns, medians with spread, JSON.
+
+The environment variable BENCH_RESULTS is another directory of the results.
+"""
 
 import datetime
 import json
+import os
 import pathlib
 import platform as host
 import statistics
@@ -12,7 +16,9 @@ from typing import Any
 import jax
 from absl import flags
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(
+  os.environ.get("BENCH_RESULTS") or pathlib.Path(__file__).parent / "results"
+)
 
 REPEATS = flags.DEFINE_integer("repeats", 16, "Timed calls of each candidate.")
 
@@ -98,7 +104,7 @@ def write(name: str, command: str, results: Any) -> None:
     "machine": machine(),
     "results": results,
   }
-  RESULTS.mkdir(exist_ok=True)
+  RESULTS.mkdir(parents=True, exist_ok=True)
   text = json.dumps(document, indent=2)
   platform = document["machine"]["platform"]
   (RESULTS / f"{name}_{platform}.json").write_text(text + "\n")

@@ -6,7 +6,7 @@ does not count), both [B] for classification and [B, L] for language modelling.
 
 Two tasks come with Python (`python_stdlib`). The others (`text`) are downloaded
 or read from the directory `data.source`, and tokenized as `data.tokenizer`
-says.
+says. "texts" reads one file (`lines`).
 To add a task of texts, write a builder as in `classification.py` or
 `generation.py` and name it in `text.CORPORA`.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from experiments.data import pipeline, prepare, python_stdlib, text
+from experiments.data import lines, pipeline, prepare, python_stdlib, text
 from experiments.data.task import Dataset, Options, Task
 
 __all__ = [
@@ -37,7 +37,7 @@ _EMBEDDED = {
   "python_stdlib/bytes": python_stdlib.load_bytes,
   "python_stdlib/modules": python_stdlib.load_modules,
 }
-NAMES = tuple(sorted(_EMBEDDED.keys() | text.CORPORA.keys()))
+NAMES = tuple(sorted({lines.NAME, *_EMBEDDED, *text.CORPORA}))
 
 
 def load_task(config: Any) -> Task:
@@ -99,6 +99,8 @@ def _read(options: Options, directory: pathlib.Path) -> Dataset:
   """The dataset, or as much of it as `max_train` and `max_eval` want."""
   if options.name in text.CORPORA:
     dataset = text.load(options, directory)
+  elif options.name == lines.NAME:
+    dataset = lines.load(options)
   elif options.name in _EMBEDDED:
     dataset = _EMBEDDED[options.name](directory)
     _check_embedded(options, dataset.task)

@@ -97,6 +97,30 @@ def language(
   }
 
 
+def padded(
+  texts: Sequence[str], words: vocabulary.Vocabulary, length: int
+) -> Arrays:
+  """Tokens, mask, targets and weights of texts of any length, cut to `length`.
+
+  Every token but the first is predicted. The arrays are as wide as the longest
+  text.
+  """
+  ids = [[*words.begin, *piece.ids][:length] for piece in words.pieces(texts)]
+  width = max(2, max(map(len, ids)))
+  tokens = np.zeros((len(ids), width), np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for i, row in enumerate(ids):
+    tokens[i, : len(row)], mask[i, : len(row)] = row, True
+  weights = np.zeros(tokens.shape, np.float32)
+  weights[:, :-1] = mask[:, 1:]
+  return {
+    "tokens": tokens,
+    "mask": mask,
+    "targets": np.roll(tokens, -1, axis=1),
+    "weights": weights,
+  }
+
+
 def generation(
   prompts: Sequence[Prompt],
   words: vocabulary.Vocabulary,

@@ -87,7 +87,11 @@ def read(
   """
   try:
     source = builder.as_data_source(split)
-    return list(source.__getitems__(range(len(source))))
+    examples = list(source.__getitems__(range(len(source))))
+    # So are the records that a file which was cut off does not have.
+    if any(value is None for e in examples for value in e.values()):
+      raise ValueError("records without content")
+    return examples
   except Exception as error:
     raise ValueError(
       f"cannot read split {split!r} of {builder.name} in {builder.data_dir}: "

@@ -71,9 +71,13 @@ SNIPPETS_PER_MODULE = {"train": 2000, "validation": 100, "test": 200}
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder):
-  """The standard library of the running Python, cut into windows."""
+  """The standard library of the running Python, cut into windows.
 
-  VERSION = tfds.core.Version("1.0.0")
+  An example holds all windows of a module, one after the other: there are so
+  many that reading one example for each would take seconds.
+  """
+
+  VERSION = tfds.core.Version("2.0.0")
   BUILDER_CONFIGS = (
     tfds.core.BuilderConfig(name="modules", description="Classification."),
     tfds.core.BuilderConfig(name="bytes", description="Language modelling."),
@@ -94,16 +98,18 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
     return {s: self._generate_examples(s) for s in SNIPPETS_PER_MODULE}
 
   def _generate_examples(self, split: str):
-    key = itertools.count()
     for label, module in enumerate(MODULES):
       if self.builder_config.name == "modules":
         blocks = _blocks(module, split, BYTES_PER_MODULE)
-        for text in _spread(blocks, SNIPPETS_PER_MODULE[split]):
-          yield next(key), {"text": text, "label": label}
+        text = b"".join(_spread(blocks, SNIPPETS_PER_MODULE[split]))
+        yield label, {"text": text, "label": label}
       else:
-        for block in _blocks(module, split):
-          for start in range(0, len(block) - SEQ_LEN, WINDOW):
-            yield next(key), {"text": block[start : start + WINDOW]}
+        text = b"".join(
+          block[start : start + WINDOW]
+          for block in _blocks(module, split)
+          for start in range(0, len(block) - SEQ_LEN, WINDOW)
+        )
+        yield label, {"text": text}
 
 
 def load_modules(data_dir: str | os.PathLike[str]) -> task_lib.Dataset:
@@ -112,11 +118,12 @@ def load_modules(data_dir: str | os.PathLike[str]) -> task_lib.Dataset:
   splits = {}
   for split in builder.info.splits:
     records = prepare.read(builder, split)
-    tokens = _tokens(records)
+    tokens = _tokens(records, SEQ_LEN)
+    labels = np.array([r["label"] for r in records], np.int32)
     splits[split] = {
       "tokens": tokens,
       "mask": np.ones(tokens.shape, bool),
-      "targets": np.array([r["label"] for r in records], np.int32),
+      "targets": np.repeat(labels, SNIPPETS_PER_MODULE[split]),
       "weights": np.ones(len(tokens), np.float32),
     }
   return _dataset("modules", splits)
@@ -127,7 +134,7 @@ def load_bytes(data_dir: str | os.PathLike[str]) -> task_lib.Dataset:
   builder = _prepared("bytes", data_dir)
   splits = {}
   for split in builder.info.splits:
-    tokens = _tokens(prepare.read(builder, split))
+    tokens = _tokens(prepare.read(builder, split), WINDOW)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     splits[split] = {
       "tokens": inputs,
@@ -168,10 +175,10 @@ def _dataset(config_name: str, splits: dict) -> task_lib.Dataset:
   return task_lib.Dataset(task, splits)
 
 
-def _tokens(records: list[dict]) -> np.ndarray:
+def _tokens(records: list[dict], length: int) -> np.ndarray:
   """The records' bytes, [N, length] int32."""
   text = b"".join(r["text"] for r in records)
-  return np.frombuffer(text, np.uint8).reshape(len(records), -1).astype("int32")
+  return np.frombuffer(text, np.uint8).reshape(-1, length).astype("int32")
 
 
 @functools.cache

@@ -108,8 +108,11 @@ def plan(
   usual = base.optimizer.learning_rate
   planned: list[Cell] = []
   for seed in grid.seeds:
-    # The baseline comes first, since all others are compared with it.
-    for name in sorted(grid.methods, key=lambda n: n != grid.baseline):
+    # These come first, since all others are compared with them.
+    first = grid.plain, grid.baseline
+    for name in sorted(
+      grid.methods, key=lambda n: (n != first[0], n != first[1])
+    ):
       method = grid.methods[name]
       points, rates = sorted(method.points), [method.learning_rate or usual]
       if grid.tune:

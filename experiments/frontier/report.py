@@ -67,7 +67,7 @@ def make_tables(
   Args:
     curves: of `make_curves`; those of the baseline are compared with, seed by
       seed.
-    grid: its fields baseline, best, bits and floor.
+    grid: its fields baseline, plain, best, bits and floor.
     task: its name.
 
   Returns:
@@ -75,11 +75,13 @@ def make_tables(
   """
   baseline = curves[grid.baseline]
   floors = {s: grid.floor * curve.metric[-1] for s, curve in baseline.items()}
+  plain = None if grid.plain == grid.baseline else curves.get(grid.plain)
   differences, accuracies = [], []
   for method, own in curves.items():
     seeds = [s for s in own if s in baseline]
     differences.append(
       [method, *_difference(baseline, own, floors)]
+      + ([] if plain is None else [_difference(plain, own, floors)[1]])
       + [
         report.spread(
           [_at_equal_metric(baseline[s], own[s], b) for s in seeds], "+.1f"
@@ -96,10 +98,11 @@ def make_tables(
     )
   at = [f"at {b:g} bits" for b in grid.bits]
   mean = ["seeds", "mean", "accuracies"]
+  beside = [] if plain is None else [f"against {grid.plain}"]
   tables = {
     "rates": report.Table(
       f"{task}: % of rate at equal accuracy, against {grid.baseline}",
-      ["method", *mean, *at],
+      ["method", *mean, *beside, *at],
       differences,
     ),
     "accuracies": report.Table(
@@ -219,8 +222,12 @@ def _curve(files):
 def _at_equal_metric(baseline, own, bits):
   """% of rate that is saved where the baseline takes so many bits, or None."""
   metric = bjontegaard.metric_at(baseline, bits)
-  rate = None if metric is None else bjontegaard.rate_at(own, metric)
-  return None if rate is None else 100 * (rate / bits - 1)
+  if metric is None:
+    return None
+  # Where a curve is flat, this is not quite `bits`.
+  before = bjontegaard.rate_at(baseline, metric)
+  rate = bjontegaard.rate_at(own, metric)
+  return None if not (rate and before) else 100 * (rate / before - 1)
 
 
 def _percent(curve, bits):
@@ -234,18 +241,18 @@ points and quantization steps. It is chosen on the validation split; the numbers
 are those of the test split. Bits are those of the whole file, per parameter of
 the model. The mean is the Bjontegaard difference of the rate, over the
 accuracies (%) that both curves reach, without those below {floor:.0%} of the
-best of {baseline}; -30 means 30% smaller files. The columns after it are the
-difference at the accuracy that {baseline} has at so many bits. Nothing is
-extrapolated: "-" means that a curve does not reach the value. ± is the standard
-deviation over the seeds. The second table has the accuracy of files of so many
-bits. The third, if {best} was run, is its mean difference against each of the
-others.
+best of {baseline}; -30 means 30% smaller files. The same against {plain} is
+beside it, where that was run. The columns after it are the difference at the
+accuracy that {baseline} has at so many bits. Nothing is extrapolated: "-" means
+that a curve does not reach the value. ± is the standard deviation over the
+seeds. The second table has the accuracy of files of so many bits. The third, if
+{best} was run, is its mean difference against each of the others.
 """
 
 
 def _markdown(tables, grid, task):
   legend = _LEGEND.format(
-    floor=grid.floor, baseline=grid.baseline, best=grid.best
+    floor=grid.floor, baseline=grid.baseline, plain=grid.plain, best=grid.best
   )
   parts = [f"# The frontier of {task}\n", legend]
   parts += [report.markdown(table) for table in tables.values()]

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import attention, cache, compact, layers, losses
+from experiments.models import (
+  attention,
+  cache,
+  compact,
+  layers,
+  losses,
+  products,
+)
 from experiments.models.config import ModelConfig
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -39,6 +46,7 @@ def linear(
     kernel_init=_NORMAL,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
+    dot_general=products.dot_general,
     rngs=rngs,
   )
 
@@ -114,6 +122,7 @@ class GatedMlp(nnx.Module):
       kernel_init=_NORMAL,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
+      dot_general=products.dot_general,
       rngs=rngs,
     )
 

@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models import attention, cache, compact, partition, rotary
+from experiments.models import (
+  attention,
+  cache,
+  compact,
+  partition,
+  products,
+  rotary,
+)
 from experiments.models import config as model_config
 
 _LECUN = nnx.initializers.lecun_normal()  # What nnx.Linear has.
@@ -86,6 +93,7 @@ class Attention(nnx.Module):
       nnx.Linear,
       use_bias=use_bias,
       dtype=dtype,
+      dot_general=products.dot_general,
       param_dtype=param_dtype,
       rngs=rngs,
     )
@@ -168,6 +176,7 @@ class Mlp(nnx.Module):
       nnx.Linear,
       use_bias=use_bias,
       dtype=dtype,
+      dot_general=products.dot_general,
       param_dtype=param_dtype,
       rngs=rngs,
     )

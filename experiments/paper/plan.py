@@ -20,22 +20,23 @@ import numpy as np
 import backslash_jax as bs
 from backslash_jax.coding import exp_golomb
 from configs import default
-from configs.paper import common, rows, sweep, table6
+from configs.paper import common, medium, ours, rows, sweep, table6
 from experiments import atomic, cells, evaluate, metrics, resume, settings
 from experiments.data import bpe
 
 # The first parts of the cells' names, in the order in which they run.
 CONFIGS = (
   "sweep",
+  "table4_bert",
+  "table5_newsgroups",
+  "table5_enron",
+  "table6",
+  "ours",
   "table4_gpt2",
   "table4_llama3",
   "table4_gemma2",
-  "table6",
-  "table5_enron",
   "table5_squad",
   "table5_wmt19",
-  "table4_bert",
-  "table5_newsgroups",
 )
 STEP = 2.0**-8  # The paper's, of all of its tables.
 ORDERS = range(5)
@@ -70,19 +71,21 @@ class Places:
     results: of records, tables and figures.
     source: as data.source; None downloads.
     encoder: MiniLM's directory or hub id; None: that of the configs.
+    llama: the same of SmolLM2, of the medium profile.
   """
 
   workdir: pathlib.Path
   results: pathlib.Path
   source: str | None = None
   encoder: str | None = None
+  llama: str | None = None
 
 
 def plan(profile: str, places: Places, seeds: Sequence[int]) -> list[Cell]:
   """Every cell of the paper, in the order in which they run.
 
   Args:
-    profile: "small" or "full".
+    profile: of `common.PROFILES`.
     places: only named in the cells; nothing is read.
     seeds: all cells of the first seed come before those of the next.
 
@@ -184,12 +187,14 @@ def _config(name, profile, places):
   if name in rows.ROWS:
     config = rows.get_config(f"{name}/{profile}")
   else:
-    config = {"sweep": sweep, "table6": table6}[name].get_config(profile)
+    modules = {"sweep": sweep, "table6": table6, "ours": ours}
+    config = modules[name].get_config(profile)
   config.data.source = places.source
   if config.data.tokenizer == WORDS:
     config.data.tokenizer = str(places.workdir / "words")
-  if places.encoder and profile == "small" and config.model.weights:
-    config.data.tokenizer = config.model.weights = places.encoder
+  here = {medium.MINILM: places.encoder, medium.SMOLLM2: places.llama}
+  if directory := here.get(config.model.weights):
+    config.data.tokenizer = config.model.weights = directory
   return config.lock()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from configs.paper import common
 from experiments import program, settings
 from experiments.paper import plan
 
@@ -33,14 +34,18 @@ def launch(
   flags.DEFINE_enum(
     "profile",
     "small",
-    ["small", "full"],
-    "small: for two CPU cores; full: the paper's models.",
+    common.PROFILES,
+    "small: for two CPU cores; medium: pretrained models, days of a few CPU"
+    " cores; full: the paper's models.",
   )
   flags.DEFINE_string(
     "source", None, "Directory with the data sets; downloaded without it."
   )
   flags.DEFINE_string(
     "encoder", None, "Directory of MiniLM; downloaded without it."
+  )
+  flags.DEFINE_string(
+    "llama", None, "Directory of SmolLM2; downloaded without it."
   )
   flags.DEFINE_string(
     "workdir", None, "Directory of the trainings; default: runs/paper/PROFILE."
@@ -77,13 +82,17 @@ def _main(kind, names, cells, write, argv) -> None:
       results=results,
       source=values.source,
       encoder=values.encoder,
+      llama=values.llama,
     ),
     [int(seed) for seed in values.seeds],
   )
-  for name in names if chosen == "all" else [chosen]:
-    shown = with_normal(cells(name))
+  chosen = names if chosen == "all" else [chosen]
+  shown_in = {name: with_normal(cells(name)) for name in chosen}
+  every = dict.fromkeys(n for shown in shown_in.values() for n in shown)
+  wanted = matching(every, values.cells)
+  for name, shown in shown_in.items():
     if values.run:
-      plan.run(planned, shown)
+      plan.run(planned, wanted.intersection(shown))
     write(name, {n: plan.records(planned, n) for n in shown}, results)
     print(f"{kind} {name} is in {results}")
 

@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from configs.paper import numbers, sweep
+from configs.paper import numbers, ours, sweep
 from experiments import atomic, report
 from experiments.paper import plan, reproduce
 
@@ -33,7 +33,10 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """A table: its rows are the cells of these names."""
+  """A table: its rows are the cells of these names.
+
+  `paper` has the paper's rows; it is empty where the paper has no such table.
+  """
 
   title: str
   names: tuple[str, ...]
@@ -119,6 +122,12 @@ SPECS = {
       *_SHIPPED,
     ),
   ),
+  "ours": Spec(
+    "This library's recipes (BERT, IMDB)",
+    tuple(f"ours/{arm}" for arm in ours.ARMS),
+    {},
+    _SHIPPED,
+  ),
 }
 NAMES = ("3", *SPECS)
 
@@ -138,7 +147,8 @@ def measure(record: Mapping[str, Any], normal: Mapping[str, Any]) -> Measured:
   Returns:
     "fixed", "exp_golomb", "huffman", "entropy": bits per parameter of the
       matrices, quantized with `plan.STEP`; "file": bits per parameter of the
-      whole file; "accuracy": of that model, in %.
+      whole file; "accuracy": of that model, in %. Absent where the cell has
+      steps of its own.
     "coarser_*": the same bits of the normal model at the coarsest step with
       that accuracy; "reached": whether it has that accuracy at any step.
     "shipped_step", "shipped_file", "shipped_accuracy": of the coarsest step
@@ -147,13 +157,19 @@ def measure(record: Mapping[str, Any], normal: Mapping[str, Any]) -> Measured:
     "nu": at the end.
     "train_accuracy": over the last quarter of the updates, in %.
   """
-  sizes = _sizes(record, plan.quantized(record))
-  accuracy = plan.quantized(record)["test"]["accuracy"]
-  found = sizes | {"accuracy": 100 * accuracy}
-  for key in ("exp_golomb", "huffman", "entropy", "file"):
-    found[f"coarser_{key}"], found["reached"] = _coarser(normal, key, accuracy)
-  shipped = record["evaluation"]["quantized"][record["evaluation"]["shipped"]]
-  found["shipped_step"] = shipped["step"]
+  found: Measured = {}
+  quantized = record["evaluation"]["quantized"]
+  if any(q.get("step") == plan.STEP for q in quantized):
+    at_step = plan.quantized(record)
+    accuracy = at_step["test"]["accuracy"]
+    found = _sizes(record, at_step) | {"accuracy": 100 * accuracy}
+    for key in ("exp_golomb", "huffman", "entropy", "file"):
+      found[f"coarser_{key}"], found["reached"] = _coarser(
+        normal, key, accuracy
+      )
+  shipped = quantized[record["evaluation"]["shipped"]]
+  if "step" in shipped:
+    found["shipped_step"] = shipped["step"]
   found["shipped_file"] = _sizes(record, shipped)["file"]
   found["shipped_accuracy"] = 100 * shipped["test"]["accuracy"]
   found["coarser_shipped_file"], found["shipped_reached"] = _coarser(
@@ -184,7 +200,7 @@ def make(table: str, records: reproduce.Records) -> report.Table:
   for name in spec.names:
     found = measured(records, name)
     stated = spec.paper.get(name)
-    if found or stated:
+    if found or stated or not spec.paper:
       values = [_cell(column, stated, found) for column in spec.columns]
       rows.append([name, str(len(found)), *values])
   header = ["cell", "seeds", *(column.title for column in spec.columns)]
@@ -196,7 +212,9 @@ def write(
 ) -> None:
   """Writes table_NAME.md and table_NAME.csv into results."""
   made = make(table, records)
-  names = numbers.TABLE_3 if table == "3" else SPECS[table].paper
+  names = numbers.TABLE_3
+  if table != "3":
+    names = SPECS[table].paper or SPECS[table].names
   lacking = [n for n in names if not records.get(n)]
   note = f"\nNot run: {', '.join(lacking)}.\n" if lacking else ""
   text = report.markdown(made) + note

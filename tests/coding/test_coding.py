@@ -290,7 +290,7 @@ def test_any_number_of_lanes_round_trips(lanes_, size, seed):
     return
   states, words = lanes.encode([entries], lanes_, tail)
   decoder = lanes.Decoder(states, words, tail, size)
-  found = decoder.segment(*models.decoding(table, True), None, size)
+  found = decoder.segment(models.decoding([table], 1), None, size)
   decoder.finish()
   np.testing.assert_array_equal(found, symbols)
 

@@ -1,6 +1,5 @@
 """Every example runs, and its file is what it says."""
 
-import contextlib
 import importlib
 import math
 
@@ -28,16 +27,6 @@ def example(request):
   return importlib.import_module(f"examples.{request.param}")
 
 
-@contextlib.contextmanager
-def _compiling_quickly():
-  """The programs run for a few updates only."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    yield
-  finally:
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _matrix_bits(report):
   """Bits per parameter of the quantized tensors, without the index."""
   coded = [t for t in report.tensors if t.step]
@@ -58,8 +47,7 @@ def test_it_trains_saves_and_loads(example, tmp_path, monkeypatch):
   for name, value in {"UPDATES": 24, "BEGIN": 12}.items():
     if hasattr(example, name):
       monkeypatch.setattr(example, name, value)
-  with _compiling_quickly():
-    result = example.main(tmp_path)
+  result = example.main(tmp_path)
   if example.__name__.endswith(UNTRAINED):
     _check_file(result)
     return

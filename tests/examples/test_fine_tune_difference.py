@@ -14,9 +14,12 @@ STORIES = paths.SHARED / "weights" / "stories260K"
     None,
     pytest.param(
       STORIES,
-      marks=pytest.mark.skipif(
-        not STORIES.exists(), reason=f"{STORIES} has no weights"
-      ),
+      marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(
+          not STORIES.exists(), reason=f"{STORIES} has no weights"
+        ),
+      ],
     ),
   ],
 )

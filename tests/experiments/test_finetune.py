@@ -5,6 +5,7 @@ import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
@@ -20,17 +21,14 @@ from experiments import (
   main,
   metrics,
   optimizer,
+  resume,
   settings,
 )
 from experiments.huggingface import weights
 from experiments.models import from_config, llama, rotary
 from tests import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
-    yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +178,67 @@ def test_a_stopped_fine_tune_resumes_exactly_and_on_its_base_alone(
     assert (run / name).read_bytes() == (finished[0] / name).read_bytes()
 
 
+def _language(directory, **fields):
+  return _config(directory, data__name="python_stdlib/bytes", **fields)
+
+
+@pytest.mark.parametrize(
+  "part", [1.0, pytest.param(0.25, marks=pytest.mark.slow)]
+)
+def test_distillation_is_a_part_of_the_loss(pretrained, part):
+  config = _language(pretrained, model__distill=part)
+  forward, trained, base = _parts(config)
+  _equal(trained, base)
+  batch = next(iter(data.train_dataset(config.data, seed=0, batch_size=4)))
+  tx = optax.sgd(0.0)
+  update = jax.jit(learner.make_update(config, forward, tx, measure_rate=False))
+
+  def measured(params):
+    state = {"params": params, "opt_state": tx.init(params)}
+    return update(state, batch, 1, base)[1]
+
+  moved = jax.tree.map(lambda x: 1.1 * x, base)
+  wanted, found = (
+    jax.nn.log_softmax(forward(params, batch["tokens"], batch["mask"]))
+    for params in (base, moved)
+  )
+  weights = batch["weights"]
+  taught = np.average(-np.sum(np.exp(wanted) * found, -1), weights=weights)
+  right = np.take_along_axis(found, batch["targets"][..., None], -1)[..., 0]
+  plain = np.average(-right, weights=weights)
+  np.testing.assert_allclose(
+    measured(moved)["loss"], (1 - part) * plain + part * taught, rtol=1e-4
+  )
+  if part == 1:  # The base itself cannot come nearer to its predictions.
+    assert measured(base)["gradient_norm"] < 1e-3
+
+
+@pytest.mark.slow
+def test_a_training_with_distillation_leaves_its_base_as_it_was(
+  pretrained, tmp_path
+):
+  config = _language(pretrained, model__distill=0.5, data__max_eval=32)
+  main.train_and_evaluate(config, tmp_path)
+  _, initial, _ = _parts(_language(pretrained))
+  resume.check_base(config, initial, tmp_path)
+  kept = bs.load(tmp_path / cells.TRAINED)["params"]
+  assert any(
+    map(np.any, jax.tree.leaves(jax.tree.map(np.subtract, kept, initial)))
+  )
+
+
+def test_distillation_needs_a_head(pretrained):
+  with pytest.raises(ValueError, match=r"it lacks score/kernel"):
+    _parts(_config(pretrained, model__distill=0.5))
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
+    (
+      {"model__distill": 0.5},
+      "config.model.distill is 0.5, wanted config.model",
+    ),
     ({"model__delta": True}, "config.model.delta is True, wanted config.model"),
     ({"model__lora": 4}, "config.model.lora is 4, wanted config.model.weights"),
     (

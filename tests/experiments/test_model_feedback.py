@@ -93,6 +93,41 @@ def test_a_block_is_quantized_with_what_the_quantized_blocks_before_give():
   )
 
 
+def test_a_call_that_was_stopped_goes_on_after_its_last_block(
+  tmp_path, monkeypatch
+):
+  forward, params = _model("llama")
+  batches, quantized = _batches(), []
+  wanted = feedback.quantize(forward, params, STEP, batches)
+
+  def run(stop=None, **options):
+    quantized.clear()
+    levels = layer_feedback.quantize
+
+    def counted(weights, *arguments, **more):
+      quantized.append(weights.shape)
+      if len(quantized) == stop:
+        raise KeyboardInterrupt
+      return levels(weights, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(layer_feedback, "quantize", counted)
+      return feedback.quantize(
+        forward, params, STEP, batches, kept=tmp_path, **options
+      )
+
+  with pytest.raises(KeyboardInterrupt):
+    run(stop=9)  # A block has seven matrices.
+  assert [p.name for p in tmp_path.glob("*/*")] == ["block_0.safetensors"]
+  found = run()
+  assert len(quantized) == 7 + 1  # And the head.
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  jax.tree.map(np.testing.assert_array_equal, run(), wanted)
+  assert not quantized
+  run(mu=0.1)  # Other levels: nothing of them is kept.
+  assert len(quantized) == 2 * 7 + 1
+
+
 def _seen_by(forward, params, block, batch):
   """The inputs of the attention of a block of a Llama."""
   model = feedback._model(forward, params)
@@ -167,6 +202,12 @@ def test_odd_layers_are_named():
   jax.tree.map(
     np.testing.assert_array_equal, found, quantizers.apply(params, STEP)
   )
+  bad = jax.tree.map(np.array, params)
+  bad["decoder"]["layer_0"]["mlp_norm"]["scale"] *= np.inf
+  with pytest.raises(
+    ValueError, match=r"layer_0/mlp/\w+/kernel: the second moments are not fin"
+  ):
+    feedback.quantize(forward, bad, STEP, _batches(1))
   params["decoder"]["layer_0"]["mlp"]["down"]["kernel"] *= np.nan
   with pytest.raises(ValueError, match="mlp/down/kernel: a weight is NaN"):
     feedback.quantize(forward, params, STEP, _batches(1))

@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from experiments import quantize, settings
 from experiments.huggingface import weights
-from experiments.models import gpt2, llama, rotary
+from experiments.models import bert, from_config, gemma2, gpt2, llama, rotary
 from tests import tiny
 
 _SIZE = dict(
@@ -19,13 +18,20 @@ _SIZE = dict(
   max_positions=128,
   epsilon=1e-5,
 )
-MODELS = {
-  "gpt2": lambda: gpt2.Gpt2(gpt2.ModelConfig(**_SIZE), rngs=nnx.Rngs(0)),
-  "llama": lambda: llama.Llama(
-    llama.ModelConfig(
-      **_SIZE, kv_heads=2, head_dim=8, positions=rotary.Rotary(), tied=True
-    ),
-    rngs=nnx.Rngs(0),
+_HEADS = dict(head_dim=8, positions=rotary.Rotary())
+CONFIGS = {
+  "bert": bert.ModelConfig(**_SIZE),
+  "gpt2": gpt2.ModelConfig(**_SIZE),
+  "llama": llama.ModelConfig(**_SIZE, **_HEADS, kv_heads=2, tied=True),
+  "deepseek": llama.ModelConfig(**_SIZE, **_HEADS, kv_heads=4, tied=False),
+  "gemma2": gemma2.ModelConfig(
+    **_SIZE,
+    **_HEADS,
+    kv_heads=2,
+    window=8,
+    query_scale=8,
+    attention_softcap=2.0,
+    logit_softcap=3.0,
   ),
 }
 
@@ -34,41 +40,84 @@ MODELS = {
 def directories(tmp_path_factory):
   """A Hugging Face directory of each model."""
   folder = tmp_path_factory.mktemp("models")
-  for name, make in MODELS.items():
-    weights.save(make(), folder / name)
+  for name, config in CONFIGS.items():
+    weights.save(from_config(config), folder / name)
     (folder / name / "tokenizer.json").write_text("{}")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+  """A file with texts of two classes, with and without their labels."""
+  folder = tmp_path_factory.mktemp("texts")
+  rows = [(f"{'ab'[i % 2]} text, number {i}", i % 2) for i in range(40)]
+  for name, lines in {
+    "plain.txt": [text for text, _ in rows],
+    "labelled.txt": [f"{label}\t{text}" for text, label in rows],
+  }.items():
+    (folder / name).write_text("\n".join(lines) + "\n")
   return folder
 
 
 def _config(directory, **fields):
   return tiny.config(
-    data__name="python_stdlib/bytes",
-    data__max_eval=8,
-    data__eval_batch_size=8,
-    data__batch_size=8,
-    model__name="llama",
-    model__weights=str(directory),
-    evaluate__feedback_batches=2,
-    evaluate__mu=0.1,
-    **fields,
+    **{
+      "data__name": "python_stdlib/bytes",
+      "data__max_eval": 8,
+      "data__eval_batch_size": 8,
+      "data__batch_size": 8,
+      "model__name": "llama",
+      "model__weights": str(directory),
+      "evaluate__feedback_batches": 2,
+      "evaluate__mu": 0.1,
+    }
+    | fields
+  )
+
+
+def _of_texts(directory, file, *, language):
+  return _config(
+    directory,
+    data__name="texts",
+    data__source=str(file),
+    data__language=language,
+    data__seq_len=24,
+    evaluate__feedback_batches=5,
+    model__name="llama" if language else "bert",
   )
 
 
 @pytest.mark.parametrize(
-  "name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]
+  "name",
+  [
+    "llama",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in CONFIGS
+      if name != "llama"
+    ),
+  ],
 )
 def test_a_directory_gets_the_size_that_was_asked_for(
-  tmp_path, directories, name
+  tmp_path, directories, texts, name
 ):
   directory, said = directories / name, []
-  out = tmp_path / "coded"
+  out, language = tmp_path / "coded", name != "bert"
+  file = texts / ("plain.txt" if language else "labelled.txt")
   result = quantize.quantize(
-    _config(directory), out, bits=6.0, progress=said.append
+    _of_texts(directory, file, language=language),
+    out,
+    bits=6.0,
+    progress=said.append,
   )
+  assert list(tmp_path.iterdir()) == [out]  # The kept blocks are gone.
+  assert result["minutes"] >= sum(result["feedback_minutes"]) > 0
+  assert result["peak_bytes"] > 10**6
   file = out / "model.backslash.safetensors"
   assert result["bytes"] == file.stat().st_size
   assert 5.8 < result["bits"] <= 6.0
   assert np.isfinite(result["quantized"]["loss"])
+  assert any("24 texts are 3 batches" in line for line in said)
   assert any("quantized block 1 of" in line for line in said)
   for other in ("config.json", "tokenizer.json"):
     assert (out / other).read_bytes() == (directory / other).read_bytes()
@@ -105,3 +154,29 @@ def test_what_cannot_be_done_is_said(
 def test_an_output_that_exists_is_kept(tmp_path, directories):
   with pytest.raises(settings.UserError, match="something already"):
     quantize.quantize(_config(directories / "llama"), tmp_path, bits=3.0)
+
+
+def test_fewer_texts_than_a_batch_are_an_error(tmp_path, directories, texts):
+  config = _of_texts(
+    directories / "llama", texts / "plain.txt", language=True
+  ).unlock()
+  config.data.batch_size = 32
+  with pytest.raises(settings.UserError, match=r"24 texts .* fewer than"):
+    quantize.quantize(config, tmp_path / "out", bits=6.0)
+
+
+def test_texts_that_do_not_fit_the_model_are_refused(
+  tmp_path, directories, texts
+):
+  for name, file, message in (
+    ("llama", "labelled.txt", "predicts tokens, but texts has 2 classes"),
+    ("bert", "plain.txt", "predicts 2 classes, but texts has no classes"),
+  ):
+    config = _of_texts(
+      directories / name, texts / file, language=name == "bert"
+    )
+    with pytest.raises(settings.UserError, match=message):
+      quantize.quantize(config, tmp_path / "out", bits=6.0)
+  config = _of_texts(directories / "llama", texts / "no", language=True)
+  with pytest.raises(settings.UserError, match="cannot be read"):
+    quantize.quantize(config, tmp_path / "out", bits=6.0)

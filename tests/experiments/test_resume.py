@@ -21,6 +21,8 @@ from experiments import (
 )
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def _config(**fields):
   """Steps are chosen after 4 updates, the run is stopped after 6."""
@@ -31,13 +33,6 @@ def _config(**fields):
   )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("compiled")
-  with tiny.compiled_once(directory):
-    yield directory
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
   """The directory of a finished run."""
@@ -46,9 +41,10 @@ def unbroken(tmp_path_factory):
   return directory
 
 
-@pytest.fixture
-def stopped(unbroken, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def stopped_once(unbroken, tmp_path_factory):
   """The directory of a run that SIGTERM stopped after update 6 of 12."""
+  directory = tmp_path_factory.mktemp("stopped")
   show = metrics.Progress.show
 
   def show_and_signal(self, update, values):
@@ -57,14 +53,19 @@ def stopped(unbroken, tmp_path, monkeypatch):
       # Arrives while update 6 is under way.
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with monkeypatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metrics.Progress, "show", show_and_signal)
     with pytest.raises(
       interrupt.StoppedError, match="update 6 of 12"
     ) as caught:
-      main.train_and_evaluate(_config(), tmp_path)
+      main.train_and_evaluate(_config(), directory)
   assert caught.value.exit_code == 128 + signal.SIGTERM
-  return tmp_path
+  return directory
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+  return shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
 
 
 def _assert_same_run(one, other):
@@ -157,14 +158,9 @@ def _command(workdir):
   return [*program, *where, *tiny.flags(), *fields]
 
 
-def _start(workdir, cache):
-  environment = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-  }
+def _start(workdir):
   return subprocess.Popen(
     _command(workdir),
-    env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -178,16 +174,16 @@ def _wait_for(path: pathlib.Path, process):
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_exactly(tmp_path, compilation_cache):
+def test_killed_run_resumes_exactly(tmp_path):
   killed, whole = tmp_path / "killed", tmp_path / "whole"
-  process = _start(killed, compilation_cache)
+  process = _start(killed)
   _wait_for(killed / "checkpoints" / "20", process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
   assert not (killed / "checkpoints" / "200").exists()
   for directory in (killed, whole):
-    process = _start(directory, compilation_cache)
+    process = _start(directory)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
   _assert_same_run(killed, whole)

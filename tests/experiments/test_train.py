@@ -29,11 +29,7 @@ from experiments import (
 )
 from tests import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
-    yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +204,7 @@ def test_finished_run_is_not_repeated(tmp_path, monkeypatch, capsys):
     ("total_updates", 0),
     ("data.batch_size", 12),
     ("data.batch_size", 8_000_000),
-    ("data.eval_batch_size", 1001),
+    ("data.eval_batch_size", 201),
     ("data.name", "no_such_task"),
     ("data.seq_len", 7),
     ("model.name", "no_such_model"),

@@ -13,6 +13,7 @@ from experiments import settings, sharding
 from experiments.bench import aot, hlo, usage
 from tests import tiny
 
+pytestmark = pytest.mark.optimized
 TOPOLOGIES = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 
 

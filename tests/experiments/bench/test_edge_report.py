@@ -98,14 +98,13 @@ def test_a_training_becomes_the_tables_and_goes_on_where_it_was(tmp_path):
   trainings = edge.arms(config, tmp_path, 0)
   cells = list(trainings.values())
   results = tmp_path / "results"
-  with tiny.compiled_once(tmp_path / "compiled"):
-    edge.train(cells)
-    edge.prune(cells[:1], results)
-    first = _rows(results / "pruning.json")
-    edge.prune(cells, results)
-    edge.measure([trainings], 2, results)
-    models = _rows(results / "models.json")
-    edge.measure([trainings], 2, results)
+  edge.train(cells)
+  edge.prune(cells[:1], results)
+  first = _rows(results / "pruning.json")
+  edge.prune(cells, results)
+  edge.measure([trainings], 2, results)
+  models = _rows(results / "models.json")
+  edge.measure([trainings], 2, results)
   rows = _rows(results / "pruning.json")
   assert rows[: len(first)] == first
   assert len(rows) == len(cells) * len(edge_report.KINDS) * len(edge.RATES)

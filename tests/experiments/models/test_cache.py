@@ -12,7 +12,6 @@ from experiments.huggingface import weights
 from experiments.models import cache, decoder, functional
 from tests import paths
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPT, MORE = 9, 6
 LENGTHS = np.array([9, 4, 1, 7])
 

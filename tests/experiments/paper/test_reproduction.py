@@ -7,11 +7,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+from absl import flags
 
-from configs.paper import common, numbers, rows, table6
+from configs.paper import common, medium, numbers, rows, sweep, table6
 from experiments import cells, settings
 from experiments.paper import figures, plan, reproduce, tables
 from tests import paths, tiny
@@ -85,12 +87,23 @@ def test_a_cell_is_compared_with_the_normal_model_at_its_accuracy():
   assert not tables.measure(NORMAL, SMALLER)["reached"]
 
 
+def test_a_cell_with_steps_of_its_own_is_compared_by_its_file():
+  fitted = json.loads(json.dumps(SMALLER))
+  shipped = fitted["evaluation"]["quantized"][1]
+  del shipped["step"]
+  fitted["evaluation"] |= {"quantized": [shipped], "shipped": 0}
+  found = tables.measure(fitted, NORMAL)
+  assert found["shipped_file"] == 2.0
+  assert found["coarser_shipped_file"] == pytest.approx(3.0)
+  assert "exp_golomb" not in found
+
+
 @pytest.mark.parametrize("table", tables.NAMES)
 def test_a_table_shows_the_paper_and_every_cell(tmp_path, table):
   names = tables.cell_names(table)
   records = _records(reproduce.with_normal(names))
   stated = numbers.TABLE_3 if table == "3" else tables.SPECS[table].paper
-  lacking = [*stated][-1]
+  lacking = [*(stated or names)][-1]
   del records[lacking]
   tables.write(table, records, tmp_path)
   text = (tmp_path / f"table_{table}.md").read_text()
@@ -100,7 +113,8 @@ def test_a_table_shows_the_paper_and_every_cell(tmp_path, table):
   with (tmp_path / f"table_{table}.csv").open() as file:
     lines = list(csv.DictReader(file))
   assert {r["cell"] for r in lines if r["seed"] == "1"} == {*names} - {lacking}
-  assert {r["seed"] for r in lines} == {"paper", "0", "1"}
+  wanted = {"paper", "0", "1"} if stated else {"0", "1"}
+  assert {r["seed"] for r in lines} == wanted
 
 
 def test_only_seeds_that_have_a_normal_training_are_compared():
@@ -137,6 +151,15 @@ def test_every_number_of_the_paper_has_a_cell(profile):
     assert names >= set(shown)
 
 
+def test_the_medium_profile_moves_a_weight_as_far_as_the_paper():
+  lmbda = sweep.get_config("medium").arms.lambda1000.rate
+  per_update = lmbda.lmbda / medium.SIZES["bert"]
+  paper = 1000 / common.PAPER_SIZE * common.RATE_UPDATES
+  assert per_update * lmbda.stop_update == pytest.approx(
+    paper * common.UPDATES["imdb"], rel=0.01
+  )
+
+
 def test_equal_cells_of_two_tables_are_one():
   planned = {c.name: c for c in plan.plan("full", PLACES, [0])}
   assert planned["table4_bert/normal"].record == planned["sweep/normal"].record
@@ -153,7 +176,7 @@ def test_one_arm_can_be_asked_for_alone():
   alone = rows.get_config("table4_bert/small/algorithm1")
   assert list(alone.arms) == ["algorithm1"]
   for argument in ("tiny", "small/l7"):
-    with pytest.raises(ValueError, match=r"small, full"):
+    with pytest.raises(ValueError, match=r"small, medium, full"):
       table6.get_config(argument)
   with pytest.raises(ValueError, match="one of table4_bert, "):
     rows.get_config("table4_bart")
@@ -226,3 +249,30 @@ def test_patterns_choose_cells():
   assert reproduce.matching(cells, ["table4*"]) == set(cells[:2])
   with pytest.raises(settings.UserError, match="no cell matches 'table5'"):
     reproduce.matching(cells, ["table5"])
+
+
+def test_only_the_chosen_cells_are_run(monkeypatch):
+  ran, written = [], []
+  monkeypatch.setattr(plan, "run", lambda _, names: ran.append(set(names)))
+  values = types.SimpleNamespace(
+    table="all",
+    profile="medium",
+    source=None,
+    encoder=None,
+    llama=None,
+    workdir=None,
+    results="results",
+    seeds=["0"],
+    cells=["sweep/lambda1000"],
+    run=True,
+  )
+  monkeypatch.setattr(flags, "FLAGS", values)
+  reproduce._main(
+    "table",
+    ("3", "sweep"),
+    tables.cell_names,
+    lambda name, records, _: written.append((name, set(records))),
+    [],
+  )
+  assert ran == [set(), {"sweep/lambda1000"}]
+  assert written[1][1] == {f"sweep/{arm}" for arm in sweep.ARMS}

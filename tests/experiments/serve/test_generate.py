@@ -11,8 +11,6 @@ from experiments import settings
 from experiments.serve import generate, model
 from tests import paths
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PROMPTS = [[5, 9, 17, 40, 8], [61], [7, 7, 30]]
 
 

@@ -16,8 +16,6 @@ from experiments import settings
 from experiments.serve import chat, model, serve, weights
 from tests import paths
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WORDS = ["a", "bad", "film", "good", "is", "it", "the", "was"]
 
 

@@ -14,8 +14,6 @@ from experiments.models import functional
 from experiments.serve import generate, model, score, weights
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
