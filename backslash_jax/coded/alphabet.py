@@ -26,7 +26,12 @@ class Alphabet(NamedTuple):
 
 
 def counted(keys: np.ndarray, rows: int):
-  """The different tuples, how many there are, and the number of each tuple."""
+  """The different tuples, how many there are, and the number of each tuple.
+
+  Args:
+    keys: unsigned integers, the low bytes of which are tuples.
+    rows: of the tuples.
+  """
   if rows > 2:
     known, at, counts = np.unique(keys, return_inverse=True, return_counts=True)
     return known, counts, at.reshape(keys.shape)

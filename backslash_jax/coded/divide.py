@@ -90,9 +90,9 @@ def shape(x: Tensor, grid: Grid) -> tuple[int, ...]:
   return (*divided, *whole[count:])
 
 
-def stacked(parts: Sequence[np.ndarray], grid: Grid) -> Any:
+def stacked(parts: Sequence[Any] | np.ndarray, grid: Grid) -> Any:
   """A child with an axis for each of the grid, from that of each block."""
-  found = np.stack(parts)
+  found = np.stack(list(parts))
   return grid.place(found.reshape(grid.axes + found.shape[1:]))
 
 

@@ -46,13 +46,15 @@ def encode(x: divide.Tensor, grid: divide.Grid) -> Coded:
   all_words, first = divide.in_turn(words, grid, 1)
   all_places, place = divide.in_turn(places, grid)
   numbers = [at.size for at in places]
-  begins = np.stack([first, place, numbers], 1).astype(np.int32)
+  fewest = counts.min(1)
+  begins = np.stack([first, fewest, place, numbers], 1).astype(np.int32)
+  above = counts - fewest[:, None]
   return Coded(
     words=all_words,
     places=all_places,
     values=divide.in_turn(values, grid)[0],
     begins=divide.stacked(begins, grid),
-    counts=divide.stacked(counts, grid),
+    counts=divide.stacked(above.astype(_width(above)), grid),
     states=divide.stacked(states, grid),
     frequency=divide.stacked(frequency, grid),
     tuples=divide.stacked(levels[..., : shape.rows], grid),
@@ -76,23 +78,31 @@ def _look_up(block: divide.Block, table: np.ndarray, tables: int, rows: int):
   An id is counted from that of its table, MAX_IDS after the one before.
   """
   keys = layout.keys(block.levels, rows)
+  shift = 8 * rows
+  if tables > 1:
+    wide = np.uint32 if rows <= 2 else np.uint64
+    keys = table.astype(wide) << wide(shift) | keys
+  known, counts, at = alphabet.counted(keys, rows)
   price = alphabet.price(rows, block.dtype.itemsize)
-  ids = np.empty(keys.shape, np.int16)
-  escaped = np.empty(keys.shape, bool)
+  ids = np.empty(known.size, np.int16)
+  beyond = np.empty(known.size, bool)
+  stops = np.searchsorted(
+    known.astype(np.uint64) >> shift, np.arange(1, tables)
+  )
   alphabets = []
-  for i in range(tables):
-    mine = slice(None) if tables == 1 else table == i
-    known, counts, at = alphabet.counted(keys[mine], rows)
-    if not known.size:
-      known, counts = np.zeros(1, np.uint32), np.ones(1)
-    own = alphabet.best(known, counts, price)
-    alphabets.append(own)
-    place = np.searchsorted(own.keys, known)
-    beyond = own.keys[np.minimum(place, own.keys.size - 1)] != known
-    place[beyond] = own.keys.size
-    ids[mine] = place[at] + i * streams.MAX_IDS
-    escaped[mine] = beyond[at]
-  return alphabets, ids, escaped
+  for i, own in enumerate(np.split(np.arange(known.size), stops)):
+    if own.size:
+      mine = (known[own] & ((1 << shift) - 1)).astype(np.uint32)
+      best = alphabet.best(mine, counts[own], price)
+    else:
+      mine = np.zeros(0, np.uint32)
+      best = alphabet.best(np.zeros(1, np.uint32), np.ones(1), price)
+    alphabets.append(best)
+    place = np.searchsorted(best.keys, mine)
+    beyond[own] = best.keys[np.minimum(place, best.keys.size - 1)] != mine
+    place[beyond[own]] = best.keys.size
+    ids[own] = place + i * streams.MAX_IDS
+  return alphabets, ids[at], beyond[at]
 
 
 def _laid_out(ids: np.ndarray, shape: layout.Shape) -> np.ndarray:
@@ -144,9 +154,7 @@ def _encode(ids: list[np.ndarray], frequency: np.ndarray):
     states.append(found[0].reshape(here.shape))
     counts.append(here)
     words += np.split(found[2], np.cumsum(here.sum(1))[:-1])
-  counts = np.concatenate(counts)
-  narrow = np.uint16 if counts.max() < 1 << 16 else np.uint32
-  return np.concatenate(states), counts.astype(narrow), words
+  return np.concatenate(states), np.concatenate(counts), words
 
 
 def _levels(keys: np.ndarray) -> np.ndarray:
@@ -157,6 +165,15 @@ def _levels(keys: np.ndarray) -> np.ndarray:
 def _extended(x: np.ndarray, size: int) -> np.ndarray:
   """x with its last number repeated."""
   return np.pad(x, (0, size - x.size), "edge")
+
+
+def _width(counts: np.ndarray):
+  """The smallest dtype that holds counts."""
+  return next(
+    dtype
+    for dtype in (np.uint8, np.uint16, np.uint32)
+    if counts.max() <= np.iinfo(dtype).max
+  )
 
 
 def _narrow(classes: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ the longest, and have an axis of their own.
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ class _Leaf:
     """The children that blocks along the first axis share."""
     return {name: getattr(self, name) for name in self.SHARED}
 
-  def at(self, i: Any) -> "_Leaf":
+  def at(self, i: Any) -> Self:
     """The leaf of one layer, or of a block of several rows.
 
     Args:
@@ -140,9 +140,9 @@ class Coded(_Leaf):
     words: uint16 [*S, n], those of all lanes.
     places: int32 [*S, n], where in its block a value is not that of its level.
     values: [*S, n], these values.
-    begins: int32 [*G, 3], of a block the first word, the first place and the
-      number of places.
-    counts: uint16 [*G, lanes], how many words each lane has.
+    begins: int32 [*G, 4], of a block the first word, the words of its shortest
+      lane, the first place and the number of places.
+    counts: uint8 [*G, lanes], or wider, how many words more each lane has.
     states: uint32 [*G, lanes].
     frequency: uint16 [*G, tables, ids], 2^12 in each table.
     tuples: int8 [*G, tables, ids, rows], the levels that an id stands for.
@@ -177,6 +177,11 @@ class Coded(_Leaf):
   @property
   def grid(self):
     return self.states.shape[:-1]
+
+  def first_words(self) -> jax.Array:
+    """Where the words of each lane begin, of one block, int32 [lanes]."""
+    counts = self.counts.astype(jnp.int32) + self.begins[1]
+    return self.begins[0] + jnp.cumsum(counts) - counts
 
   @property
   def rows(self) -> int:

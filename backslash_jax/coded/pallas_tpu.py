@@ -142,12 +142,10 @@ def _ids(x: Coded) -> list[jax.Array]:
 
 def _columns(x: Coded) -> jax.Array:
   """The words of each lane, from the first on, uint16 [longest, lanes]."""
-  counts = x.counts.astype(jnp.int32)
-  size = min(
-    x.words.size, x.longest * counts.size
-  )  # Those of a block, or more.
+  # Those of a block, or more.
+  size = min(x.words.size, x.longest * x.counts.size)
   begin = jnp.minimum(x.begins[0], x.words.size - size)
-  first = x.begins[0] - begin + jnp.cumsum(counts) - counts
+  first = x.first_words() - begin
   words = jax.lax.dynamic_slice(x.words, (begin,), (size,))
   words = jnp.pad(words, (0, x.longest))
   take = lambda i: jax.lax.dynamic_slice(words, (i,), (x.longest,))  # noqa: E731

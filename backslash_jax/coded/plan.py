@@ -7,8 +7,10 @@ from backslash_jax.coded import alphabet, layout
 
 # Bits of a lane beside its words: a state, of which about 8 come back, and a
 # number of words.
-_LANE_BITS = 40
-_LANE_SHARE = 0.006  # Of the code, that the lanes may add.
+_LANE_BITS = 32
+_LANE_SHARE = 0.006  # Of the code, that the lanes may add,
+_FEW_SHARE = 0.01  # or as long as there are few: a step of few lanes takes as
+_FEW = 384  # long as one of this many.
 _MIN_LANES, _MAX_LANES = 8, 2048
 _ROWS_SHARE = 0.005  # Of the code, that longer tuples may add: they are faster.
 _CLASSES_SHARE = 0.003  # Of the code, that classes must save.
@@ -32,7 +34,8 @@ def plan(
   size = blocks.shape[1:]
   classes = _classes(blocks)
   rows, bits = _rows(blocks, classes, itemsize)
-  wanted = bits * blocks[0].size * _LANE_SHARE / _LANE_BITS
+  lanes = bits * blocks[0].size / _LANE_BITS
+  wanted = max(lanes * _LANE_SHARE, min(lanes * _FEW_SHARE, _FEW))
   tuples = -(-size[0] // rows) * size[1]
   wanted = int(min(np.clip(wanted, _MIN_LANES, _MAX_LANES), tuples))
   segments = -(-size[1] // wanted)

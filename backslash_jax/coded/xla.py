@@ -19,8 +19,7 @@ def tuples(x: Coded) -> jax.Array:
   steps, lanes = x.steps, x.states.shape[-1]
   table = jax.vmap(slots)(x.frequency).reshape(-1)
   known = words_of(x.tuples)
-  counts = x.counts.astype(jnp.uint32)
-  positions = x.begins[0].astype(jnp.uint32) + jnp.cumsum(counts) - counts
+  positions = x.first_words().astype(jnp.uint32)
 
   def step(t, carry):
     states, positions, found = carry

@@ -189,8 +189,8 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
   words = int(size * bits) // 16
   return bs.Coded(
     words=shared(blocks * words, jnp.uint16),
-    begins=child((3,), jnp.int32),
-    counts=child((lanes,), jnp.uint16),
+    begins=child((4,), jnp.int32),
+    counts=child((lanes,), jnp.uint8),
     states=child((lanes,), jnp.uint32),
     frequency=child((1, 256), jnp.uint16),
     tuples=child((1, 256, rows), jnp.int8),

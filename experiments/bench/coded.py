@@ -130,12 +130,15 @@ def _repeated(leaf: Any, depth: int) -> Any:
   """A stack of one layer so many times, each with memory of its own."""
   if not isinstance(leaf, bs.Coded | bs.Packed):
     return jnp.concatenate([leaf] * depth)
-  parts = {k: jnp.concatenate([x] * depth) for k, x in leaf.own().items()}
+  parts: dict[str, Any] = {
+    k: jnp.concatenate([x] * depth) for k, x in leaf.own().items()
+  }
   shared = leaf.shared()
-  sizes = [shared[name].size for name in ("words", "places") if name in shared]
+  words = [shared["words"].size, 0] if "words" in shared else []
+  # Where those of a layer begin; 0 for what `begins` counts otherwise.
+  sizes = jnp.array([*words, shared["places"].size, 0], jnp.int32)
   layers = jnp.arange(depth, dtype=jnp.int32)[:, None]
-  # Where the words and the places of a layer begin; then a number of places.
-  parts["begins"] += layers * jnp.array([*sizes, 0], jnp.int32)[None]
+  parts["begins"] += layers * sizes[None]
   parts |= {k: jnp.concatenate([x] * depth, -1) for k, x in shared.items()}
   return dataclasses.replace(leaf, **parts)
 

@@ -7,6 +7,7 @@ finished training. All kinds of weights are in one process and take turns, and
 their outputs are compared. The table of docs/memory.md is written, too.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -35,10 +36,11 @@ def read(path: pathlib.Path, kind: str) -> model.Served:
   if kind not in ("float32", "bfloat16"):
     return model.read(path, kind)
   served = model.read(path)
-  for name, x in served.tensors.items():
-    if jnp.issubdtype(x.dtype, jnp.floating):
-      served.tensors[name] = x.astype(kind)
-  return served
+  tensors = {
+    name: x.astype(kind) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    for name, x in served.tensors.items()
+  }
+  return dataclasses.replace(served, tensors=tensors)
 
 
 def measure(found: dict[str, model.Served], rows: int) -> dict[str, Any]:
@@ -56,7 +58,8 @@ def measure(found: dict[str, model.Served], rows: int) -> dict[str, Any]:
       )
     )
     compiled = forward.lower(served.tensors, *batch).compile()
-    temporaries[kind] = compiled.memory_analysis().temp_size_in_bytes
+    memory: Any = compiled.memory_analysis()
+    temporaries[kind] = memory.temp_size_in_bytes
     candidates[kind] = functools.partial(compiled, served.tensors, *batch)
   wanted = candidates["float32"]()
   for kind in ("packed", "coded"):

@@ -110,10 +110,12 @@ def in_memory(
     x = sources.pop(name)
     if isinstance(x, Stored):
       single[x.file][x.name] = name
-    elif isinstance(x, list) and isinstance(x[0], Stored):
-      tensors[name] = coded.stack([(y.file, y.name) for y in x], KINDS[kind])
-    else:
-      tensors[name] = np.stack(x) if isinstance(x, list) else x
+      continue
+    if isinstance(x, list) and isinstance(x[0], Stored):
+      x = coded.stack([(y.file, y.name) for y in x], KINDS[kind])
+    elif isinstance(x, list):
+      x = np.stack(x)
+    tensors[name] = jax.tree.map(jnp.asarray, x)
   for file, names in single.items():
     shapes = {t.name: t.shape for t in bs.inspect(file).tensors}
     blocks = {name: blocks_of(shapes[name], tokens) for name in names}
@@ -124,8 +126,9 @@ def in_memory(
       stacked=["*/layers/*"] if stacked else (),
       blocks={name: count for name, count in blocks.items() if count > 1},
     )
-    tensors |= {name: found[own] for own, name in names.items()}
-  return {name: jax.tree.map(jnp.asarray, x) for name, x in tensors.items()}
+    for own, name in names.items():
+      tensors[name] = jax.tree.map(jnp.asarray, found.pop(own))
+  return tensors
 
 
 def blocks_of(shape: tuple[int, ...], tokens: int) -> int:
