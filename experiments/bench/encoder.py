@@ -7,6 +7,7 @@ several ways, in processor seconds per example; the ways take turns. The flags
 of XLA are those of the process: XLA_FLAGS. With --noupdates only the products.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -54,22 +55,22 @@ _PRODUCTS = {
 
 def products() -> dict[str, Callable[[], Any]]:
   """The products of a linear layer: in float32, and from bfloat16."""
-  found = {}
-  for name, (left, right, (i, j)) in _PRODUCTS.items():
+
+  @functools.partial(jax.jit, static_argnums=(2, 3))
+  def product(a, b, over, result):
+    numbers = ((over[0],), (over[1],)), ((), ())
+    return jax.lax.dot_general(a, b, numbers, preferred_element_type=result)
+
+  found: dict[str, Callable[[], Any]] = {}
+  for name, (left, right, over) in _PRODUCTS.items():
     for dtype, result in (
       ("float32", "float32"),
       ("bfloat16", "bfloat16"),
       ("bfloat16", "float32"),
     ):
-      run = jax.jit(
-        lambda a, b, i=i, j=j, result=result: jax.lax.dot_general(
-          a, b, (((i,), (j,)), ((), ())), preferred_element_type=result
-        )
-      )
       arrays = jnp.ones(left, dtype), jnp.ones(right, dtype)
-      found[f"{name}, {dtype} to {result}"] = lambda run=run, arrays=arrays: (
-        run(*arrays)
-      )
+      run = functools.partial(product, *arrays, over, result)
+      found[f"{name}, {dtype} to {result}"] = run
   return found
 
 
