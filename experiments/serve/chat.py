@@ -69,14 +69,16 @@ def _templated(path, template, messages, described) -> str:
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True
   )
-  environment.globals["raise_exception"] = refuse
   special = {
     name: tokenizer.content(described.get(name))
     for name in ("bos_token", "eos_token", "pad_token", "unk_token")
   }
   try:
     return environment.from_string(template).render(
-      messages=messages, add_generation_prompt=True, **special
+      messages=messages,
+      add_generation_prompt=True,
+      raise_exception=refuse,
+      **special,
     )
   except TemplateError as error:
     raise settings.UserError(
