@@ -86,7 +86,8 @@ def get_config() -> ml_collections.ConfigDict:
   rate.epsilon = config_dict.placeholder(float)  # None: step / 2.
   rate.step = 2.0**-6  # Quantization step at which bits are counted: bs.STEP.
   rate.mask = "matrices"  # Or "all": biases and normalization too.
-  rate.update_every = 1  # Updates between estimates of nu.
+  # Updates between estimates of nu: 1 as in the paper, 4 in `bs.backslash`.
+  rate.update_every = 1
   # "coupled": before Adam; "decoupled": after it; "unscaled": after the
   # learning rate.
   rate.placement = "coupled"
