@@ -16,6 +16,8 @@ FILES = (paths.ROOT / "examples").glob("*.py")
 EXAMPLES = sorted(path.stem for path in FILES if path.stem not in OWN)
 UNTRAINED = ("compress_weights", "coded_in_memory")
 TRAINED = [name for name in EXAMPLES if name not in UNTRAINED]
+# Trained in full by the slow tests alone.
+SLOW = ("hugging_face", "gradient_accumulation", "several_devices")
 # Largest accepted increase of the loss, relative.
 MARGIN = {"hugging_face": 0.05, "linen_language_model": 0.05}
 
@@ -42,7 +44,14 @@ def _check_file(report):
 
 # After so few updates a matrix may round to zero.
 @pytest.mark.filterwarnings("ignore:.*all values became zero")
-@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
+@pytest.mark.parametrize(
+  "example",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in EXAMPLES
+  ],
+  indirect=True,
+)
 def test_it_trains_saves_and_loads(example, tmp_path, monkeypatch):
   for name, value in {"UPDATES": 24, "BEGIN": 12}.items():
     if hasattr(example, name):

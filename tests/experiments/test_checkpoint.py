@@ -144,7 +144,7 @@ def test_flipped_bits_are_refused_or_change_nothing(written, tmp_path):
   reasons = []
   for path in _files(written / str(UPDATE)):
     content = path.read_bytes()
-    for _ in range(3 if len(content) > 2000 else min(len(content), 1)):
+    for _ in range(2 if len(content) > 2000 else min(len(content), 1)):
       shutil.rmtree(directory, ignore_errors=True)
       shutil.copytree(written, directory)
       damaged = bytearray(content)
