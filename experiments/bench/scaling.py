@@ -15,10 +15,8 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
 _OPTIMIZERS = {
   "adamw": "`adamw`",
   "coupled": "`chain(backslash, adamw)`",
-  "coupled, update_every=16": "the same, `update_every=16`",
   "every update": "the same, `update_every=1`",
   "decoupled": "`backslash` after Adam",
-  "decoupled, update_every=16": "the same, `update_every=16`",
   "L1": "`chain(backslash(shape=1.0), adamw)`",
 }
 _EAGER = {
