@@ -65,14 +65,17 @@ def one_sided(
     int64 [L + 2], read-only. The frequencies of 1 to L are those of one sign:
     f[0] + 2 * sum(f[1:-1]) + f[-1] is 2**precision.
   """
+  # The sum of twice the bins of a wide density needs the 64th bit.
   masses = (_odd_masses if odd else _masses)(nu_index, alpha_index)
+  masses = masses.astype(np.uint64)
   total = int(masses[0]) + 2 * int(masses[1:].sum())
   largest = np.count_nonzero(masses[1:] >= total >> (precision + 1))
   largest = min(largest, (1 << (precision - 2)) - 1)
   free = (1 << precision) - 2 * largest - 1 - (1 << tail)
   reduce = max(total.bit_length() - 48, 0)
-  tails = np.append(np.cumsum(masses[:0:-1])[::-1], 0)[: largest + 1]
-  units = (tails >> reduce) * free // (total >> reduce)
+  tails = np.append(np.cumsum(masses[:0:-1])[::-1], np.uint64(0))
+  tails = tails[: largest + 1] >> reduce
+  units = tails.astype(np.int64) * free // (total >> reduce)
   frequencies = np.empty(largest + 2, np.int64)
   frequencies[1:-1] = units[:-1] - units[1:] + 1
   frequencies[-1] = 2 * units[-1] + (1 << tail)

@@ -25,6 +25,14 @@ def test_they_fill_the_table(nu, alpha, tail, precision):
   assert f[-1] >= 1 << tail
 
 
+@pytest.mark.parametrize("nu", [-16, 0, 32])
+@pytest.mark.parametrize("alpha", [96, 163, 199])
+def test_those_of_the_odd_quantizer_fill_it_too(nu, alpha):
+  f = frequencies.one_sided(nu, alpha, 1, odd=True)
+  assert f[0] + 2 * f[1:-1].sum() + f[-1] == 1 << frequencies.PRECISION
+  assert f.min() >= 1
+
+
 # Beyond these the tail passes the largest magnitude, and escapes take over.
 @pytest.mark.parametrize(
   ("nu", "alpha"), [(n, a) for n, a in _GRID if n >= -8 and a <= 64]

@@ -61,6 +61,7 @@ def test_the_quantizers_are_those_of_machines_in_turn(size):
 
 
 @hypothesis.given(symbols=_SYMBOLS)
+@hypothesis.example(symbols=np.array([1, 0, 972], np.int32))
 @_FAST
 def test_any_symbols_round_trip(symbols):
   model = fit_trellis.fit_trellis(symbols)
