@@ -1,10 +1,12 @@
 """Coded model files to arrays, or to weights that stay coded in memory."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from backslash_jax import archive, tree
+from backslash_jax.archive import file
 
 
 def load(
@@ -57,14 +59,15 @@ def load(
     return archive.load(path, sharding=sharding, **options)
   from backslash_jax.coded import transcode  # Imports JAX.
 
-  def of(name: str, shape: tuple[int, ...]):
-    return sharding(name, shape) if callable(sharding) else sharding
-
   return archive.load(
     path,
     sharding=sharding,
     leaves=lambda entries: transcode.Transcoder(
-      entries, coded, stacked, of, blocks or {}
+      entries,
+      coded,
+      stacked,
+      functools.partial(file.sharding_of, sharding=sharding),
+      blocks or {},
     ),
     **options,
   )

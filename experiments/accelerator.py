@@ -122,22 +122,22 @@ def run(todo: Sequence[Stage], path: pathlib.Path, seconds: float) -> bool:
     UserError: path is damaged.
   """
   found = _read(path)
+
+  def is_finished(stage):
+    return found.get(stage.name, {}).get("status") == "finished"
+
   end = time.monotonic() + seconds
-  for i, stage in enumerate(todo):
-    if found.get(stage.name, {}).get("status") == "finished":
-      continue
+  left_over = [stage for stage in todo if not is_finished(stage)]
+  for i, stage in enumerate(left_over):
     left = end - time.monotonic()
     if left <= 0:
       break
-    open_stages = [
-      s for s in todo[i:] if found.get(s.name, {}).get("status") != "finished"
-    ]
-    own = left * stage.share / sum(s.share for s in open_stages)
+    own = left * stage.share / sum(s.share for s in left_over[i:])
     print(f"{stage.name}: at most {own:.0f} s", flush=True)
     found[stage.name] = _run(stage, own, path.parent / f"{stage.name}.log")
     atomic.write_text(path, json.dumps(found, indent=1) + "\n")
     print(f"{stage.name}: {found[stage.name]['status']}", flush=True)
-  return all(found.get(s.name, {}).get("status") == "finished" for s in todo)
+  return all(map(is_finished, todo))
 
 
 def is_worth(moments: dict[str, Any]) -> dict[str, Any]:

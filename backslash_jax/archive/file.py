@@ -240,25 +240,8 @@ def load(
 ):
   """Reads a coded model file.
 
-  Args:
-    path: the file.
-    names: patterns of tensor names, as of a shell; a flat dict of those that
-      match is returned, and only their chunks are read.
-    base: the base of a file that holds differences, as for `save`. Its tensors
-      may be JAX arrays; then so are the differences' sums, placed alike.
-    sharding: a jax.sharding.Sharding, or a callable from a tensor's name and
-      shape to one: the tensors are then JAX arrays, placed accordingly, and
-      only the chunks of this process's shards are decoded.
-    leaves: from the entries of the file to what makes other leaves of some.
-    progress: called with the number of parameters that each chunk has added.
-
-  Returns:
-    The tree that was saved, with the same dtypes and the quantized values.
-
-  Raises:
-    ArchiveError: if the file is not exactly what `save` wrote, or `base` is
-      not the one that it was saved with; it names a tensor that differs.
-    KeyError: if a name in `names` matches nothing.
+  `bs.load` says what it returns and raises, and what the arguments are, but for
+  `leaves`: from the entries of the file to what makes other leaves of some.
   """
   with container.Reader(path) as reader:
     structure, entries, chunks, _ = report.read_index(reader)
@@ -274,7 +257,7 @@ def load(
         return None
       if sharding is None:
         return 0, entry.matrix[0]
-      return _local_rows(entry, _sharding_of(entry.name, entry.shape, sharding))
+      return _local_rows(entry, sharding_of(entry.name, entry.shape, sharding))
 
     takes = made.takes if made else lambda entry: False
     decoder = Decoder(reader, entries, rows, takes)
@@ -285,9 +268,7 @@ def load(
           continue
         array = sums.of(entry, array)
         if sharding is not None:
-          array = _placed(
-            array, _sharding_of(entry.name, entry.shape, sharding)
-          )
+          array = _placed(array, sharding_of(entry.name, entry.shape, sharding))
         found[entry.name] = array
       if progress and parts:
         progress(index.parameters(entries, parts))
@@ -352,7 +333,8 @@ def _matching(path: str, known: list[str], names: Iterable[str]) -> set[str]:
   return found
 
 
-def _sharding_of(name: str, shape: tuple[int, ...], sharding):
+def sharding_of(name: str, shape: tuple[int, ...], sharding):
+  """That of a tensor, of one for all or of a callable."""
   return sharding(name, shape) if callable(sharding) else sharding
 
 

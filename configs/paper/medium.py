@@ -90,28 +90,27 @@ def _language(config):
   config.data.language = True
   config.data.seq_len = 64
   config.data.batch_size = 32
-  config.data.eval_batch_size = 64
-  config.data.max_eval = 1000
   config.model.depth, config.model.heads = 4, 4
   config.model.width, config.model.mlp = 128, 512
   config.total_updates = 4000
-  config.log_every = 50
   config.optimizer.learning_rate = 1e-3
-  config.optimizer.weight_decay = 0.01
-  config.evaluate.steps = tuple(2.0**-k for k in (2, 3, 3.5, 4, 5, 6, 8))
-  config.evaluate.pruning_rates = (0.5, 0.6, 0.8, 0.9)
+  _from_scratch(config)
 
 
 def _bytes(config):
   config.data.seq_len = 192
   config.data.batch_size = 8
-  config.data.eval_batch_size = 64
-  config.data.max_eval = 1000
   config.model.depth, config.model.heads = 2, 4
   config.model.width, config.model.mlp = 64, 128
   config.total_updates = 2400
-  config.log_every = 50
   config.optimizer.learning_rate = 2e-3
+  _from_scratch(config)
+
+
+def _from_scratch(config):
+  config.data.eval_batch_size = 64
+  config.data.max_eval = 1000
+  config.log_every = 50
   config.optimizer.weight_decay = 0.01
   config.evaluate.steps = tuple(2.0**-k for k in (2, 3, 3.5, 4, 5, 6, 8))
   config.evaluate.pruning_rates = (0.5, 0.6, 0.8, 0.9)
