@@ -86,6 +86,7 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
     small=(
       "delta",
       "lora",
+      "lora_dggr",
       "delta_fitted",
       "delta_l1_fitted",
       "delta_dggr",
@@ -95,7 +96,7 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
       "balances": (0.1, 0.3),
       "bits": (0.03, 0.06, 0.1),
       "ranks": (4, 8, 16),
-      "rank_steps": tuple(2.0**-k for k in (2, 3, 4, 6)),
+      "rank_steps": tuple(2.0**-k for k in (0, 1, 2, 3, 4, 6)),
     },
   )
   config.grid.baseline = "delta"
