@@ -106,10 +106,12 @@ def _compilation(request):
     yield
     return
   name = "jax_disable_most_optimizations"
-  before = jax.config.read(name)
+  changed = (name, "jax_persistent_cache_min_compile_time_secs")
+  before = {option: jax.config.values[option] for option in changed}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XLA_FLAGS", _USUAL_FLAGS)
     patch.setenv(name.upper(), "false")
     jax.config.update(name, False)
     yield
-    jax.config.update(name, before)
+    for option, value in before.items():
+      jax.config.update(option, value)
