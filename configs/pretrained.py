@@ -80,7 +80,7 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
     "delta",
     steps=(),
     lambdas=(),
-    learning_rates={"lora": 1e-3},
+    learning_rates={"lora": 1e-3, "lora_dggr": 1e-3},
     candidates=(5e-4, 1e-3, 2e-3),
     best="delta_l1_fitted",
     small=(
