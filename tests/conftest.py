@@ -81,6 +81,13 @@ def no_figures():
     yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs():
+  """What a module compiled is let go after it: all of it takes gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def make_config(source, cache):
   """Gives the `data` fields for a dataset of `source`."""
