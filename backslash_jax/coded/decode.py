@@ -51,6 +51,10 @@ def decode(x: Any, *, at: Any = None, implementation: str | None = None) -> Any:
   platform = jax.default_backend()
 
   def leaf(x):
+    if isinstance(at, jax.core.Tracer):
+      # XLA for CPUs slices bfloat16 arrays in float32. It would cast a stack
+      # of layers as a whole, once, before the loop that slices it.
+      x = jax.lax.optimization_barrier((x, at))[0]
     if not isinstance(x, Coded | Packed):
       return x if at is None else _row(x, at)
     if at is not None:
