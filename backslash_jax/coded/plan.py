@@ -9,7 +9,7 @@ from backslash_jax.coded import alphabet, layout
 # number of words.
 _LANE_BITS = 32
 _LANE_SHARE = 0.006  # Of the code, that the lanes may add,
-_FEW_SHARE = 0.01  # or as long as there are few: a step of few lanes takes as
+_FEW_SHARE = 0.02  # or as long as there are few: a step of few lanes takes as
 _FEW = 384  # long as one of this many.
 _MIN_LANES, _MAX_LANES = 8, 2048
 _ROWS_SHARE = 0.005  # Of the code, that longer tuples may add: they are faster.
