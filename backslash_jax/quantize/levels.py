@@ -30,7 +30,7 @@ def quantize(x: np.ndarray, step: float) -> np.ndarray:
   if mantissa != 0.5 or not 2.0**-126 <= step <= 2.0**126:
     wide = np.float64  # Division in float32 is exact only by a power of two.
   with np.errstate(over="ignore"):
-    levels = np.divide(x, step, dtype=wide)
+    levels = np.asarray(np.divide(x, step, dtype=wide))  # Of 0 dimensions, too.
   np.rint(levels, out=levels)
   largest = np.abs(levels).max(initial=0.0)
   limit = _limit(x.dtype, step)
