@@ -33,7 +33,10 @@ def magnitude_sums(symbols):
 
 def squares(values, decoded, step):
   """See `loops_numpy.squares`."""
-  return _squares(values, decoded, np.float64(step))
+  scale = 1 / np.float64(step)
+  if not np.isfinite(scale):
+    return loops_numpy.squares(values, decoded, step)
+  return _squares(values, decoded, scale)
 
 
 def look_up(symbols, codes, lengths, limits, row_class, column_class):
@@ -95,12 +98,12 @@ def _magnitude_sums(symbols, rows, columns):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
-def _squares(values, decoded, step):
+def _squares(values, decoded, scale):
   error, power = 0.0, 0.0
   for i in range(values.size):
     x = np.float64(values[i])
-    error += ((x - decoded[i]) / step) ** 2
-    power += (x / step) ** 2
+    error += ((x - decoded[i]) * scale) ** 2
+    power += (x * scale) ** 2
   return error, power
 
 

@@ -27,18 +27,19 @@ def quantize(x: np.ndarray, step: float) -> np.ndarray:
   """
   check_step(step)
   x = np.asarray(x)
-  wide = np.float64 if x.dtype.itemsize > 4 else np.float32
+  wide, scale, operation = np.float64, step, np.divide
   mantissa, _ = np.frexp(step)
-  if mantissa != 0.5 or not 2.0**-126 <= step <= 2.0**126:
-    wide = np.float64  # Division in float32 is exact only by a power of two.
+  if mantissa == 0.5 and 2.0**-126 <= step <= 2.0**126:
+    scale, operation = 1 / step, np.multiply  # By a power of two: exact.
+    wide = np.float64 if x.dtype.itemsize > 4 else np.float32
   limit = _limit(x.dtype, step)
   values, found = x.reshape(-1), np.empty(x.size, np.int32)
   for start in range(0, x.size, _BLOCK):
     block = slice(start, start + _BLOCK)
     with np.errstate(over="ignore"):
-      levels = np.divide(values[block], step, dtype=wide)
+      levels = operation(values[block], scale, dtype=wide)
     np.rint(levels, out=levels)
-    largest = np.abs(levels).max()
+    largest = max(levels.max(), -levels.min())
     if limit is not None and limit < largest < math.inf:
       np.clip(levels, -limit, limit, out=levels)
       largest = limit
@@ -72,14 +73,21 @@ def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
   same on every platform, because IEEE 754 defines each of these roundings.
   """
   with np.errstate(over="ignore"):
-    is_short = symbols.dtype.itemsize <= 2 and np.dtype(dtype) == np.float32
-    if is_short and np.float32(step) == step:
+    narrow = np.float32(step)
+    if np.dtype(dtype) == narrow.dtype and narrow == step and _short(symbols):
       # Float64 would hold these products exactly, so float32 rounds them alike.
-      return np.multiply(symbols, np.float32(step), dtype=np.float32)
+      return np.multiply(symbols, narrow, dtype=np.float32)
     values = np.multiply(symbols, step, dtype=np.float64)
     if np.dtype(dtype).itemsize < 4:
       values = values.astype(np.float32)
     return values.astype(dtype)
+
+
+def _short(symbols: np.ndarray) -> bool:
+  """Whether float32 holds all the symbols exactly."""
+  if symbols.dtype.itemsize <= 2 or not symbols.size:
+    return True
+  return max(int(symbols.max()), -int(symbols.min())) <= 2**24
 
 
 def rate_distortion(
