@@ -141,7 +141,8 @@ def _repeated(leaf: Any, depth: int) -> Any:
   layers = jnp.arange(depth, dtype=jnp.int32)[:, None]
   parts["begins"] += layers * sizes[None]
   parts |= {k: jnp.concatenate([x] * depth, -1) for k, x in shared.items()}
-  return dataclasses.replace(leaf, **parts)
+  parts |= {k: x.reshape(-1) for k, x in parts.items() if k in leaf.SHARED}
+  return dataclasses.replace(leaf, **parts, each=depth)
 
 
 def _held(path: str, kind: str | None, depth: int) -> dict[str, Any]:
