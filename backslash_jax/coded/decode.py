@@ -126,7 +126,7 @@ def _blocks(x, decode_one) -> jax.Array:
       one = jax.vmap(one)
     # The shards along the first axis, and the blocks of each.
     one = jax.vmap(jax.vmap(one, (0, None)))
-    shards = shared[x.SHARED[0]].shape[0]
+    shards = grid[0] // x.each
     own = jax.tree.map(
       lambda a: a.reshape(shards, grid[0] // shards, *a.shape[1:]), own
     )

@@ -38,6 +38,11 @@ class Grid(NamedTuple):
   shards: int = 1
   place: Place = np.asarray
 
+  @property
+  def each(self) -> int:
+    """Blocks along the first axis that a device has."""
+    return self.axes[0] // self.shards if self.axes else 1
+
 
 class Block(NamedTuple):
   """A block of a tensor.
@@ -107,7 +112,9 @@ def in_turn(
     least: its least length.
 
   Returns:
-    The child, [shards, *grid.axes[1:], n], and where each block begins, int64.
+    The child, and where each block begins, int64. With one axis it is [shards *
+    n], as TPUs pad arrays [1, n] to twice their size; with several [shards,
+    *grid.axes[1:], n].
   """
   if not grid.axes:
     (part,) = parts
@@ -122,7 +129,11 @@ def in_turn(
     rows.append(np.concatenate([parts[i] for i in own]))
   size = max(least, *(row.size for row in rows))
   found = np.stack([_padded(row, size) for row in rows])
-  return grid.place(found.reshape(grid.shards, *grid.axes[1:], size)), begins
+  if len(grid.axes) > 1:
+    found = found.reshape(grid.shards, *grid.axes[1:], size)
+  else:
+    found = found.reshape(-1)
+  return grid.place(found), begins
 
 
 def scales(

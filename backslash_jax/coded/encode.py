@@ -65,6 +65,7 @@ def encode(x: divide.Tensor, grid: divide.Grid) -> Coded:
     scale=divide.stacked(divide.scales(blocks, known, _TABLE), grid),
     block=divide.shape(x, grid),
     divided=len(grid.axes),
+    each=grid.each,
     segments=shape.segments,
     longest=max(int(counts.max()), 1),
     most=max(numbers),

@@ -36,6 +36,7 @@ class _Leaf:
 
   block: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
   divided: int = dataclasses.field(metadata=_STATIC)
+  each: int = dataclasses.field(metadata=_STATIC)
   most: int = dataclasses.field(metadata=_STATIC)
   dtype: Any = dataclasses.field(metadata=_STATIC)
 
@@ -80,8 +81,12 @@ class _Leaf:
     }
 
   def shared(self) -> dict[str, Any]:
-    """The children that blocks along the first axis share."""
-    return {name: getattr(self, name) for name in self.SHARED}
+    """The children that blocks along the first axis share, [shards, ..., n]."""
+    found = {name: getattr(self, name) for name in self.SHARED}
+    if len(self.grid) != 1:
+      return found
+    shards = self.grid[0] // self.each
+    return {k: x.reshape(shards, x.size // shards) for k, x in found.items()}
 
   def at(self, i: Any) -> Self:
     """The leaf of one layer, or of a block of several rows.
@@ -95,17 +100,19 @@ class _Leaf:
         " blocks=..."
       )
     keep = self.block[self.divided - len(self.grid)] != 1
-    shards = getattr(self, self.SHARED[0]).shape[0]
-    each = self.grid[0] // shards
+    shards = self.grid[0] // self.each
 
-    def take(x, i):
+    def take(x, i, keepdims):
       x = jnp.asarray(x)
-      return jax.lax.dynamic_index_in_dim(x, i, keepdims=keep)
+      return jax.lax.dynamic_index_in_dim(x, i, keepdims=keepdims)
 
-    row = 0 if shards == 1 else jnp.asarray(i) // each
-    parts = {name: take(x, i) for name, x in self.own().items()}
-    parts |= {name: take(x, row) for name, x in self.shared().items()}
-    return dataclasses.replace(self, **parts)
+    left = len(self.grid) - (not keep)
+    parts = {name: take(x, i, keep) for name, x in self.own().items()}
+    for name, x in self.shared().items():
+      row = 0 if shards == 1 else jnp.asarray(i) // self.each
+      part = take(x, row, keep and left > 1)
+      parts[name] = part if left > 1 else part.reshape(-1)
+    return dataclasses.replace(self, **parts, each=1)
 
   def __repr__(self) -> str:
     return f"{type(self).__name__}({np.dtype(self.dtype).name}{self.shape})"
@@ -145,7 +152,8 @@ class Coded(_Leaf):
   """A tensor as entropy-coded levels; `bs.decode` gives the array.
 
   See `layout` for the words. G are the axes of the grid; S are the same axes,
-  the first of the size that it is split over devices, 1 if it is not.
+  the first of the size that it is split over devices, 1 if it is not. If there
+  is one axis, [S, n] is flat.
 
   Attributes:
     words: uint16 [*S, n], those of all lanes.
@@ -163,6 +171,7 @@ class Coded(_Leaf):
       values of the levels from -128 to 127, [*G, 256].
     block: shape of a block.
     divided: how many leading axes of the tensor are divided into blocks.
+    each: blocks along the first axis of the grid that a device has.
     segments: steps of the lanes for a row of tuples.
     longest: words of the longest lane.
     most: places of the block that has the most.
@@ -231,6 +240,7 @@ class Packed(_Leaf):
     scale: as of Coded; a table has the values of the levels from `lowest` on.
     block: as of Coded.
     divided: as of Coded.
+    each: as of Coded.
     bits: of a level.
     most: as of Coded.
     dtype: of the decoded array.

@@ -38,6 +38,7 @@ def pack(x: divide.Tensor, grid: divide.Grid) -> Packed:
     scale=divide.stacked(divide.scales(blocks, window, window), grid),
     block=divide.shape(x, grid),
     divided=len(grid.axes),
+    each=grid.each,
     bits=bits,
     most=max(numbers),
     dtype=x.dtype,

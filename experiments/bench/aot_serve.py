@@ -164,7 +164,7 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
     return jax.ShapeDtypeStruct((*grid, *shape), dtype)
 
   def shared(size, dtype):
-    return jax.ShapeDtypeStruct((1, size), dtype)
+    return jax.ShapeDtypeStruct((size,), dtype)
 
   common = {
     "places": shared(0, jnp.int32),
@@ -173,6 +173,7 @@ def _leaf(x: Any, kind: str, blocks: int) -> Any:
     "scale": child((2,), jnp.float32),
     "block": block,
     "divided": len(grid),
+    "each": blocks,
     "dtype": x.dtype,
   }
   if kind.startswith("packed"):

@@ -9,6 +9,7 @@ the float32 ones. Writes results/batches_NAME_cpu.json and the table of
 docs/memory.md.
 """
 
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -63,16 +64,16 @@ def _times(served: model.Served, weights: Any, rows: int) -> dict[str, Any]:
   rng = np.random.default_rng(0)
   size = served.config.vocab_size
   tokens = rng.integers(size, size=[rows, _LENGTH.value], dtype=np.int32)
-  mask = np.ones(tokens.shape, bool)
+  batch = jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
 
   @jax.jit
   def apply(tensors):
-    return served.forward(served.params(tensors), tokens, mask)
+    return served.forward(served.params(tensors), *batch)
 
   wanted = apply(weights["float32"])
   for kind in memory.SMALL:
     np.testing.assert_array_equal(apply(weights[kind]), wanted)
-  candidates = {k: lambda k=k: apply(weights[k]) for k in KINDS}
+  candidates = {k: functools.partial(apply, weights[k]) for k in KINDS}
   times = timing.measure(candidates, timing.REPEATS.value)
   return timing.compare(times, KINDS[0])
 

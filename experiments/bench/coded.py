@@ -141,7 +141,8 @@ def _repeated(leaf: Any, depth: int) -> Any:
   layers = jnp.arange(depth, dtype=jnp.int32)[:, None]
   parts["begins"] += layers * sizes[None]
   parts |= {k: jnp.concatenate([x] * depth, -1) for k, x in shared.items()}
-  return dataclasses.replace(leaf, **parts)
+  parts |= {k: x.reshape(-1) for k, x in parts.items() if k in leaf.SHARED}
+  return dataclasses.replace(leaf, **parts, each=depth)
 
 
 def _held(path: str, kind: str | None, depth: int) -> dict[str, Any]:
@@ -182,12 +183,13 @@ def _held(path: str, kind: str | None, depth: int) -> dict[str, Any]:
   tree = jax.block_until_ready(repeated(layer))
   held = _resident() - before
   _forget_peak()
+  counted: Any = compiled.memory_analysis()
   (times,) = timing.measure({"": lambda: compiled(tree, x)}, 3).values()
   return {
     "weights_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
     "resident_bytes": held,
     "peak_bytes_of_forward": _peak() - before,
-    "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    "temporary_bytes": counted.temp_size_in_bytes,
     "seconds": {clock: min(samples) for clock, samples in times.items()},
   }
 
