@@ -84,7 +84,9 @@ def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
 
 
 def _short(symbols: np.ndarray) -> bool:
-  """Whether float32 holds all the symbols exactly."""
+  """Whether the symbols are integers that float32 holds exactly."""
+  if symbols.dtype.kind not in "iu":
+    return False
   if symbols.dtype.itemsize <= 2 or not symbols.size:
     return True
   return max(int(symbols.max()), -int(symbols.min())) <= 2**24
