@@ -13,25 +13,11 @@ Hardware: an update of 1,024 tokens takes 8 seconds on two CPU cores.
 
 import ml_collections
 
-from configs import default, frontier
-
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+from configs import frontier, reviews
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
-  config.data.name = "imdb"
-  config.data.language = True
-  config.data.tokenizer = SMOLLM2
-  config.data.seq_len = 128
-  config.data.batch_size = 8
-  config.data.eval_batch_size = 8
-  config.data.max_eval = 48
-  config.model.name = "llama"
-  config.model.weights = SMOLLM2
-  config.total_updates = 200
-  config.optimizer.learning_rate = 5e-5
-  config.optimizer.warmup_updates = 20
+  config = reviews.get_config()
   frontier.add(
     config,
     "delta",

@@ -16,12 +16,11 @@ parameters, with other programs on the machine.
 
 import ml_collections
 
-from configs import frontier_reviews
+from configs import reviews
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = frontier_reviews.get_config()
-  del config.grid
+  config = reviews.get_config()
   config.evaluate.feedback_batches = 6
   config.evaluate.mu = 0.1
   return config

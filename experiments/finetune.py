@@ -49,8 +49,16 @@ def split(
         f"config.model.distill is {config.model.distill:g}, but"
         f" config.model.weights makes no predictions: it lacks {min(new)}"
       )
-    # A copy: an update takes the place of the parameters before it.
-    return params, jax.tree.map(jnp.copy, params)
+    # A copy: an update takes the place of the parameters before it. Matrices
+    # are as the model computes with them.
+    dtype = jnp.dtype(config.model.dtype)
+    matrices = tree.selected(params)
+
+    def copied(name, x):
+      own = dtype if name in matrices and dtype.itemsize < 4 else x.dtype
+      return jnp.array(x, own)
+
+    return params, tree.map_named(copied, params)
   if not (config.model.delta or config.model.lora):
     return params, {}
   flat: Any = traverse_util.flatten_dict(params, sep="/")

@@ -77,12 +77,11 @@ def make_update(
   def loss_fn(params, opt_state, batch, update, base):
     params = _seen_by_loss(config, params, opt_state, update)
     params = finetune.merge(config.model, base, params)
-    totals = scoring.totals(forward, params, batch)
+    totals = scoring.totals(
+      forward, params, batch, teacher=base, part=config.model.distill
+    )
     weight = totals["weight"]
-    loss, part = totals["loss"] / weight, config.model.distill
-    if part:
-      loss = (1 - part) * loss + part * _distilled(forward, params, base, batch)
-    return loss, totals["accuracy"] / weight
+    return totals["loss"] / weight, totals["accuracy"] / weight
 
   def update_fn(state, batch, update, base=None):
     params = state["params"]
@@ -110,16 +109,6 @@ def make_update(
     return {"params": params, "opt_state": opt_state}, values, flags
 
   return update_fn
-
-
-def _distilled(forward, params, base, batch):
-  """Cross entropy with the predictions of base, the mean over the targets."""
-  tokens, mask, weights = batch["tokens"], batch["mask"], batch["weights"]
-  wanted = jax.nn.softmax(forward(base, tokens, mask))
-  entropies = optax.softmax_cross_entropy(
-    forward(params, tokens, mask), jax.lax.stop_gradient(wanted)
-  )
-  return jnp.sum(entropies * weights) / jnp.sum(weights)
 
 
 def fitted_steps(config: ml_collections.ConfigDict, opt_state: Any) -> Steps:

@@ -1,10 +1,12 @@
 """python -m experiments.quantize --config=FILE --bits=3 --out=DIR
 
-Post-training quantization of a Hugging Face directory with error feedback, to a
-size. config.model.weights is quantized with the inputs that its layers have on
-training batches of config.data, or on a part of the texts of --texts=FILE. DIR
-is as `backslash-jax compress` writes it. DIR.kept has the blocks that are
-finished; the same command goes on after them.
+Post-training quantization with error feedback, to a size. config.model.weights
+is a Hugging Face directory or the workdir of a finished training. It is
+quantized with the inputs that its layers have on training batches of
+config.data, which is that of the training, or on a part of the texts of
+--texts=FILE. DIR is as `backslash-jax compress` writes it, or has config.json
+and the file that a training ships. DIR.kept has the blocks that are finished;
+the same command goes on after them.
 """
 
 import json
@@ -19,19 +21,12 @@ from typing import Any, NamedTuple
 import ml_collections
 from absl import flags
 
-import backslash_jax as bs
 from backslash_jax import quantize as quantizers
 from backslash_jax import tree
-from backslash_jax.archive import naming
-from backslash_jax.cli import goal, staging
-from experiments import data, main, scoring, settings, sharding
+from backslash_jax.cli import goal
+from experiments import data, main, scoring, settings, sharding, sources
 from experiments.data import lines
-from experiments.huggingface import convert, files, weights
-from experiments.models import functional
 from experiments.serve import memory
-
-_FILE = naming.coded("model.safetensors")
-_PLAIN = ("*.safetensors*", "*.bin", "*.bin.index*", "*.gguf", "*.msgpack")
 
 
 class _Found(NamedTuple):
@@ -40,7 +35,7 @@ class _Found(NamedTuple):
   Attributes:
     scale: of its steps.
     params: by the names of this project.
-    tensors: by those of Hugging Face.
+    tensors: by those of the file.
     steps: of the tensors.
     bytes: of their file.
   """
@@ -62,7 +57,8 @@ def quantize(
 ) -> dict[str, Any]:
   """Quantizes config.model.weights to a file of a size.
 
-  The steps are those of `backslash-jax compress --bits` times one factor.
+  The steps are those of `backslash-jax compress --bits` times one factor, or,
+  with `evaluate.sensitivity_batches`, of `quantize.sensitive_steps`.
 
   Args:
     config: of configs/quantize.py. `evaluate.feedback_batches` training batches
@@ -92,16 +88,19 @@ def quantize(
     raise settings.UserError(f"--out={out}: there is something already")
   kept, minutes = out.with_name(f"{out.name}.kept"), []
   try:
-    directory = files.locate(config.model.weights)
-    model = weights.load(directory)
-    count = _batches(config, model.config, progress)
-    forward, params = functional.split(model)
-    total = sum(x.size for x in functional.flatten(params).values())
+    source = sources.read(config)
+    config, params = source.config, source.params
+    count = _batches(config, source.model, progress)
+    total = sum(x.size for x in tree.selected(params, None).values())
     wanted = goal.parse(bits, size, total)
     if wanted is None:
       raise settings.UserError("give --bits or --size")
-    layout = _Layout(model.config, params)
-    score = scoring.make_score(config, forward, sharding.make_mesh(config))
+    mesh = sharding.make_mesh(config)
+    score = scoring.make_score(config, source.forward, mesh)
+    squares = None
+    if config.evaluate.sensitivity_batches:
+      squares = score.squares(params, config.evaluate.sensitivity_batches)
+    layout = _Layout(source, squares)
     result: dict[str, Any] = {
       "parameters": total,
       "exact": score(params, "test"),
@@ -110,7 +109,7 @@ def quantize(
       lambda steps: quantizers.apply(params, steps, mu=mu),
       layout,
       wanted,
-      goal.start([layout.free], wanted.bits),
+      layout.start(wanted.bits),
       progress,
     )
     result["rounded"] = score(rounded.params, "test")
@@ -131,7 +130,7 @@ def quantize(
       progress,
     )
     result["quantized"] = score(found.params, "test")
-    _write(directory, found, out)
+    source.write(out, found.tensors, found.steps)
     shutil.rmtree(kept)
   except ValueError as error:
     raise settings.UserError(str(error)) from error
@@ -161,10 +160,9 @@ def _batches(config, model: Any, progress) -> int:
       f" {config.model.weights} only {model.vocab_size}: set"
       " config.data.tokenizer to the tokenizer that belongs to the model"
     )
-  if (task.num_classes or 0) > (model.num_labels or 0) or (
-    task.kind == "lm" and model.num_labels
-  ):
-    outputs = f"{model.num_labels} classes" if model.num_labels else "tokens"
+  own = getattr(model, "num_labels", getattr(model, "num_classes", None)) or 0
+  if (task.num_classes or 0) > own or (task.kind == "lm" and own):
+    outputs = f"{own} classes" if own else "tokens"
     raise ValueError(
       f"{config.model.weights} predicts {outputs}, but {task.name} has"
       f" {task.num_classes or 'no'} classes: config.data.language says whether"
@@ -186,31 +184,46 @@ def _batches(config, model: Any, progress) -> int:
 
 
 class _Layout:
-  """How parameters are tensors of a Hugging Face file, and their steps."""
+  """The steps of a source's matrices at a scale, and of its tensors.
 
-  def __init__(self, config: Any, params: Any):
-    self._table, self._config = weights.TABLES[type(config)], config
-    leaves = functional.flatten(params)
-    self._parts = convert.parts(self._table, config, leaves)
-    self.free = goal.Steps(tree.selected(params), math.inf)
+  Args:
+    source: the model.
+    squares: the mean squared gradient of each leaf; None: steps in proportion
+      to the square root of the root mean square.
+  """
+
+  def __init__(self, source: sources.Source, squares: Any = None):
+    self.source, self._squares = source, squares
+    self._free = goal.Steps(tree.selected(source.params), math.inf)
+
+  def start(self, bits: float) -> float:
+    """A first guess of the scale for so many bits per parameter."""
+    scale = goal.start([self._free], bits)
+    if self._squares is None:
+      return scale
+    # Here the scale is the mean of the steps' logarithms.
+    sizes = {n: x.size for n, x in tree.selected(self.source.params).items()}
+    steps = self._free(scale)
+    total = sum(sizes[name] * math.log(step) for name, step in steps.items())
+    return math.exp(total / sum(sizes.values()))
 
   def steps(self, scale: float) -> dict[str, float]:
     """The step of each matrix; the parts of a tensor have the same."""
-    found = self.free(scale)
-    for paths in self._parts.values():
+    if self._squares is None:
+      found = self._free(scale)
+    else:
+      params = self.source.params
+      found = quantizers.sensitive_steps(params, scale, self._squares)
+    for paths in self.source.parts.values():
       own = [found[path] for path in paths if path in found]
       if len(own) > 1:
         mean = math.exp(sum(map(math.log, own)) / len(own))
         found |= {path: mean for path in paths if path in found}
     return found
 
-  def tensors(self, params: Any) -> dict[str, Any]:
-    leaves = functional.flatten(params)
-    return dict(convert.tensors(self._table, self._config, leaves))
-
   def of_tensors(self, steps: Mapping[str, float]) -> dict[str, float]:
     """The steps of the tensors, of those of the matrices."""
-    parts = {tensor: paths[0] for tensor, paths in self._parts.items()}
+    parts = {tensor: paths[0] for tensor, paths in self.source.parts.items()}
     return {t: steps[path] for t, path in parts.items() if path in steps}
 
 
@@ -228,9 +241,10 @@ def _solve(
     nonlocal best
     steps = layout.steps(scale)
     params = make(steps)
-    tensors, own = layout.tensors(params), layout.of_tensors(steps)
+    own, source = layout.of_tensors(steps), layout.source
+    tensors = source.tensors(params)
     with tempfile.TemporaryDirectory() as scratch:
-      size = _save(pathlib.Path(scratch), tensors, own)
+      size = source.save(pathlib.Path(scratch), tensors, own)
     progress(f"a file of {8 * size / wanted.parameters:.3f} bits per parameter")
     if size <= wanted.bytes and (not best or size > best.bytes):
       best = _Found(scale, params, tensors, own, size)
@@ -239,28 +253,6 @@ def _solve(
   goal.solve(measure, wanted, start)
   assert best is not None  # Otherwise solve raises.
   return best
-
-
-def _save(
-  directory: pathlib.Path,
-  tensors: Mapping[str, Any],
-  steps: Mapping[str, float],
-) -> int:
-  """Writes the coded file of a directory; returns its size in bytes."""
-  path = directory / _FILE
-  return bs.save(path, tensors, step=steps, metadata={"format": "pt"}).bytes
-
-
-def _write(directory: pathlib.Path, found: _Found, out: pathlib.Path) -> None:
-  """Writes `directory` with other weights, coded, in place of its own."""
-  with staging.replacing(out) as staged:
-    shutil.copytree(
-      directory,
-      staged,
-      ignore=shutil.ignore_patterns(*_PLAIN),
-      dirs_exist_ok=True,
-    )
-    _save(staged, found.tensors, found.steps)
 
 
 def _main() -> None:

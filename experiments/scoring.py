@@ -17,15 +17,26 @@ from experiments import data, distributed, feedback, finetune, sharding
 from experiments.models import functional, losses
 
 
-def totals(forward, params, batch) -> dict[str, jax.Array]:
+def totals(
+  forward, params, batch, *, teacher: Any = None, part: float = 0.0
+) -> dict[str, jax.Array]:
   """Sums over the targets of a batch: cross entropy in nats, hits, weight.
 
   Args:
     forward: a `functional.Forward`, or any (params, tokens, mask) -> logits.
     params: of it.
     batch: see `data.Dataset`.
+    teacher: parameters whose predictions are a part of the targets.
+    part: see `losses.taught`; with more than 0, forward is a
+      `functional.Forward`.
   """
-  entropies, hits, weights = _losses(forward, params, batch)
+  if part:
+    arrays = [batch[name] for name in ("tokens", "mask", "targets")]
+    models = forward.model(params), forward.model(teacher)
+    entropies, hits = losses.taught(*models, part, *arrays)
+    weights = batch["weights"]
+  else:
+    entropies, hits, weights = _losses(forward, params, batch)
   return {
     "loss": jnp.sum(entropies * weights),
     "accuracy": jnp.sum(hits * weights),

@@ -207,21 +207,25 @@ class Placement:
   def over_batch(self, function, name, dtype):
     """The function, computed by each device on its part of the batch.
 
-    Its first argument is a parameter of this name: each device gets all of it
-    in `dtype`, but for what tensor splits, and its gradient is summed once.
-    The others, and the results, are arrays [B, ...].
+    Its first argument is a parameter of this name, or a tuple of such: each
+    device gets all of it in `dtype`, but for what tensor splits, and its
+    gradient is summed once. The others, and the results, are arrays [B, ...].
     """
 
     def mapped(x, *arrays):
-      spec = _spec(name, x.shape, self.mesh, [])
+      spec = _spec(name, jax.tree.leaves(x)[0].shape, self.mesh, [])
       own = [axis if axis == RULES["width"] else None for axis in spec]
       batch = self._activation(("batch",), arrays[0].shape[:1])
 
-      def gathered(x, *arrays):
+      def whole(x):
         x = x.astype(dtype)
         for i, axis in enumerate(own):
           if axis:
             x = jax.lax.all_gather(x, axis, axis=i, tiled=True)
+        return x
+
+      def gathered(x, *arrays):
+        x = jax.tree.map(whole, x)
         # Only the axes within a layer are left to the compiler.
         with partition.use(None):
           return function(x, *arrays)

@@ -59,15 +59,23 @@ def run(
   if not train:
     planned = [c for c in planned if (c.directory / evaluate.SHIPPED).exists()]
     shown = {c.method for c in planned} | {row["method"] for row in before}
-    if not planned or baseline not in shown:
+    if baseline not in shown:
       raise settings.UserError(
         f"{workdir / 'cells'} has no finished cell, or none of {baseline};"
         " leave out --norun to train them"
       )
   resume.prepare_directory(workdir)
   found: dict[pathlib.Path, list[dict[str, Any]]] = {}
-  table: list[dict[str, Any]] = []
   scores: cells.Scores = {}
+  table = rows.merge(before, [], baseline)
+
+  def write():
+    # Another process may still train the baseline.
+    comparable = any(row["method"] == baseline for row in table)
+    if comparable and not config.grid.tune:
+      report.write(table, config.grid, config.data.name, workdir)
+
+  write()
   with cells.take(planned) as taken:
     for number, cell in enumerate(taken, start=1):
       print(f"cell {number} of {len(planned)}", flush=True)
@@ -76,10 +84,7 @@ def run(
       done = [c.directory for c in planned if c.directory in found]
       table = [row for directory in done for row in found[directory]]
       table = rows.merge(before, table, baseline)
-      # Another process may still train the baseline.
-      comparable = any(row["method"] == baseline for row in table)
-      if comparable and not config.grid.tune:
-        report.write(table, config.grid, config.data.name, workdir)
+      write()
   if config.grid.tune:
     report.write_tuning(table, config.grid, config.data.name, workdir)
     print((workdir / "tuning.md").read_text(), flush=True)

@@ -15,6 +15,7 @@ from experiments.models import compact, partition
 
 _MANY = 2**27  # More logits than this are not held at once, on one device.
 _CHUNK = 1024  # Positions whose logits are then, over all its sequences.
+_TAUGHT_CHUNK = 256  # The same where a teacher has logits too.
 
 
 class Head(NamedTuple):
@@ -71,12 +72,49 @@ def losses(
     parts = partition.parts("batch", targets.shape[0])
     if targets.size // parts * head.vocabulary > _MANY:
       weight = compact.dense({head.name: head.weight})[head.name]
-      head = head._replace(weight=weight)
-      return _in_chunks(head, x_BxLxW, targets, targets.shape[0] // parts)
+
+      def chunk(weight, x_BxCxW, targets_BxC):
+        return _compared(head.logits(weight, x_BxCxW), targets_BxC)
+
+      return _in_chunks(head, weight, chunk, (x_BxLxW, targets), _CHUNK)
     logits = head(x_BxLxW)
   else:
     logits = model(tokens_BxL, mask_BxL)
   return of_logits(logits, targets)
+
+
+def taught(
+  model: Any,
+  teacher: Any,
+  part: float,
+  tokens_BxL: jax.Array,
+  mask_BxL: jax.Array,
+  targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """As `losses`, with a part of each target taken from another model.
+
+  Args:
+    model: of this package.
+    teacher: of the same structure; it gets no gradient.
+    part: of its predictions, in [0, 1]; 1 - part is that of the targets.
+    tokens_BxL: int32.
+    mask_BxL: bool, True at real tokens.
+    targets: int32 [B, L], the next tokens, or [B], the classes.
+  """
+  inputs = tokens_BxL, mask_BxL
+  if targets.ndim == 1:
+    logits, wanted = model(*inputs), teacher(*inputs)
+    return _compared(logits, targets, wanted, part)
+  head, taught_by = model.head(), teacher.head()
+
+  def chunk(weights, x_BxCxW, y_BxCxW, targets_BxC):
+    own, other = weights
+    wanted = taught_by.logits(jax.lax.stop_gradient(other), y_BxCxW)
+    return _compared(head.logits(own, x_BxCxW), targets_BxC, wanted, part)
+
+  arrays = model.hidden(*inputs), teacher.hidden(*inputs), targets
+  weights = head.weight, taught_by.weight
+  return _in_chunks(head, weights, chunk, arrays, _TAUGHT_CHUNK)
 
 
 def of_logits(
@@ -87,34 +125,45 @@ def of_logits(
   return entropies, jnp.argmax(logits, axis=-1) == targets
 
 
-def _in_chunks(head, x_BxLxW, targets_BxL, own_batch):
-  """As `losses`: the logits of some positions after the other, backward again.
+def _compared(logits, targets, wanted=None, part=0.0):
+  """As `of_logits`; a part of the targets are predictions with logits wanted.
 
-  Every device goes through its own sequences, `own_batch` of them, so that the
-  gradient of the weight is summed over devices once and not in every chunk.
+  Tokens are compared, not gathered: they may be split over devices.
   """
-  length = targets_BxL.shape[1]
-  size = max(1, _CHUNK // own_batch)
+  tokens = jnp.arange(logits.shape[-1]).reshape(*[1] * targets.ndim, -1)
+  is_target = tokens == targets[..., None]
+  target = jnp.where(is_target, logits, 0).sum(-1)
+  if wanted is not None:
+    wanted = jax.nn.softmax(jax.lax.stop_gradient(wanted))
+    target = (1 - part) * target + part * jnp.sum(wanted * logits, axis=-1)
+  entropies = jax.nn.logsumexp(logits, axis=-1) - target
+  return entropies, jnp.argmax(logits, axis=-1) == targets
+
+
+def _in_chunks(head, weights, of_chunk, arrays, positions):
+  """What of_chunk gives for some positions after the other, backward again.
+
+  Every device goes through its own sequences, so that the gradient of the
+  weight is summed over devices once and not in every chunk.
+
+  Args:
+    head: of the model.
+    weights: its weight, or a tuple of such.
+    of_chunk: of weights and a chunk of the arrays.
+    arrays: [B, L, ...].
+    positions: of a chunk, over all sequences of a device.
+  """
+  batch, length = arrays[0].shape[:2]
+  size = max(1, positions // (batch // partition.parts("batch", batch)))
   chunks = -(-length // size)
 
-  def own(weight, x_BxLxW, targets_BxL):
-    @jax.checkpoint
-    def chunk(arrays):
-      x_BxCxW, targets_BxC = arrays
-      logits_BxCxV = head.logits(weight, x_BxCxW)
-      # Tokens are compared, not gathered: they may be split over devices.
-      tokens_V = jnp.arange(head.vocabulary)[None, None]
-      is_target_BxCxV = tokens_V == targets_BxC[..., None]
-      target_BxC = jnp.where(is_target_BxCxV, logits_BxCxV, 0).sum(-1)
-      entropies = jax.nn.logsumexp(logits_BxCxV, axis=-1) - target_BxC
-      return entropies, jnp.argmax(logits_BxCxV, axis=-1) == targets_BxC
-
-    arrays = [_split(a, chunks, size) for a in (x_BxLxW, targets_BxL)]
-    found = jax.lax.map(chunk, tuple(arrays))
+  def own(weights, *arrays):
+    chunk = jax.checkpoint(lambda arrays: of_chunk(weights, *arrays))
+    found = jax.lax.map(chunk, tuple(_split(a, chunks, size) for a in arrays))
     return tuple(_join(a)[:, :length] for a in found)
 
   computed = partition.over_batch(own, head.name, head.dtype)
-  return computed(head.weight, x_BxLxW, targets_BxL)
+  return computed(weights, *arrays)
 
 
 def _split(x_BxL, chunks, size):

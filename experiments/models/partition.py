@@ -46,9 +46,9 @@ class Placement(Protocol):
   ) -> Callable:
     """The function, computed by each device on its part of the batch.
 
-    Its first argument is a parameter of this name: each device gets all of it
-    in `dtype`, and its gradient is summed once. The others, and the results,
-    are arrays [B, ...].
+    Its first argument is a parameter of this name, or a tuple of such: each
+    device gets all of it in `dtype`, and its gradient is summed once. The
+    others, and the results, are arrays [B, ...].
     """
 
   def parts(self, name: str, size: int) -> int:
@@ -129,7 +129,7 @@ def over_batch(function: Callable, name: str, dtype: DTypeLike) -> Callable:
   """See `Placement.over_batch`."""
   placement = _CURRENT.get()
   if placement is None:
-    return lambda x, *arrays: function(x.astype(dtype), *arrays)
+    return lambda x, *arrays: function(_cast(x, dtype), *arrays)
   return placement.over_batch(function, name, dtype)
 
 
@@ -137,3 +137,7 @@ def parts(name: str, size: int) -> int:
   """See `Placement.parts`."""
   placement = _CURRENT.get()
   return 1 if placement is None else placement.parts(name, size)
+
+
+def _cast(arrays: Any, dtype: DTypeLike) -> Any:
+  return jax.tree.map(lambda x: x.astype(dtype), arrays)

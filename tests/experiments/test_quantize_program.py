@@ -1,10 +1,26 @@
 """A Hugging Face directory, quantized with error feedback to a size."""
 
+import shutil
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import quantize, settings
+import backslash_jax as bs
+from backslash_jax import quantize as quantizers
+from experiments import (
+  cells,
+  data,
+  evaluate,
+  learner,
+  quantize,
+  resume,
+  settings,
+  sources,
+  stored,
+)
+from experiments.deploy import release
 from experiments.huggingface import weights
 from experiments.models import bert, from_config, gemma2, gpt2, llama, rotary
 from tests import tiny
@@ -180,3 +196,88 @@ def test_texts_that_do_not_fit_the_model_are_refused(
   config = _of_texts(directories / "llama", texts / "no", language=True)
   with pytest.raises(settings.UserError, match="cannot be read"):
     quantize.quantize(config, tmp_path / "out", bits=6.0)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """What a training of a small decoder leaves."""
+  directory = tmp_path_factory.mktemp("workdir") / "trained"
+  directory.mkdir()
+  config = tiny.config(
+    data__name="python_stdlib/bytes",
+    data__max_eval=8,
+    data__batch_size=8,
+    data__eval_batch_size=8,
+    model__name="decoder",
+  )
+  _, params = learner.build(config, data.load_task(config.data))
+  resume.save_config(config, directory)
+  stored.save(directory / cells.TRAINED, params, {})
+  bs.save(directory / evaluate.SHIPPED, params, step=2.0**-6)
+  return directory
+
+
+@pytest.mark.slow
+def test_a_workdir_is_quantized_with_steps_by_sensitivity(tmp_path, workdir):
+  out = tmp_path / "coded"
+  # The data is that of the training, and not of this config.
+  config = _config(
+    workdir, evaluate__sensitivity_batches=1, data__name="python_stdlib/modules"
+  )
+  result = quantize.quantize(config, out, bits=6.0)
+  assert 5.8 < result["bits"] <= 6.0
+  assert {path.name for path in out.iterdir()} == {
+    "config.json",
+    evaluate.SHIPPED,
+  }
+  assert release.read(out).file.stat().st_size == result["bytes"]
+  exact = bs.load(workdir / cells.TRAINED)["params"]
+  found = bs.load(out / evaluate.SHIPPED)
+  for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(found), strict=True):
+    assert np.abs(a - b).max() <= 0.3 * np.abs(a).max()
+  steps = {t.name: t.step for t in bs.inspect(out / evaluate.SHIPPED).tensors}
+  root = {
+    name: steps[name] / np.sqrt(np.sqrt(np.mean(np.square(x))))
+    for name, x in bs.tree.selected(exact).items()
+  }
+  assert max(root.values()) > 1.5 * min(root.values())
+
+
+def test_steps_by_sensitivity_have_the_scale_as_their_mean(directories):
+  source = sources.read(_config(directories / "gpt2"))
+  rng = np.random.default_rng(0)
+  squares = jax.tree.map(lambda _: rng.uniform(0.5, 2), source.params)
+  layout = quantize._Layout(source, squares)
+  plain = quantizers.sensitive_steps(source.params, 2.0**-6, squares)
+  steps = layout.steps(2.0**-6)
+  for paths in source.parts.values():
+    own = [plain[path] for path in paths if path in plain]
+    for path in paths if own else ():
+      np.testing.assert_allclose(steps[path], np.exp(np.mean(np.log(own))))
+  start, sizes = layout.start(4.0), bs.tree.selected(source.params)
+  usual = quantize._Layout(source)
+  usual = usual.steps(usual.start(4.0))
+  logs = [np.log(usual[name]) for name in sizes]
+  mean = np.average(logs, weights=[x.size for x in sizes.values()])
+  np.testing.assert_allclose(np.log(start), mean, rtol=1e-3)
+
+
+def test_a_workdir_that_does_not_serve_is_named(tmp_path, workdir):
+  def fails(path, message):
+    with pytest.raises(settings.UserError, match=message):
+      quantize.quantize(_config(path), tmp_path / "out", bits=6.0)
+
+  fails(workdir.parent, "it holds trained: name one")
+  for change, message in (
+    ({"model.delta": True}, r"config\.model\.delta: only whole"),
+    ({"model.scan": True}, r"config\.model\.scan: only whole"),
+    ({}, f"has no {cells.TRAINED}"),
+  ):
+    path = tmp_path / "other"
+    shutil.copytree(workdir, path)
+    config = release.read(path).config
+    config.update_from_flattened_dict(change)
+    resume.save_config(config, path)
+    (path / cells.TRAINED).unlink()
+    fails(path, message)
+    shutil.rmtree(path)

@@ -13,8 +13,10 @@ import backslash_jax as bs
 from experiments import include
 from experiments.bench import (
   eager,
+  feedback,
   fine_tunes,
   growth,
+  memory,
   moments,
   optimizer,
   quickstart,
@@ -160,3 +162,16 @@ def test_savings_at_equal_error_are_those_of_the_better_mu():
   lines = trellis.table(savings).splitlines()
   assert lines[2] == "| 1.8 | 5.3% | 5.3% | 5.3% |"
   assert lines[-1] == "| 3.75 | - | - | - |"
+
+
+def test_the_guide_to_memory_holds_what_was_measured():
+  text = memory.DOCS.read_text()
+  assert include.filled(text, memory.tables()) == text
+
+
+def test_the_cost_of_feedback_is_per_product():
+  found = feedback.measure(((8, 4),), tokens=16, repeats=2)["8x4"]
+  for name, products in (("moments", 8 * 8 * 16), ("levels", 8 * 8 * 4)):
+    own = found[name]
+    seconds = own["seconds"]["median"]
+    np.testing.assert_allclose(own["ns_per_product"], 1e9 * seconds / products)

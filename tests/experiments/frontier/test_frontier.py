@@ -189,6 +189,16 @@ def _tables(*rows):
   return report.make_tables(curves, _config(best="less").grid, "task")
 
 
+def test_rows_alone_are_drawn(tmp_path):
+  own = paths.ROOT / "experiments/results/frontier_modules_feedback"
+  config = frontier_modules.get_config("small")
+  config.grid.baseline = config.grid.plain = "l1"
+  path = own / "frontier.csv"
+  drawn = grid.run(config.lock(), tmp_path, train=False, earlier=path)
+  assert drawn == rows.read_csv(path)
+  assert (tmp_path / "rates.md").read_text() == (own / "rates.md").read_text()
+
+
 def test_tables_show_the_rate_at_equal_accuracy():
   tables = _tables(
     _rows("normal", BITS, ACCURACIES),

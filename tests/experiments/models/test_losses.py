@@ -38,8 +38,11 @@ def _batch(size=8):
   )
 
 
-def _scores(name, axes=(1, 1, 1)):
-  """Loss, hits and gradient of a batch, and the compiled program."""
+def _scores(name, axes=(1, 1, 1), part=0.0):
+  """Loss, hits and gradient of a batch, and the compiled program.
+
+  A part of the targets are predictions of the model with doubled parameters.
+  """
   config = tiny.config(
     mesh__data=axes[0], mesh__fsdp=axes[1], mesh__tensor=axes[2]
   )
@@ -48,8 +51,11 @@ def _scores(name, axes=(1, 1, 1)):
   placed = sharding.parameters(params, mesh)
 
   def loss(params, batch):
+    teacher = jax.tree.map(lambda x: 2 * x, params) if part else None
     with sharding.use(mesh):
-      totals = scoring.totals(forward, params, batch)
+      totals = scoring.totals(
+        forward, params, batch, teacher=teacher, part=part
+      )
     return totals["loss"] / totals["weight"], totals["accuracy"]
 
   function = jax.value_and_grad(loss, has_aux=True)
@@ -80,6 +86,39 @@ def test_in_chunks_the_loss_is_the_same(name, axes, monkeypatch):
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
     found,
     wanted,
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "axes"),
+  [
+    ("decoder", (1, 1, 1)),
+    pytest.param("llama", (2, 2, 2), marks=pytest.mark.slow),
+  ],
+)
+def test_with_a_teacher_there_are_never_all_logits(name, axes, monkeypatch):
+  forward, params = _model(name)
+  batch = _batch()
+  tokens, mask, weights = (batch[k] for k in ("tokens", "mask", "weights"))
+  doubled = jax.tree.map(lambda x: 2 * x, params)
+
+  @jax.jit
+  def loss(params):
+    logits = forward(params, tokens, mask)
+    wanted = jax.nn.softmax(forward(doubled, tokens, mask))
+    right = jax.nn.one_hot(batch["targets"], 64)
+    entropies = optax.softmax_cross_entropy(
+      logits, 0.75 * right + 0.25 * wanted
+    )
+    return (entropies * weights).sum() / weights.sum()
+
+  monkeypatch.setattr(losses, "_TAUGHT_CHUNK", 40 // (axes[0] * axes[1]))
+  (value, _, gradient), text = _scores(name, axes, part=0.25)
+  assert f",{LENGTH},64]" not in text
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    (value, gradient),
+    jax.device_get(jax.value_and_grad(loss)(params)),
   )
 
 
