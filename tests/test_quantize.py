@@ -261,3 +261,14 @@ def test_choose_step_says_when_no_step_is_fine_enough():
 
   with pytest.raises(ValueError, match=r"already costs more than 0\.5"):
     quantize.choose_step(params, evaluate, 0.5)
+
+
+@pytest.mark.parametrize(
+  "step", [0.1, 0.7 / 4, 2.0**-6, float(np.float32(0.1))]
+)
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float64])
+def test_dequantized_values_are_rounded_from_float64(step, dtype):
+  symbols = np.arange(-3000, 3000).astype(dtype)
+  wanted = (symbols.astype(np.float64) * step).astype(np.float32)
+  found = quantize.dequantize(symbols, step, np.float32)
+  np.testing.assert_array_equal(found, wanted)

@@ -59,10 +59,11 @@ def encode_rows(states, entries, words, position):
 
 def decode_rows(states, words, position, decoding, numbers, out):
   """See `loops_numpy.decode_rows`."""
-  size = words.size
-  words = words if size else _NO_WORD
+  size = np.uint64(words.size)
+  words = words if words.size else _NO_WORD
+  places, entries, symbols = decoding
   stop = _decode(
-    states, words, np.uint64(size), position, *decoding, numbers, out
+    states, words, size, position, places, entries, symbols, numbers, out
   )
   if stop < 0:
     raise ValueError("the stream ends too early")
@@ -73,9 +74,10 @@ def decode_trellis(
   states, words, position, decoding, numbers, out, machines, done
 ):
   """See `loops_numpy.decode_trellis`."""
+  places, entries, symbols = decoding
   # The moves are an argument: numba's cache keeps globals of other files.
   stop = _decode_trellis(
-    *(states, words, position, *decoding),
+    *(states, words, position, places, entries, symbols),
     *(numbers, out, machines, done, trellis.NEXT),
   )
   if stop < 0:

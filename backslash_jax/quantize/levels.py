@@ -74,7 +74,9 @@ def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
   """
   with np.errstate(over="ignore"):
     narrow = np.float32(step)
-    if np.dtype(dtype) == narrow.dtype and narrow == step and _short(symbols):
+    # As Python's floats: NumPy would compare them in float32.
+    is_exact = float(narrow) == float(step) and _short(symbols)
+    if is_exact and np.dtype(dtype) == narrow.dtype:
       # Float64 would hold these products exactly, so float32 rounds them alike.
       return np.multiply(symbols, narrow, dtype=np.float32)
     values = np.multiply(symbols, step, dtype=np.float64)
@@ -84,7 +86,9 @@ def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
 
 
 def _short(symbols: np.ndarray) -> bool:
-  """Whether float32 holds all the symbols exactly."""
+  """Whether the symbols are integers that float32 holds exactly."""
+  if symbols.dtype.kind not in "iu":
+    return False
   if symbols.dtype.itemsize <= 2 or not symbols.size:
     return True
   return max(int(symbols.max()), -int(symbols.min())) <= 2**24

@@ -24,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -77,11 +78,9 @@ def main():
   parser.add_argument("python")
   parser.add_argument("--names", default="*")
   options = parser.parse_args()
-  (params,) = coding.load(options.model).values()
-  params = {
-    name: x
-    for name, x in params.items()
-    if fnmatch.fnmatch(name, options.names)
+  (model,) = coding.load(options.model).values()
+  params: dict[str, Any] = {
+    name: x for name, x in model.items() if fnmatch.fnmatch(name, options.names)
   }
   size = sum(x.size for x in params.values())
   rows = []
