@@ -294,6 +294,7 @@ def _differences(
   delta = {"model.delta": True, "rate.mask": "all", "rate.step": 2.0**-8}
   files = coded | {"evaluate.steps": tuple(steps)}
   sensitive = {"evaluate.sensitivity_batches": 24}
+  adapters = coded | sensitive | {"evaluate.steps": tuple(rank_steps)}
   balance, to_bits = {"rate.balance": balances}, {"round_bits": bits}
   return {
     "delta": method(delta | files, {}),
@@ -304,9 +305,9 @@ def _differences(
     "delta_dggr_fitted": method(
       RATES["dggr"] | fitted | delta, balance | to_bits
     ),
-    "lora": method(
-      coded | sensitive | {"evaluate.steps": tuple(rank_steps)},
-      {"model.lora": ranks},
+    "lora": method(adapters, {"model.lora": ranks}),
+    "lora_dggr": method(
+      RATES["dggr"] | adapters, {"model.lora": ranks} | balance
     ),
   }
 

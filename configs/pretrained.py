@@ -80,12 +80,13 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
     "delta",
     steps=(),
     lambdas=(),
-    learning_rates={"lora": 1e-3},
+    learning_rates={"lora": 1e-3, "lora_dggr": 1e-3},
     candidates=(5e-4, 1e-3, 2e-3),
     best="delta_l1_fitted",
     small=(
       "delta",
       "lora",
+      "lora_dggr",
       "delta_fitted",
       "delta_l1_fitted",
       "delta_dggr",
@@ -95,7 +96,7 @@ def differences(task: str, seq_len: int) -> ml_collections.ConfigDict:
       "balances": (0.1, 0.3),
       "bits": (0.03, 0.06, 0.1),
       "ranks": (4, 8, 16),
-      "rank_steps": tuple(2.0**-k for k in (2, 3, 4, 6)),
+      "rank_steps": tuple(2.0**-k for k in (0, 1, 2, 3, 4, 6)),
     },
   )
   config.grid.baseline = "delta"

@@ -20,6 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
   config.total_updates = 800
   config.eval_every = 400
+  # On a CPU, larger batches leave the cache: 256 take 1.5 times as long.
+  config.data.eval_batch_size = 64
   config.checkpoint_every = 400
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 0.1

@@ -81,6 +81,13 @@ def no_figures():
     yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs():
+  """What a module compiled is let go after it: all of it takes gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def make_config(source, cache):
   """Gives the `data` fields for a dataset of `source`."""
@@ -106,10 +113,12 @@ def _compilation(request):
     yield
     return
   name = "jax_disable_most_optimizations"
-  before = jax.config.read(name)
+  changed = (name, "jax_persistent_cache_min_compile_time_secs")
+  before = {option: jax.config.values[option] for option in changed}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XLA_FLAGS", _USUAL_FLAGS)
     patch.setenv(name.upper(), "false")
     jax.config.update(name, False)
     yield
-    jax.config.update(name, before)
+    for option, value in before.items():
+      jax.config.update(option, value)

@@ -98,6 +98,7 @@ def test_a_higher_price_takes_fewer_bits(layer):
   assert found[-1] < 0.8 * found[0]
 
 
+@pytest.mark.slow
 def test_a_block_is_not_seen_in_the_result(layer, monkeypatch):
   weights, moments = layer
   wanted = feedback.quantize(weights, moments, STEP, mu=0.1)

@@ -30,6 +30,11 @@ def test_ties_go_to_even():
   assert quantize.quantize(x, 1.0).tolist() == [-2, -2, 0, 0, 2, 2]
 
 
+def test_a_number_is_quantized_as_an_array_of_it():
+  found = quantize.quantize(np.float32(3.3), 0.7)
+  assert (found.shape, found.dtype, found) == ((), np.int32, 5)
+
+
 def test_dequantized_values_quantize_to_themselves():
   for step in (2**-8, 0.0123):
     symbols = quantize.quantize(_weights(200, 50), step)

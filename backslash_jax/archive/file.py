@@ -340,10 +340,17 @@ def sharding_of(name: str, shape: tuple[int, ...], sharding):
 
 def _local_rows(entry: Entry, sharding) -> tuple[int, int]:
   """The rows of the entry's matrix that this process's shards span."""
+  try:
+    shards = sharding.addressable_devices_indices_map(entry.shape).values()
+  except ValueError as error:
+    raise ValueError(
+      f"tensor {entry.name!r} of shape {entry.shape} does not fit its sharding:"
+      " give one that does, sharding=f with f(name, shape) gives each tensor"
+      f" its own ({error})"
+    ) from error
   rows = entry.matrix[0]
   if not entry.shape or rows == 0:
     return 0, rows
-  shards = sharding.addressable_devices_indices_map(entry.shape).values()
   spans = [shard[0].indices(entry.shape[0]) for shard in shards]
   each = rows // entry.shape[0]
   return (

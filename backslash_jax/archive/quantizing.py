@@ -6,6 +6,7 @@ import numpy as np
 
 from backslash_jax import quantize
 from backslash_jax.archive.index import Entry
+from backslash_jax.coding import loops
 from backslash_jax.quantize import viterbi
 
 BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
@@ -80,17 +81,13 @@ def distortion(array: np.ndarray, levels: np.ndarray, step) -> Distortion:
   """
   values, levels = array.reshape(-1), levels.reshape(-1)
   error, power, nonzero = 0.0, 0.0, False
+  squares = loops.choose(values.size).squares
   for start in range(0, values.size, BLOCK):
     block = slice(start, start + BLOCK)
-    y = quantize.dequantize(levels[block], step, array.dtype)
+    x, y = values[block], quantize.dequantize(levels[block], step, array.dtype)
     nonzero = nonzero or bool(y.any())
-    x = np.divide(values[block], step, dtype=np.float64)
-    power += _squares(x)
-    x -= np.divide(y, step, dtype=np.float64)
-    error += _squares(x)
+    if x.dtype.itemsize < 4:
+      x, y = x.astype(np.float32), y.astype(np.float32)
+    own = squares(x, y, step)
+    error, power = error + own[0], power + own[1]
   return Distortion(error, power, nonzero)
-
-
-def _squares(x: np.ndarray) -> float:
-  """The sum of squares, without the threads of BLAS: there are enough here."""
-  return float(np.einsum("i,i->", x, x))

@@ -73,7 +73,12 @@ def decode(x: Any, *, at: Any = None, implementation: str | None = None) -> Any:
 
 
 def _row(x: Any, i: Any) -> jax.Array:
-  return jax.lax.dynamic_index_in_dim(jnp.asarray(x), i, keepdims=False)
+  x = jnp.asarray(x)
+  if isinstance(i, jax.core.Tracer):
+    # XLA for CPUs slices bfloat16 arrays in float32. It would cast a stack of
+    # layers as a whole, once, before the loop that slices it.
+    x, i = jax.lax.optimization_barrier((x, i))
+  return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
 def _leaf(x: Coded | Packed, module) -> jax.Array:

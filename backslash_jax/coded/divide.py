@@ -64,9 +64,9 @@ def matrices(x: Tensor, grid: Grid) -> np.ndarray:
   count = len(grid.axes)
   sizes = shape(x, grid)[:count]
   split = [n for pair in zip(grid.axes, sizes, strict=True) for n in pair]
-  found = x.levels.reshape(*split, *x.levels.shape[count:])
+  found = x.levels.reshape((*split, *x.levels.shape[count:]))
   order = [*range(0, 2 * count, 2), *range(1, 2 * count, 2)]
-  found = found.transpose(*order, *range(2 * count, found.ndim))
+  found = found.transpose((*order, *range(2 * count, found.ndim)))
   rest = found.shape[count:]
   columns = rest[-1] if len(rest) > 1 and x.levels.size else 1
   total = int(np.prod(grid.axes, dtype=np.int64))

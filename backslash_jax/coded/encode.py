@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from backslash_jax.coded import alphabet, divide, layout, plan, streams
+from backslash_jax.coded import alphabet, classes, divide, layout, plan, streams
 from backslash_jax.coded.leaves import Coded
 
 _WIDEST = 2048  # Lanes that are encoded at once.
@@ -12,19 +12,19 @@ _TABLE = range(-128, 128)  # Levels that a table of values has.
 def encode(x: divide.Tensor, grid: divide.Grid) -> Coded:
   """The coded leaf of a tensor."""
   levels = divide.matrices(x, grid)
-  shape, classes = plan.plan(levels, x.dtype.itemsize)
+  shape, choice = plan.plan(levels, x.dtype.itemsize)
   blocks = divide.blocks(levels, x)
   sides = [
-    layout.classes_of(block.levels, shape.rows, classes) for block in blocks
+    classes.of_block(block.levels, shape.rows, choice) for block in blocks
   ]
-  low, high = layout.tables_of(sides)
+  low, high = classes.tables(sides)
   tables = high - low + 1
   ids, alphabets, places, values = [], [], [], []
   for block, (row, column) in zip(blocks, sides, strict=True):
     table = np.clip(row[:, None] + column - low, 0, tables - 1)
     own, found, escaped = _look_up(block, table, tables, shape.rows)
     alphabets.append(own)
-    ids.append(_laid_out(found, shape))
+    ids.append(layout.lanes(found, shape))
     levels = block.levels
     rows = np.repeat(escaped, shape.rows, 0)[: len(levels)]
     at, y = block.beside(rows & (levels != 0) | layout.is_beyond(levels))
@@ -37,11 +37,11 @@ def encode(x: divide.Tensor, grid: divide.Grid) -> Coded:
   # A row's class is that of its table where the columns have none.
   row_classes = [_extended(row, shape.height) - low for row, _ in sides]
   column_classes = [_extended(own, shape.width) for _, own in sides]
-  if not classes.by_row:
+  if not choice.by_row:
     column_classes = [own - low for own in column_classes]
-  if not classes.by_row or tables == 1:
+  if not choice.by_row or tables == 1:
     row_classes = [own[:0] for own in row_classes]
-  if not classes.by_column or tables == 1:
+  if not choice.by_column or tables == 1:
     column_classes = [own[:0] for own in column_classes]
   all_words, first = divide.in_turn(words, grid, 1)
   all_places, place = divide.in_turn(places, grid)
@@ -103,18 +103,6 @@ def _look_up(block: divide.Block, table: np.ndarray, tables: int, rows: int):
     place[beyond[own]] = best.keys.size
     ids[own] = place + i * streams.MAX_IDS
   return alphabets, ids[at], beyond[at]
-
-
-def _laid_out(ids: np.ndarray, shape: layout.Shape) -> np.ndarray:
-  """The ids of each lane, [steps, lanes], with what fills up the last ones.
-
-  The last row and column are repeated, which keeps the table of each place.
-  """
-  height, width = ids.shape
-  padding = ((0, shape.height - height), (0, shape.width - width))
-  if any(padding[0]) or any(padding[1]):
-    ids = np.pad(ids, padding, "edge")
-  return ids.reshape(-1, shape.lanes)
 
 
 def _tabulated(alphabets) -> tuple[np.ndarray, np.ndarray]:

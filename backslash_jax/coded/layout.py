@@ -1,10 +1,8 @@
-"""How the levels of a tensor become tuples, tables and lanes.
+"""How the levels of a block become tuples, and these go to the lanes.
 
 A block is a matrix of levels. A tuple is `rows` consecutive levels of a column,
 so there is a matrix of tuples, `height` x `width`. It goes to the lanes in
-row-major order, one tuple to each in turn. So that rows and columns may have
-scales of their own, each row and each column of tuples has a class, and a tuple
-is coded under table number row class + column class, clipped.
+row-major order, one tuple to each in turn.
 """
 
 from typing import NamedTuple
@@ -12,9 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_ROWS = 4
-MAX_TABLES = 12
 LIMIT = 127  # Levels beyond are stored as values.
-_EDGE = 0.02  # Of the tuples, that share the lowest and the highest table.
 
 
 class Shape(NamedTuple):
@@ -38,34 +34,6 @@ class Shape(NamedTuple):
   @property
   def steps(self) -> int:
     return self.height * self.width // self.lanes
-
-
-class Classes(NamedTuple):
-  """What decides the table of a tuple.
-
-  Attributes:
-    unit: octaves of the mean magnitude from class to class.
-    by_row: whether the rows have classes.
-    by_column: likewise.
-  """
-
-  unit: float = 1.0
-  by_row: bool = False
-  by_column: bool = False
-
-
-def blocks(levels: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-  """[blocks, rows, columns]: the blocks that a grid divides a tensor into."""
-  count = len(grid)
-  block = tuple(n // g for n, g in zip(levels.shape, grid, strict=False))
-  split = [n for pair in zip(grid, block, strict=True) for n in pair]
-  found = levels.reshape(*split, *levels.shape[count:])
-  order = [*range(0, 2 * count, 2), *range(1, 2 * count, 2)]
-  found = found.transpose(*order, *range(2 * count, found.ndim))
-  total = int(np.prod(grid, dtype=np.int64))
-  rest = found.shape[count:]
-  columns = rest[-1] if len(rest) > 1 and levels.size else 1
-  return np.ascontiguousarray(found).reshape(total, -1, columns)
 
 
 def shape(size: tuple[int, int], rows: int, lanes: int, segments: int) -> Shape:
@@ -101,51 +69,14 @@ def is_beyond(levels: np.ndarray) -> np.ndarray:
   return (levels > LIMIT) | (levels < -LIMIT)
 
 
-def classes_of(
-  block: np.ndarray, rows: int, classes: Classes
-) -> tuple[np.ndarray, np.ndarray]:
-  """Classes of the rows and columns of tuples of a matrix, int64.
+def lanes(x: np.ndarray, shape: Shape) -> np.ndarray:
+  """A matrix of tuples as those of each lane, [steps, lanes].
 
-  Those of a side that has none are 0. A row of tuples has one for its `rows`
-  rows together.
+  The last row and column are repeated to fill up the last step, which keeps the
+  table of each place.
   """
-  sizes = np.minimum(np.abs(block.astype(np.float32)), LIMIT)
-  height, width = -(-block.shape[0] // rows), block.shape[1]
-  row, column = np.zeros(height, np.int64), np.zeros(width, np.int64)
-  mean = float(sizes.mean()) or 1.0
-  if classes.by_row:
-    starts = np.arange(0, block.shape[0], rows)
-    counts = np.diff(np.append(starts, block.shape[0]))
-    own = np.add.reduceat(sizes.mean(1, dtype=np.float64), starts) / counts
-    row = _class(own / mean, classes.unit)
-  if classes.by_column:
-    own = sizes.mean(0, dtype=np.float64)
-    column = _class(own / mean, classes.unit)
-  return row, column
-
-
-def _class(ratio: np.ndarray, unit: float) -> np.ndarray:
-  steps = np.log2(np.maximum(ratio, 1 / 64)) / unit
-  return np.rint(steps).astype(np.int64)
-
-
-def tables_of(
-  sides: list[tuple[np.ndarray, np.ndarray]],
-) -> tuple[int, int]:
-  """The lowest and the highest sum of classes that have a table of their own.
-
-  Args:
-    sides: classes of the rows and of the columns of each block.
-  """
-  counts = np.zeros(0)
-  reach = max(int(abs(a).max() + abs(b).max()) for a, b in sides)
-  for row, column in sides:
-    a = np.bincount(row + reach, minlength=2 * reach + 1)
-    b = np.bincount(column + reach, minlength=2 * reach + 1)
-    own = np.convolve(a, b)
-    counts = own if not counts.size else counts + own
-  share = np.cumsum(counts) / counts.sum()
-  low = int(np.searchsorted(share, _EDGE))
-  high = max(int(np.searchsorted(share, 1 - _EDGE)), low)
-  high = min(high, low + MAX_TABLES - 1)
-  return low - 2 * reach, high - 2 * reach
+  height, width = x.shape
+  padding = ((0, shape.height - height), (0, shape.width - width))
+  if any(padding[0]) or any(padding[1]):
+    x = np.pad(x, padding, "edge")
+  return x.reshape(-1, shape.lanes)

@@ -11,7 +11,7 @@ the longest, and have an axis of their own.
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -113,10 +113,21 @@ class _Leaf:
   def _refuse(self, *args, **kwargs):
     raise TypeError(f"{self!r} is not an array: decode it first, bs.decode(x)")
 
+  if not TYPE_CHECKING:
+
+    def __getattr__(self, name):
+      raise AttributeError(
+        f"{type(self).__name__} has no {name!r}: it is not an array, decode it"
+        " first, bs.decode(x)"
+      )
+
   __jax_array__ = __array__ = __getitem__ = __len__ = __iter__ = _refuse
   __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
   __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __neg__ = _refuse
-  __pow__ = __rpow__ = __abs__ = _refuse
+  __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse
+  __pow__ = __rpow__ = __abs__ = __round__ = __float__ = __int__ = _refuse
+  __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+  __hash__ = object.__hash__
 
 
 def _register(cls):

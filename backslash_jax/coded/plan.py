@@ -3,13 +3,13 @@
 import numpy as np
 
 from backslash_jax import sampling
-from backslash_jax.coded import alphabet, layout
+from backslash_jax.coded import alphabet, classes, layout
 
 # Bits of a lane beside its words: a state, of which about 8 come back, and a
 # number of words.
 _LANE_BITS = 32
 _LANE_SHARE = 0.006  # Of the code, that the lanes may add,
-_FEW_SHARE = 0.01  # or as long as there are few: a step of few lanes takes as
+_FEW_SHARE = 0.02  # or as long as there are few: a step of few lanes takes as
 _FEW = 384  # long as one of this many.
 _MIN_LANES, _MAX_LANES = 8, 2048
 _ROWS_SHARE = 0.005  # Of the code, that longer tuples may add: they are faster.
@@ -18,9 +18,9 @@ _SAMPLE = 1 << 18  # Levels of a tensor that decide about classes,
 _FEWER = 1 << 18  # and about rows.
 _CLASS_BITS = 8  # Of a row or column.
 _CHOICES = [
-  layout.Classes(),
+  classes.Classes(),
   *(
-    layout.Classes(unit, by_row, by_column)
+    classes.Classes(unit, by_row, by_column)
     for unit in (0.5, 1.0)
     for by_row, by_column in ((True, False), (False, True), (True, True))
   ),
@@ -29,19 +29,19 @@ _CHOICES = [
 
 def plan(
   blocks: np.ndarray, itemsize: int
-) -> tuple[layout.Shape, layout.Classes]:
+) -> tuple[layout.Shape, classes.Classes]:
   """The shape and the classes for blocks of one tensor."""
   size = blocks.shape[1:]
-  classes = _classes(blocks)
-  rows, bits = _rows(blocks, classes, itemsize)
+  choice = _choice(blocks)
+  rows, bits = _rows(blocks, choice, itemsize)
   lanes = bits * blocks[0].size / _LANE_BITS
   wanted = max(lanes * _LANE_SHARE, min(lanes * _FEW_SHARE, _FEW))
   tuples = -(-size[0] // rows) * size[1]
   wanted = int(min(np.clip(wanted, _MIN_LANES, _MAX_LANES), tuples))
   segments = -(-size[1] // wanted)
   if segments > 1:
-    return layout.shape(size, rows, -(-size[1] // segments), segments), classes
-  return layout.shape(size, rows, wanted // size[1] * size[1], 1), classes
+    return layout.shape(size, rows, -(-size[1] // segments), segments), choice
+  return layout.shape(size, rows, wanted // size[1] * size[1], 1), choice
 
 
 def _sample(blocks: np.ndarray, size: int) -> np.ndarray:
@@ -57,15 +57,15 @@ def _sample(blocks: np.ndarray, size: int) -> np.ndarray:
   return blocks[taken][:, at]
 
 
-def _classes(blocks: np.ndarray) -> layout.Classes:
+def _choice(blocks: np.ndarray) -> classes.Classes:
   """The choice of classes with the fewest bits."""
   sample = _sample(blocks, _SAMPLE)
   clipped = np.clip(sample, -layout.LIMIT, layout.LIMIT).astype(np.int32)
   clipped += layout.LIMIT
   best = None
   for choice in _CHOICES:
-    sides = [layout.classes_of(block, 1, choice) for block in sample]
-    low, high = layout.tables_of(sides)
+    sides = [classes.of_block(block, 1, choice) for block in sample]
+    low, high = classes.tables(sides)
     bits = 0.0
     for block, (row, column) in zip(clipped, sides, strict=True):
       table = np.clip(row[:, None] + column - low, 0, high - low)
@@ -95,7 +95,7 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def _rows(
-  blocks: np.ndarray, classes: layout.Classes, itemsize: int
+  blocks: np.ndarray, choice: classes.Classes, itemsize: int
 ) -> tuple[int, float]:
   """How many rows a tuple had better have, and bits per level then."""
   sample = _sample(blocks, _FEWER)
@@ -103,7 +103,7 @@ def _rows(
   for rows in range(1, min(layout.MAX_ROWS, blocks.shape[1]) + 1):
     bits, count = 0.0, 0
     for block in sample:
-      for _, own in _divided(block, rows, classes):
+      for _, own in _divided(block, rows, choice):
         values, counts, _ = alphabet.counted(own, rows)
         scale = blocks[0].size / block.size
         bits += alphabet.best(
@@ -117,11 +117,11 @@ def _rows(
   return found
 
 
-def _divided(block: np.ndarray, rows: int, classes: layout.Classes):
+def _divided(block: np.ndarray, rows: int, choice: classes.Classes):
   """(table, its tuples) of the tables of a matrix."""
   own = layout.keys(block, rows)
-  sides = layout.classes_of(block, rows, classes)
-  low, high = layout.tables_of([sides])
+  sides = classes.of_block(block, rows, choice)
+  low, high = classes.tables([sides])
   if low == high:
     return [(0, own)]
   table = np.clip(sides[0][:, None] + sides[1] - low, 0, high - low)

@@ -26,8 +26,12 @@ def magnitudes(symbols: np.ndarray, shift: int) -> np.ndarray:
   return np.abs(symbols.astype(np.int64))
 
 
-def symbol_means(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """`means` of the magnitudes of a matrix of int32 symbols."""
+def symbol_means(
+  symbols: np.ndarray, shift: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+  """`means` of the `magnitudes` of a matrix of int32 symbols."""
+  if shift:
+    return means(magnitudes(symbols, shift))
   rows, columns = symbols.shape
   sums = loops.choose(symbols.size).magnitude_sums(symbols)
   return sums[0] / columns, sums[1] / rows

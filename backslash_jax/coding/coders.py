@@ -53,7 +53,11 @@ def encode(coder: str, pieces: list) -> tuple[bytes, list[float]]:
 
 
 def decode(coder: str, data: bytes, pieces: list[Piece]) -> list[np.ndarray]:
-  """Decodes a vector of int32 symbols per piece; ValueError if data is bad."""
+  """Decodes a vector of symbols per piece, int32, or int16 if that is enough.
+
+  Raises:
+    ValueError: if the data is bad.
+  """
   if coder == "rans":
     return rans.decode_pieces(data, pieces)
   module = huffman if coder == "huffman" else exp_golomb

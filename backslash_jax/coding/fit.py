@@ -51,14 +51,14 @@ def quantized_ggd(symbols: np.ndarray) -> tuple[QuantizedGGD, float]:
   taken = sampling.strata(rows, max(rows * SAMPLE // max(symbols.size, 1), 1))
   weight = rows / max(taken.size, 1)
   shift = _shift(matrix[taken])
-  sizes = classes.magnitudes(matrix, shift)
-  keys = np.minimum(sizes[taken], frequencies.LARGEST + 1).astype(np.intp)
+  keys = classes.magnitudes(matrix[taken], shift)
+  keys = np.minimum(keys, frequencies.LARGEST + 1).astype(np.intp)
   histograms = histograms_of(keys, 0)
   model, _ = search(histograms, None, (4, 2))
   side = 0.0
   if min(matrix.shape) > 1:
     model, histograms, side = _fit_classes(
-      model, classes.means(sizes), keys, taken
+      model, classes.symbol_means(matrix, shift), keys, taken
     )
   model, bits = search(histograms, model, (2, 1))
   bits = bits * weight + side + shift * symbols.size
@@ -89,8 +89,8 @@ def costs(
     and the bits by the sum of both classes and by `classes.magnitudes`, float64
     [classes, frequencies.LARGEST + 2]; the last are those of all larger ones.
   """
-  sizes = classes.magnitudes(matrix, model.shift)
-  row_class, column_class = classes.assign(classes.means(sizes), model)
+  means = classes.symbol_means(matrix, model.shift)
+  row_class, column_class = classes.assign(means, model)
   low = int(row_class.min()) + int(column_class.min())
   high = int(row_class.max()) + int(column_class.max())
   table = np.stack(

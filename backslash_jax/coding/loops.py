@@ -1,8 +1,8 @@
 """Chooses the module that runs the row loops of rANS.
 
 `loops_numpy` and `loops_numba` have the same functions with the same results:
-`magnitude_sums`, `look_up`, `encode_rows`, `decode_rows` and `decode_trellis`,
-documented in `loops_numpy`.
+`magnitude_sums`, `squares`, `look_up`, `encode_rows`, `decode_rows` and
+`decode_trellis`, documented in `loops_numpy`.
 """
 
 import importlib

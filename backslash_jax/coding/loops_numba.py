@@ -16,12 +16,12 @@ _SHIFT = np.uint32(PRECISION)
 _SIXTEEN = np.uint32(16)
 _LOW = np.uint32(0xFFFF)
 _FLOOR = np.uint32(loops_numpy.FLOOR)
-_NONE = np.empty(0, np.uint8)
 # Code lengths are summed in these parts of a bit: integers need no order.
 _PARTS = 2.0**32
-# x // f is x * _RECIPROCAL[f] >> 46, exactly, for x < f << 18.
-_RECIPROCAL = np.zeros((1 << PRECISION) + 1, np.uint64)
-_RECIPROCAL[1:] = [-(-(1 << 46) // f) for f in range(1, _RECIPROCAL.size)]
+_ONE = np.uint64(1)
+_NO_WORD = np.zeros(1, np.uint16)
+# With the errors of NumPy, a division needs no branch.
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 def magnitude_sums(symbols):
@@ -31,13 +31,20 @@ def magnitude_sums(symbols):
   return rows, columns
 
 
+def squares(values, decoded, step):
+  """See `loops_numpy.squares`."""
+  scale = 1 / np.float64(step)
+  if not np.isfinite(scale):
+    return loops_numpy.squares(values, decoded, step)
+  return _squares(values, decoded, scale)
+
+
 def look_up(symbols, codes, lengths, limits, row_class, column_class):
   """See `loops_numpy.look_up`."""
   entries = np.empty(symbols.size, np.uint32)
   excess = np.empty(1024, np.int32)
   parts = (lengths.astype(np.float64) * _PARTS).astype(np.int64)
-  # In 32 bits, twice as many fit into a register.
-  arrays = (codes, parts, limits.astype(np.int32), row_class, column_class)
+  arrays = (codes, parts, limits, row_class, column_class)
   count, total = _look_up(symbols, *arrays, entries, excess)
   if count > excess.size:
     excess = np.empty(count, np.int32)
@@ -47,15 +54,15 @@ def look_up(symbols, codes, lengths, limits, row_class, column_class):
 
 def encode_rows(states, entries, words, position):
   """See `loops_numpy.encode_rows`."""
-  return int(_encode(states, entries, words, position, _RECIPROCAL))
+  return int(_encode(states, entries, words, position))
 
 
 def decode_rows(states, words, position, decoding, numbers, out):
   """See `loops_numpy.decode_rows`."""
-  numbers = _NONE if numbers is None else numbers
-  places, entries, symbols = decoding
+  size = words.size
+  words = words if size else _NO_WORD
   stop = _decode(
-    states, words, position, places, entries, symbols, numbers, out
+    states, words, np.uint64(size), position, *decoding, numbers, out
   )
   if stop < 0:
     raise ValueError("the stream ends too early")
@@ -66,56 +73,60 @@ def decode_trellis(
   states, words, position, decoding, numbers, out, machines, done
 ):
   """See `loops_numpy.decode_trellis`."""
-  numbers = _NONE if numbers is None else numbers
-  places, entries, symbols = decoding
   # The moves are an argument: numba's cache keeps globals of other files.
   stop = _decode_trellis(
-    states,
-    words,
-    position,
-    places,
-    entries,
-    symbols,
-    numbers,
-    out,
-    machines,
-    done,
-    trellis.NEXT,
+    *(states, words, position, *decoding),
+    *(numbers, out, machines, done, trellis.NEXT),
   )
   if stop < 0:
     raise ValueError("the stream ends too early")
   return int(stop)
 
 
-@numba.njit(nogil=True, cache=True)
+# LLVM computes several lanes at once in a loop without look-ups, branches and
+# the words of the stream, so these are in loops of their own. Indices that are
+# looked up are unsigned: numba checks whether a signed one is negative.
+@_compiled
 def _magnitude_sums(symbols, rows, columns):
   for i in range(symbols.shape[0]):
+    total = np.int64(0)
     for j in range(symbols.shape[1]):
       size = abs(np.int64(symbols[i, j]))
-      rows[i] += size
+      total += size
       columns[j] += size
+    rows[i] = total
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def _squares(values, decoded, scale):
+  error, power = 0.0, 0.0
+  for i in range(values.size):
+    x = np.float64(values[i])
+    error += ((x - decoded[i]) * scale) ** 2
+    power += (x * scale) ** 2
+  return error, power
+
+
+@_compiled
 def _look_up(
   symbols, codes, parts, limits, row_class, column_class, entries, excess
 ):
   width, columns = codes.shape[1], symbols.shape[1]
   codes, parts = codes.ravel(), parts.ravel()
+  reach, nearest = np.int32(width // 2), limits.min()
+  first_place = (column_class * width + reach).astype(np.int32)
+  places = np.empty(columns, np.uint32)
   count, total = 0, np.int64(0)
   for i in range(symbols.shape[0]):
-    escaped = 0
+    first, largest = np.int32(row_class[i] * width), np.int32(0)
     for j in range(columns):
-      # Unsigned: numba would treat a signed index as one that may be negative.
-      own = np.uint64(row_class[i] + column_class[j])
-      y, limit = symbols[i, j], limits[own]
-      is_out = (y > limit) | (y < -limit)
-      escaped += is_out
-      y = np.int32(limit + 1) if is_out else y
-      place = np.uint64(np.int64(own) * width + (width - 1) // 2 + np.int64(y))
-      entries[i * columns + j] = codes[place]
-      total += parts[place]
-    if escaped:
+      y = min(max(symbols[i, j], np.int32(-reach)), reach)
+      largest = max(largest, np.int32(abs(y)))
+      places[j] = np.int32(np.int32(first + first_place[j]) + y)
+    for j in range(columns):
+      entries[i * columns + j] = codes[places[j]]
+      total += parts[places[j]]
+    if largest > nearest:
       for j in range(columns):
         y = np.int64(symbols[i, j])
         limit = limits[row_class[i] + column_class[j]]
@@ -126,67 +137,66 @@ def _look_up(
   return count, total
 
 
-@numba.njit(nogil=True, cache=True)
-def _encode(states, entries, words, position, reciprocal):
-  width = states.size
+@_compiled
+def _encode(states, entries, words, position):
+  width, place = states.size, np.uint64(position)
   limit = np.uint32(32 - PRECISION)
   complement = np.uint32(1 << PRECISION)
+  pending = np.empty(width, np.uint32)
   for row in range((entries.size - 1) // width * width, -1, -width):
-    for lane in range(min(width, entries.size - row) - 1, -1, -1):
-      entry = entries[row + lane]
+    count = min(width, entries.size - row)
+    for lane in range(count):
+      entry, x = entries[row + lane], states[lane]
       frequency = entry >> _SIXTEEN
-      x = states[lane]
-      # No branch, since it could not be predicted: the word is always written,
-      # and the position moves only if it is needed.
-      full = np.uint32(x >= np.uint32(frequency << limit))
-      words[position - 1] = x & _LOW
-      position -= np.int64(full)
-      x = x >> np.uint32(full << np.uint32(4))
-      product = np.uint64(x) * reciprocal[frequency]
-      quotient = np.uint32(product >> np.uint64(46))
+      is_full = x >= np.uint32(frequency << limit)
+      pending[lane] = (x & _LOW) | np.uint32(np.uint32(is_full) << _SIXTEEN)
+      x = np.uint32(x >> _SIXTEEN) if is_full else x
+      # Exact: a double holds more bits than x and the frequency together.
+      quotient = np.uint32(np.float64(x) / np.float64(frequency))
       # x // f * 2**14 + x % f + start.
       x += np.uint32(quotient * np.uint32(complement - frequency))
       states[lane] = np.uint32(x + (entry & _LOW))
-  return position
+    # A word is always written, and the place moves only if it is needed.
+    for lane in range(count):
+      word = pending[np.uint64(count - 1 - lane)]
+      words[np.uint64(place - _ONE)] = word
+      place = np.uint64(place - np.uint64(word >> _SIXTEEN))
+  return place
 
 
-@numba.njit(nogil=True, cache=True)
-def _decode(states, words, position, places, entries, symbols, numbers, out):
-  width, stride = states.size, np.uint32(entries.shape[1])
-  places, entries, symbols = places.ravel(), entries.ravel(), symbols.ravel()
+@_compiled
+def _decode(
+  states, words, size, position, places, entries, symbols, numbers, out
+):
+  width, place = states.size, np.uint64(position)
+  number, last = np.uint32(0), np.uint64(words.size - 1)
+  found = np.empty(width, np.uint32)
   for row in range(0, out.size, width):
     count = min(width, out.size - row)
-    is_safe = position + count <= words.size
+    for lane in range(count):
+      if numbers is not None:
+        number = np.uint32(numbers[row + lane])
+      symbol = places[number, states[lane] & _MASK]
+      found[lane] = entries[number, symbol]
+      out[row + lane] = symbols[number, symbol]
+    for lane in range(count):
+      x, entry = states[lane], found[lane]
+      slot = (x & _MASK) - (entry & _LOW)
+      states[lane] = np.uint32((entry >> _SIXTEEN) * (x >> _SHIFT) + slot)
+    # A word is always read, and the place moves only if it is needed.
+    for lane in range(count):
+      found[lane] = words[min(place, last)]
+      place = np.uint64(place + np.uint64(states[lane] < _FLOOR))
     for lane in range(count):
       x = states[lane]
-      slot = x & _MASK
-      if numbers.size:
-        number = np.uint32(numbers[row + lane])
-        place = places[np.uint32(slot + (number << _SHIFT))]
-        place = np.uint32(place + number * stride)
-      else:
-        place = np.uint32(places[slot])
-      entry = entries[place]
-      out[row + lane] = symbols[place]
-      x = np.uint32((entry >> _SIXTEEN) * (x >> _SHIFT) + slot)
-      x = np.uint32(x - (entry & _LOW))
-      is_low = x < _FLOOR
-      if is_safe:
-        # No branch: the next word is always read, and the position moves only
-        # if it is needed.
-        longer = np.uint32((x << _SIXTEEN) | words[position])
-        x = longer if is_low else x
-        position += np.int64(is_low)
-      elif is_low:
-        if position >= words.size:
-          return -1
-        x = np.uint32((x << _SIXTEEN) | words[position])
-        position += 1
-      states[lane] = x
-  return position
+      longer = np.uint32((x << _SIXTEEN) | found[lane])
+      states[lane] = longer if x < _FLOOR else x
+    if place > size:
+      return -1
+  return np.int64(place)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _decode_trellis(
   states,
   words,
@@ -201,20 +211,16 @@ def _decode_trellis(
   moves,
 ):
   width, count = states.size, machines.size
-  stride = np.uint32(entries.shape[1])
-  places, entries, symbols = places.ravel(), entries.ravel(), symbols.ravel()
   lane, machine = 0, done % count
   for i in range(out.size):
-    x = states[lane]
-    state = machines[machine]
+    x, state = states[lane], machines[machine]
     number = np.uint32(state & 1)
-    if numbers.size:
+    if numbers is not None:
       number = np.uint32(number + numbers[i])
     slot = x & _MASK
-    place = places[np.uint32(slot + (number << _SHIFT))]
-    place = np.uint32(place + number * stride)
-    entry = entries[place]
-    symbol = symbols[place]
+    place = places[number, slot]
+    entry = entries[number, place]
+    symbol = symbols[number, place]
     out[i] = symbol
     machines[machine] = moves[2 * state + (symbol & 1)]
     x = np.uint32((entry >> _SIXTEEN) * (x >> _SHIFT) + slot)

@@ -35,6 +35,23 @@ def magnitude_sums(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return sizes.sum(1, dtype=np.int64), sizes.sum(0, dtype=np.int64)
 
 
+def squares(
+  values: np.ndarray, decoded: np.ndarray, step: float
+) -> tuple[float, float]:
+  """The sums of ((values - decoded) / step)^2 and of (values / step)^2.
+
+  Args:
+    values: float32 or float64 vector.
+    decoded: likewise.
+    step: the unit, so that no square overflows.
+  """
+  x = np.divide(values, step, dtype=np.float64)
+  # Without the threads of BLAS: there are enough.
+  power = float(np.einsum("i,i->", x, x))
+  x -= np.divide(decoded, step, dtype=np.float64)
+  return float(np.einsum("i,i->", x, x)), power
+
+
 def look_up(
   symbols: np.ndarray,
   codes: np.ndarray,

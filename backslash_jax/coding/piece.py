@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
   """A piece after the lanes have decoded it.
 
   Attributes:
-    symbols: int32 vector; ESCAPE stands for escaped elements.
+    symbols: int16 or int32 vector; ESCAPE stands for escaped elements.
     places: the indices of the escaped elements.
     limits: for each of them the largest magnitude that is not escaped.
     odd: of a trellis, the quantizer of each symbol, uint8; else None. Its
@@ -200,7 +200,7 @@ def decode(decoder: lanes.Decoder, piece: Piece) -> Decoded:
     return Decoded(np.full(size, value, np.int32), _NONE, 0)
   if isinstance(model, Table):
     found = decoder.segment(models.decoding([model], 0), None, size)
-    return Decoded(found.astype(np.int32), _NONE, 0)
+    return Decoded(found, _NONE, 0)
   sides = (
     _decode_classes(decoder, model.row_alpha_index, height),
     _decode_classes(decoder, model.column_alpha_index, width),
@@ -221,7 +221,6 @@ def decode(decoder: lanes.Decoder, piece: Piece) -> Decoded:
   places = np.empty(0, np.intp)
   if found.min() <= models.ODD_ESCAPE:
     places = (found <= models.ODD_ESCAPE).nonzero()[0]
-  found = found.astype(np.int32)
   odd = None if machines is None else trellis.is_odd(found)
   limits = np.array([-table.lowest for table in made])
   own = 0 if numbers is None else numbers[places]
@@ -245,7 +244,7 @@ def _decode_classes(
 
 
 def finish(part: Decoded, low: np.ndarray, model: Model) -> np.ndarray:
-  """The int32 integers of a piece whose escapes are filled in.
+  """The integers of a piece whose escapes are filled in, int16 or int32.
 
   They are the symbols with their low bits, or of a trellis the levels.
 

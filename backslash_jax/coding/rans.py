@@ -12,6 +12,7 @@ A chunk without a coded symbol has no bytes.
 
 import math
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def decode(
     ValueError: if `data` is not what `encode` returns.
   """
   shape = (size, 1) if isinstance(size, int) else size
-  return decode_pieces(data, [Piece(shape, model)])[0]
+  return decode_pieces(data, [Piece(shape, model)])[0].astype(np.int32)
 
 
 def code_length(symbols: np.ndarray, model: Model) -> float:
@@ -101,7 +102,11 @@ def encode_pieces(
 def decode_pieces(
   data: bytes | memoryview, pieces: list[Piece]
 ) -> list[np.ndarray]:
-  """Decodes a vector of int32 symbols per piece; ValueError if data is bad."""
+  """Decodes a vector of symbols per piece, int32, or int16 if that is enough.
+
+  Raises:
+    ValueError: if the data is bad.
+  """
   data = memoryview(data)
   total = sum(piece.coded_size(one) for one in pieces)
   if total == 0 and len(data):
@@ -116,7 +121,7 @@ def decode_pieces(
     stop = position + (size * width + 7) // 8
     low.append(bits.unpack(data[position:stop], np.full(size, width)))
     position = stop
-  _fill_escapes(found, data[position:])
+  found = list(_without_escapes(found, data[position:]))
   return [
     piece.finish(part, fields, one.model)
     for part, fields, one in zip(found, low, pieces, strict=True)
@@ -157,17 +162,23 @@ def _open(data: memoryview, total: int) -> tuple[lanes.Decoder, int]:
   return lanes.Decoder(states, words, tail, total), stop
 
 
-def _fill_escapes(pieces: list[piece.Decoded], data: memoryview) -> None:
+def _without_escapes(
+  pieces: list[piece.Decoded], data: memoryview
+) -> Iterator[piece.Decoded]:
   """Replaces escapes by the symbols that the code in `data` stands for."""
   count = sum(one.places.size for one in pieces)
   excess = exp_golomb.decode_escapes(data, count)
   if not excess.all():
     raise ValueError("an escape for a symbol that has a code")
-  for found, places, limits, odd in pieces:
+  for one in pieces:
+    found, places, limits, odd = one
     own, excess = excess[: places.size].astype(np.int64), excess[places.size :]
     own += np.sign(own) * limits
     if own.size and not -(2**31) <= own.min() <= own.max() < 2**31:
       raise ValueError("a symbol outside int32")
     if odd is not None and ((own ^ found[places]) & 1).any():
       raise ValueError("an escape of the other parity than its symbol")
+    if own.size and not -(2**15) <= own.min() <= own.max() < 2**15:
+      found = found.astype(np.int32)
     found[places] = own
+    yield one._replace(symbols=found)

@@ -13,6 +13,8 @@ from backslash_jax import tree
 from backslash_jax.coding import fit
 from backslash_jax.quantize.step import check_step, steps_by_name
 
+_BLOCK = 1 << 16  # Elements converted at once, to stay in cache.
+
 
 def quantize(x: np.ndarray, step: float) -> np.ndarray:
   """The int32 multiples of `step` nearest to `x`, ties to even.
@@ -25,21 +27,26 @@ def quantize(x: np.ndarray, step: float) -> np.ndarray:
   """
   check_step(step)
   x = np.asarray(x)
-  wide = np.float64 if x.dtype.itemsize > 4 else np.float32
+  wide, scale, operation = np.float64, step, np.divide
   mantissa, _ = np.frexp(step)
-  if mantissa != 0.5 or not 2.0**-126 <= step <= 2.0**126:
-    wide = np.float64  # Division in float32 is exact only by a power of two.
-  with np.errstate(over="ignore"):
-    levels = np.divide(x, step, dtype=wide)
-  np.rint(levels, out=levels)
-  largest = np.abs(levels).max(initial=0.0)
+  if mantissa == 0.5 and 2.0**-126 <= step <= 2.0**126:
+    scale, operation = 1 / step, np.multiply  # By a power of two: exact.
+    wide = np.float64 if x.dtype.itemsize > 4 else np.float32
   limit = _limit(x.dtype, step)
-  if limit is not None and limit < largest < math.inf:
-    np.clip(levels, -limit, limit, out=levels)
-    largest = limit
-  if not largest < 2**31:
-    _raise(x, step)
-  return levels.astype(np.int32)
+  values, found = x.reshape(-1), np.empty(x.size, np.int32)
+  for start in range(0, x.size, _BLOCK):
+    block = slice(start, start + _BLOCK)
+    with np.errstate(over="ignore"):
+      levels = operation(values[block], scale, dtype=wide)
+    np.rint(levels, out=levels)
+    largest = max(levels.max(), -levels.min())
+    if limit is not None and limit < largest < math.inf:
+      np.clip(levels, -limit, limit, out=levels)
+      largest = limit
+    if not largest < 2**31:
+      _raise(x, step)
+    found[block] = levels
+  return found.reshape(x.shape)
 
 
 def _limit(dtype: np.dtype, step: float) -> int | None:
@@ -65,12 +72,22 @@ def dequantize(symbols: np.ndarray, step: float, dtype) -> np.ndarray:
   Dtypes narrower than float32 are rounded through float32. The result is the
   same on every platform, because IEEE 754 defines each of these roundings.
   """
-  values = symbols.astype(np.float64)
   with np.errstate(over="ignore"):
-    values *= step
+    narrow = np.float32(step)
+    if np.dtype(dtype) == narrow.dtype and narrow == step and _short(symbols):
+      # Float64 would hold these products exactly, so float32 rounds them alike.
+      return np.multiply(symbols, narrow, dtype=np.float32)
+    values = np.multiply(symbols, step, dtype=np.float64)
     if np.dtype(dtype).itemsize < 4:
       values = values.astype(np.float32)
     return values.astype(dtype)
+
+
+def _short(symbols: np.ndarray) -> bool:
+  """Whether float32 holds all the symbols exactly."""
+  if symbols.dtype.itemsize <= 2 or not symbols.size:
+    return True
+  return max(int(symbols.max()), -int(symbols.min())) <= 2**24
 
 
 def rate_distortion(

@@ -8,15 +8,14 @@ turns. The table of docs/memory.md is written, too.
 """
 
 import json
-import pathlib
 import subprocess
 import sys
 from typing import Any
 
 from absl import flags
 
-from experiments import include, program
-from experiments.bench import timing
+from experiments import program
+from experiments.bench import memory, timing
 from experiments.serve import weights
 
 _FACTS = (
@@ -40,35 +39,6 @@ _KINDS = flags.DEFINE_list(
   "kinds", list(weights.KINDS), "What is measured; the others keep their rows."
 )
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation.")
-
-
-DOCS = pathlib.Path(__file__).parents[2] / "docs" / "memory.md"
-
-
-def table(document: dict[str, Any]) -> str:
-  """The results as a table in Markdown, in MB of 10^6 bytes."""
-  machine, results = document["machine"], document["results"]
-  lines = [
-    f"    {document['command']}",
-    "",
-    f"{machine['host']}, jax {machine['jax']}, {document['date']}.",
-    "",
-    "| weights | in memory, MB | temporaries of a token, MB | of the prompt,"
-    " MB | peak of the process while loading, MB | while answering, MB |"
-    " tokens per second | processor seconds per token |",
-    "|---|---:|---:|---:|---:|---:|---:|---:|",
-  ]
-  for kind in (kind for kind in weights.KINDS if kind in results):
-    median = {fact: results[kind][fact]["median"] for fact in _FACTS}
-    sizes = (
-      f"{median[name] / 1e6:,.1f}" for name in _FACTS if name.endswith("_bytes")
-    )
-    times = (
-      f"{median[name]:.3g}"
-      for name in ("tokens_per_second", "processor_seconds_per_token")
-    )
-    lines.append("| " + " | ".join([kind, *sizes, *times]) + " |")
-  return "\n".join(lines)
 
 
 def run(kind: str) -> tuple[str, dict[str, Any]]:
@@ -115,8 +85,7 @@ def main(argv):
   words = (w for w in sys.argv[1:] if not w.startswith("--kinds"))
   command = " ".join(["python -m experiments.bench.answers", *words])
   timing.write(name, command, results)
-  document = json.loads(path.read_text())
-  include.update(DOCS, {f"answers {_NAME.value}": table(document)})
+  memory.update()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def topology_devices(name: str) -> list[Any]:
   os.environ.setdefault(
     "TPU_ACCELERATOR_TYPE", f"{roofline.CHIPS[match[1]].slice}-16"
   )
+  # Without a TPU no program for one is read from a cache, so none is written.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
   try:
     topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
   except (RuntimeError, ValueError, NotImplementedError) as error:

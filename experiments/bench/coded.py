@@ -1,6 +1,6 @@
 """Weights that stay coded in memory: bytes, decoding speed, and peak memory.
 
-python -m experiments.bench.coded [--parameters=100] [--repeats=16]
+python -m experiments.bench.coded [--parameters=300] [--repeats=16]
 
 Matrices of 2^20 random weights at 1, 2 and 3 bits: the bytes in memory beside
 those of the file, and the time of decoding beside a copy of the dense array and
@@ -8,7 +8,7 @@ beside `bs.load`. Then processes that each hold a model of Llama's shapes with
 so many million random weights, and multiply by all of its matrices, one layer
 after the other: dense in float32 and bfloat16, packed and coded. The file has
 one layer, which every process repeats in its memory. Linux only. Writes
-results/coded_cpu.json.
+results/coded_cpu.json and the tables of docs/memory.md.
 """
 
 import ctypes
@@ -29,10 +29,9 @@ from absl import flags
 
 import backslash_jax as bs
 from experiments import program
-from experiments.bench import timing
+from experiments.bench import memory, timing
 
-_PARAMETERS = flags.DEFINE_integer("parameters", 100, "Million weights.")
-_MATRICES = flags.DEFINE_bool("matrices", True, "False keeps their numbers.")
+_PARAMETERS = flags.DEFINE_integer("parameters", 300, "Million weights.")
 _BITS = flags.DEFINE_list("bits", ["1", "2", "3"], "Of the model's files.")
 _HOLD = flags.DEFINE_string("hold", None, "For the measured processes: a file.")
 _KIND = flags.DEFINE_string("kind", None, "For the measured processes.")
@@ -40,7 +39,6 @@ _DEPTH = flags.DEFINE_integer("depth", 1, "For the measured processes.")
 
 # Steps in units of the scale of a Laplace distribution, by bits.
 STEPS = {"1": 3.15, "2": 1.45, "3": 0.69}
-KINDS = ("float32", "bfloat16", "packed", "coded")
 _SIDE = 1024
 _WIDTH, _HIDDEN, _HEADS = 1024, 2816, 256
 
@@ -52,20 +50,20 @@ def main(argv):
     return
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / "x.safetensors"
-    kept = timing.RESULTS / "coded_cpu.json"
-    matrices = (
-      {bits: _matrix(path, bits) for bits in STEPS}
-      if _MATRICES.value
-      else json.loads(kept.read_text())["results"]["matrices"]
-    )
-    models = {bits: _model(path, bits) for bits in _BITS.value}
-    results = {"matrices": matrices, "models": models}
+    matrices = {bits: _matrix(path, bits) for bits in STEPS}
+    models: dict[str, Any] = {}
+    for bits in _BITS.value:
+      models[bits] = _model(path, bits)
+      if not models.get("dense"):  # It is the same at any number of bits.
+        depth = models[bits]["layers"]
+        models["dense"] = {k: _process(path, k, depth) for k in memory.DENSE}
   command = (
     "python -m experiments.bench.coded"
     f" --parameters={_PARAMETERS.value} --bits={','.join(_BITS.value)}"
     f" --repeats={timing.REPEATS.value}"
   )
-  timing.write("coded", command, results)
+  timing.write("coded", command, {"matrices": matrices, "models": models})
+  memory.update()
 
 
 def _matrix(path: pathlib.Path, bits: str) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def _matrix(path: pathlib.Path, bits: str) -> dict[str, Any]:
 
 
 def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
-  """What processes take that hold a model in different ways."""
+  """What processes take that hold a model packed and coded."""
   rng = np.random.default_rng(0)
   shapes = {
     "query": (_WIDTH, _WIDTH),
@@ -118,12 +116,15 @@ def _model(path: pathlib.Path, bits: str) -> dict[str, Any]:
     "file_bytes_of_a_layer": report.bytes,
   }
   del tree
-  for kind in KINDS:
-    command = [sys.executable, "-m", "experiments.bench.coded"]
-    command += [f"--hold={path}", f"--kind={kind}", f"--depth={depth}"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    found[kind] = json.loads(done.stdout.splitlines()[-1])
-  return found
+  return found | {kind: _process(path, kind, depth) for kind in memory.SMALL}
+
+
+def _process(path: pathlib.Path, kind: str, depth: int) -> dict[str, Any]:
+  """What a process finds that holds so many times the layer in the file."""
+  command = [sys.executable, "-m", "experiments.bench.coded"]
+  command += [f"--hold={path}", f"--kind={kind}", f"--depth={depth}"]
+  done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 def _repeated(leaf: Any, depth: int) -> Any:
@@ -146,28 +147,10 @@ def _repeated(leaf: Any, depth: int) -> Any:
 def _held(path: str, kind: str | None, depth: int) -> dict[str, Any]:
   """Memory and time of this process, which holds the model of a file."""
   x = jnp.ones([8, _WIDTH], jnp.bfloat16)
-  with tempfile.TemporaryDirectory() as directory:
-    # Imports and compiles what is not the weights' memory.
-    small = pathlib.Path(directory) / "x.safetensors"
-    bs.save(small, {"x": np.eye(64, dtype=np.float32)}, step=0.5)
-    bs.decode(bs.load(small, coded=True))
-    bs.decode(bs.load(small, coded="packed"))
-  before = _resident()
-  _forget_peak()
-  if kind in ("packed", "coded"):
-    kinds = {"packed": "packed", "coded": True}
-    tree = bs.load(path, coded=kinds[kind], stacked="*")
-    tree = {name: _repeated(tree.pop(name), depth) for name in list(tree)}
+  if kind in memory.SMALL:
+    layer = bs.load(path, coded=True if kind == "coded" else kind, stacked="*")
   else:
-    arrays = bs.load(path)
-    tree = {
-      name: _repeated(jnp.array(arrays.pop(name), kind), depth)
-      for name in list(arrays)
-    }
-  jax.block_until_ready(tree)
-  loading = _peak() - before
-  held = _resident() - before
-  _forget_peak()
+    layer = {k: jnp.array(a, kind) for k, a in bs.load(path).items()}
 
   @jax.jit
   def forward(tree, x):
@@ -190,12 +173,21 @@ def _held(path: str, kind: str | None, depth: int) -> dict[str, Any]:
 
     return jax.lax.scan(layer, x, jnp.arange(depth))[0]
 
-  (times,) = timing.measure({"": lambda: forward(tree, x)}, 3).values()
+  def repeated(layer):
+    return {k: _repeated(layer.pop(k), depth) for k in list(layer)}
+
+  # The compiler's memory is not the weights'.
+  compiled = forward.lower(jax.eval_shape(repeated, dict(layer)), x).compile()
+  before = _resident() - sum(leaf.nbytes for leaf in jax.tree.leaves(layer))
+  tree = jax.block_until_ready(repeated(layer))
+  held = _resident() - before
+  _forget_peak()
+  (times,) = timing.measure({"": lambda: compiled(tree, x)}, 3).values()
   return {
     "weights_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
     "resident_bytes": held,
-    "peak_bytes_of_loading": loading,
     "peak_bytes_of_forward": _peak() - before,
+    "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     "seconds": {clock: min(samples) for clock, samples in times.items()},
   }
 

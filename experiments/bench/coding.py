@@ -48,7 +48,7 @@ def main():
   options = parser.parse_args()
   models = {}
   for path in _models(options.models):
-    models |= _load(path)
+    models |= load(path)
   results: dict[str, Any] = {
     "rates": [
       {"model": name, "step": step} | _rates(params, _STEPS[step])
@@ -78,7 +78,7 @@ def _models(named: list[pathlib.Path]) -> list[pathlib.Path]:
   return named
 
 
-def _load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+def load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
   """{model: {name: matrix}} of a file, a directory or a training's workdir."""
   trained = sorted(path.glob(f"**/{cells.TRAINED}"))
   if trained:

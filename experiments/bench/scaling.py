@@ -52,6 +52,8 @@ def tables(results: pathlib.Path) -> dict[str, str]:
   if "optimizer_minilm" in found:
     document = found["optimizer_minilm"]
     result["optimizer of MiniLM"] = _ratios(document, _OPTIMIZERS)
+  if "compiling" in found:
+    result["compiling"] = _compiling(found["compiling"])
   if "decoding" in found:
     document = found["decoding"]
     table = aot_serve.table(document["results"]["models"])
@@ -97,6 +99,20 @@ def _ratios(document, names) -> str:
     )
     rows.append([names[key], *wall, processor[1]])
   header = "", "seconds", "ratio", "of the means", "ratio, processor time"
+  return _table(document, header, rows)
+
+
+def _compiling(document) -> str:
+  parts = ("trace", "lower", "compile")
+  rows = [
+    [
+      row["model"],
+      _UPDATES[row["candidate"]],
+      *(f"{row[part]:.1f}" for part in parts),
+    ]
+    for row in document["results"]
+  ]
+  header = "model", "update", *(f"{part}, s" for part in parts)
   return _table(document, header, rows)
 
 

@@ -20,11 +20,16 @@ from ml_collections import config_flags
 from experiments import data, learner, optimizer, program, sharding
 from experiments.bench import timing
 
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/quickstart.py", "The experiment, a file of configs/."
 )
-_VOCABULARY = flags.DEFINE_integer(
+VOCABULARY = flags.DEFINE_integer(
   "vocabulary", None, "Tokens that the model knows; the tokenizer's if not set."
+)
+_CANDIDATES = flags.DEFINE_list(
+  "candidates",
+  None,
+  "Which of them, the first as the baseline; by default all.",
 )
 
 # Candidate -> (fields, whether the metrics of the rate are computed).
@@ -43,6 +48,24 @@ def make_update(
   vocabulary: int | None = None,
 ) -> Callable[[], Any]:
   """A call of which does one update in place, on the same batch."""
+  update, (state, batch, _) = jitted(config, fields, measure_rate, vocabulary)
+  held, number = [state], itertools.count(1)
+  del state
+
+  def run():
+    held[0], values, flags = update(held[0], batch, next(number))
+    return values, flags
+
+  return run
+
+
+def jitted(
+  config: ml_collections.ConfigDict,
+  fields: dict[str, Any],
+  measure_rate: bool,
+  vocabulary: int | None = None,
+) -> tuple[Any, tuple]:
+  """The jitted update, and its first arguments: state, batch and number."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.update_from_flattened_dict(fields)
   task = data.load_task(config.data)
@@ -57,8 +80,8 @@ def make_update(
     "params": placed,
     "opt_state": sharding.like(shapes, params, placed, mesh),
   }
-  state = [{"params": params, "opt_state": tx.init(params)}]
-  state = jax.device_put(state, [shardings])
+  state = {"params": params, "opt_state": tx.init(params)}
+  state = jax.device_put(state, shardings)
   batch = next(
     iter(
       data.train_dataset(
@@ -74,27 +97,22 @@ def make_update(
     donate_argnums=0,
     out_shardings=(shardings, None, None),
   )
-  number = itertools.count(1)
-
-  def run():
-    state[0], values, flags = update(state[0], batch, next(number))
-    return values, flags
-
-  return run
+  return update, (state, batch, 1)
 
 
 def _main(argv):
   del argv
-  config = _CONFIG.value
+  config = CONFIG.value
+  names = _CANDIDATES.value or list(CANDIDATES)
   updates = {
-    name: make_update(config, *how, _VOCABULARY.value)
-    for name, how in CANDIDATES.items()
+    name: make_update(config, *CANDIDATES[name], VOCABULARY.value)
+    for name in names
   }
   times = timing.measure(updates, timing.REPEATS.value)
   timing.write(
     f"update_{config.model.name}",
     " ".join(["python -m experiments.bench.update", *sys.argv[1:]]),
-    timing.compare(times, "plain"),
+    timing.compare(times, names[0]),
   )
 
 

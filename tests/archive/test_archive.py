@@ -290,6 +290,7 @@ def test_only_the_rows_of_local_shards_are_decoded(tmp_path, monkeypatch):
   assert sum(read) == 512
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
   monkeypatch.setattr(index, "CHUNK", 1 << 15)
   params = {str(i): _weights(600, 1000) for i in range(3)}

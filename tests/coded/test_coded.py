@@ -1,6 +1,7 @@
 """Weights that stay coded or packed: bit-equal to `bs.load` once decoded."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def saved(path, params, step, **options):
   return bs.load(path)
 
 
-SHAPES = [(7,), (1, 1), (33, 20), (6, 5, 4), (2, 0)]
+SHAPES = [(), (7,), (1, 1), (33, 20), (6, 5, 4), (0,), (2, 0)]
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
@@ -40,8 +41,8 @@ def tensors(draw, shapes=SHAPES):
   """A tensor and a step: of any rate, with scales by row and column."""
   shape = draw(st.sampled_from(shapes))
   rng = np.random.default_rng(draw(st.integers(0, 99)))
-  x = rng.laplace(size=shape)
-  if draw(st.booleans()) and x.size:
+  x = np.asarray(rng.laplace(size=shape))
+  if draw(st.booleans()) and x.ndim and x.size:
     x *= np.exp(rng.normal(size=(shape[0],) + (1,) * (x.ndim - 1)))
     x *= np.exp(rng.normal(size=shape[-1]))
   if draw(st.booleans()) and x.size:
@@ -188,11 +189,25 @@ def test_a_leaf_is_not_an_array(stack, kind):
     np.asarray,
     lambda x: x + 1,
     lambda x: jnp.ones([2, 128]) @ x,
+    lambda x: jnp.ones([128, 64]) + x,
+    lambda x: np.ones([128, 64]) - x,
     lambda x: x[0],
+    list,
+    bool,
+    float,
+    lambda x: x == 0,
+    lambda x: x < 1,
+    lambda x: x // 2,
+    jnp.sum,
+    np.sum,
+    jax.nn.relu,
     jax.jit(lambda x: jnp.sum(x)),
   ):
     with pytest.raises(TypeError, match=r"bs\.decode"):
       use(leaf)
+  with pytest.raises(AttributeError, match=r"no 'astype'.*bs\.decode"):
+    leaf.astype(jnp.float32)
+  assert leaf in {leaf}
 
 
 def test_an_axis_that_is_not_divided_is_not_sliced(stack):
@@ -253,12 +268,38 @@ def test_a_leaf_that_is_split_otherwise_is_refused(stack):
     jax.jit(bs.decode)(dataclasses.replace(leaf, octets=octets))
 
 
-def test_a_damaged_file_is_refused(stack, tmp_path):
-  data = bytearray(stack[0].read_bytes())
-  data[300] ^= 1
-  (tmp_path / "x").write_bytes(data)
-  with pytest.raises(bs.ArchiveError):
-    bs.load(tmp_path / "x", coded=True)
+def test_a_leaf_that_no_mesh_axis_divides_is_named(stack):
+  mesh = jax.make_mesh((8,), ("data",))
+  placed = jax.NamedSharding(mesh, jax.P("data"))
+  for kind in (False, *KINDS):
+    with pytest.raises(ValueError, match=r"'layers/kernel' of shape \(3, 96"):
+      bs.load(stack[0], names="layers/*", coded=kind, sharding=placed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_donated_leaves_become_the_new_ones(stack, kind):
+  leaf = bs.load(stack[0], coded=kind)["head"][0]
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def apply(leaf):
+    return leaf, bs.decode(leaf)
+
+  kept, found = apply(leaf)
+  assert_same(found, stack[1]["head"][0])
+  assert_same(bs.decode(kept), found)
+  assert all(x.is_deleted() for x in jax.tree.leaves(leaf) if x.size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_refused(stack, tmp_path, kind):
+  data = stack[0].read_bytes()
+  path = tmp_path / "x"
+  for at in (9, len(data) // 3, len(data) // 2, len(data) - 1):
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(bs.ArchiveError):
+      bs.load(path, coded=kind)
+    with pytest.raises(bs.ArchiveError):
+      coded.stack([(path, "head/0"), (path, "classes")], kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,13 @@ EXAMPLES = sorted(path.stem for path in FILES if path.stem not in OWN)
 UNTRAINED = ("compress_weights", "coded_in_memory")
 TRAINED = [name for name in EXAMPLES if name not in UNTRAINED]
 # Trained in full by the slow tests alone.
-SLOW = ("hugging_face", "gradient_accumulation", "several_devices")
+SLOW = (
+  "bfloat16_masters",
+  "gradient_accumulation",
+  "hugging_face",
+  "linen_language_model",
+  "several_devices",
+)
 # Largest accepted increase of the loss, relative.
 MARGIN = {"hugging_face": 0.05, "linen_language_model": 0.05}
 

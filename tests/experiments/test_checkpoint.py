@@ -138,13 +138,13 @@ def test_checkpoint_is_restored_on_one_device(written):
   _assert_as_written(_restore(written, like))
 
 
-def test_flipped_bits_are_refused_or_change_nothing(written, tmp_path):
+def test_a_flipped_bit_is_refused_or_changes_nothing(written, tmp_path):
   rng = random.Random(0)
   directory = tmp_path / "damaged"
   reasons = []
   for path in _files(written / str(UPDATE)):
     content = path.read_bytes()
-    for _ in range(2 if len(content) > 2000 else min(len(content), 1)):
+    if content:
       shutil.rmtree(directory, ignore_errors=True)
       shutil.copytree(written, directory)
       damaged = bytearray(content)

@@ -164,6 +164,7 @@ def _assert_fully_sharded(name, kind, looped):
   _assert_same_loss(name, kind, FSDP, looped)
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_layers_and_keeps_the_batch_where_it_is():
   _assert_fully_sharded("llama", "lm", True)
 

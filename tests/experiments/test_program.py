@@ -100,6 +100,22 @@ def test_interrupt_while_importing_is_a_line():
   assert process.returncode == -signal.SIGINT  # 130 in a shell.
 
 
+def test_interrupt_that_a_callback_ignores_comes_again():
+  code = (
+    "import gc, signal, sys, time\n"
+    "sys.argv = ['-m']\n"
+    "import experiments\n"
+    "gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))\n"
+    "gc.collect()\n"
+    "gc.callbacks.clear()\n"
+    "time.sleep(60)\n"
+  )
+  command = [sys.executable, "-c", code]
+  ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+  assert ended.stderr == "error: interrupted\n"
+  assert ended.returncode == -signal.SIGINT
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_first_signal_is_noted(name):
   number = getattr(signal, name)

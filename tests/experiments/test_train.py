@@ -58,6 +58,7 @@ def _first_step(params, batch, *, devices=1, round_step=None):
   return step_fn(state | {"params": params}, jax.tree.map(shard, batch), 1)
 
 
+@pytest.mark.slow
 def test_step_does_not_depend_on_the_number_of_devices(problem):
   _, params, batch = problem
   one = _first_step(params, batch, devices=1)
@@ -279,6 +280,7 @@ def test_unknown_field_is_one_line(tmp_path):
   ]
 
 
+@pytest.mark.slow
 def test_missing_config_is_one_line(tmp_path):
   done = _main("--config=no_such_file.py", f"--workdir={tmp_path}")
   assert done.returncode == 1

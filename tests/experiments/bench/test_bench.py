@@ -16,6 +16,7 @@ from experiments.bench import (
   feedback,
   fine_tunes,
   growth,
+  memory,
   moments,
   optimizer,
   quickstart,
@@ -161,6 +162,11 @@ def test_savings_at_equal_error_are_those_of_the_better_mu():
   lines = trellis.table(savings).splitlines()
   assert lines[2] == "| 1.8 | 5.3% | 5.3% | 5.3% |"
   assert lines[-1] == "| 3.75 | - | - | - |"
+
+
+def test_the_guide_to_memory_holds_what_was_measured():
+  text = memory.DOCS.read_text()
+  assert include.filled(text, memory.tables()) == text
 
 
 def test_the_cost_of_feedback_is_per_product():

@@ -109,6 +109,42 @@ def test_one_layer_is_dense_at_a_time(kind, load):
   assert memory.temp_size_in_bytes < 4 * layer < len(layers) * layer
 
 
+@pytest.mark.parametrize("by_block", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_never_holds_all_layers(kind, by_block, tmp_path):
+  x = np.random.default_rng(0).laplace(size=(8, 128, 96))
+  x = jnp.asarray(x, jnp.bfloat16)
+  if by_block:
+    x = x.reshape(-1, 96)
+  bs.save(tmp_path / "x", {"x": x}, step=0.7)
+  options = {"blocks": {"x": 8}} if kind else {}
+  source = bs.load(tmp_path / "x", coded=kind, **options)["x"]
+
+  def products(source, y):
+    parameter = compact.Parameter(source, blocks=8)
+
+    def block(kernel, first):
+      return (), y @ kernel.astype(y.dtype)
+
+    def layer(y, i):
+      own = compact.in_layer(parameter, i)
+      kernel = compact.dense({"kernel": own}, after=y)["kernel"]
+      return jnp.tanh(y @ kernel.astype(y.dtype)) @ jnp.ones((96, 128)), None
+
+    if by_block:
+      return compact.by_block(parameter, block)[1]
+    return jax.lax.scan(layer, y, jnp.arange(8))[0]
+
+  memory = (
+    jax.jit(products)
+    .lower(source, jnp.ones((4, 128)))
+    .compile()
+    .memory_analysis()
+  )
+  layer = 4 * 128 * 96  # In float32, which CPUs compute with.
+  assert memory.temp_size_in_bytes < 6 * layer  # Of 8.
+
+
 def test_blocks_divide_the_rows():
   for shape in ((128256, 2048), (49152, 576), (30522, 384), (96, 32)):
     count = compact.block_count(*shape)

@@ -173,9 +173,9 @@ def test_chats_have_the_form_of_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
   "name",
   [
-    "bert",
-    pytest.param("gemma2", marks=pytest.mark.slow),
     "gpt2",
+    pytest.param("bert", marks=pytest.mark.slow),
+    pytest.param("gemma2", marks=pytest.mark.slow),
     pytest.param("gpt2_classifier", marks=pytest.mark.slow),
     pytest.param("llama", marks=pytest.mark.slow),
   ],
