@@ -92,8 +92,13 @@ def train(
         writer.write(update, "train", values)
 
     pending = None
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     for update in range(start + 1, total + 1):
       batch = jax.tree.map(shard, next(batches))
+      if pending and on_cpu:
+        # An update that waits for another would have its memory already.
+        record(*pending)
+        pending = None
       state, values, flags = update_fn(state, batch, update, placed)
       # While this update runs, look at the one before it.
       if pending:
