@@ -49,6 +49,32 @@ def save_config(
   atomic.write_text(directory / "config.json", text + "\n")
 
 
+def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config of a run; what did not exist then has its default.
+
+  Raises:
+    UserError: there is none that can be read.
+  """
+  path = directory / "config.json"
+  try:
+    values = json.loads(path.read_text())
+    return ml_collections.ConfigDict(
+      _merged(default.get_config().to_dict(), values)
+    )
+  except (ValueError, AttributeError, TypeError, OSError) as error:
+    raise settings.UserError(f"cannot read {path}: {error}") from error
+
+
+def _merged(defaults, values):
+  """Nested values, and of `defaults` what they lack."""
+  return defaults | {
+    name: _merged(defaults[name], value)
+    if isinstance(defaults.get(name), dict) and isinstance(value, dict)
+    else value
+    for name, value in values.items()
+  }
+
+
 def decisive(config: ml_collections.ConfigDict) -> dict[str, object]:
   """The fields, as "a.b", that affect the trained parameters."""
   return _decisive(json.loads(json.dumps(config.to_dict())))

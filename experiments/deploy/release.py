@@ -20,7 +20,7 @@ from flax import nnx
 
 import backslash_jax as bs
 from backslash_jax import quantize
-from experiments import data, evaluate, models, settings
+from experiments import data, evaluate, models, resume, settings
 from experiments.data import tokenizer
 from experiments.deploy import export, simplify
 from experiments.models import functional
@@ -55,8 +55,8 @@ def read(workdir: pathlib.Path) -> Trained:
     raise settings.UserError(
       f"{workdir} has no config.json with a {evaluate.SHIPPED}; {advice}"
     )
+  config = resume.read_config(workdir)
   try:
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
     task = data.load_task(config.data)
     built: Any = nnx.eval_shape(
       lambda: models.build(config.model, task, seed=config.seed)

@@ -17,6 +17,7 @@ from experiments import (
   interrupt,
   main,
   metrics,
+  resume,
   settings,
 )
 from tests import tiny
@@ -201,3 +202,23 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
   assert done.stderr.startswith("error: cannot write")
   assert str(tmp_path) in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_a_config_from_before_a_field_has_its_default(tmp_path):
+  config = tiny.config(data__seq_len=64)
+  resume.save_config(config, tmp_path)
+  path = tmp_path / "config.json"
+  values = json.loads(path.read_text())
+  del values["data"]["language"], values["round_begin_update"]
+  path.write_text(json.dumps(values))
+  found = resume.read_config(tmp_path)
+  assert found.data.language is False
+  assert found.data.seq_len == 64
+  assert resume.decisive(found) == resume.decisive(config)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", '{"data": 1}x'])
+def test_a_config_that_is_none_is_named(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(settings.UserError, match=r"cannot read .*config\.json"):
+    resume.read_config(tmp_path)
