@@ -58,6 +58,8 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
   path = directory / "config.json"
   try:
     values = json.loads(path.read_text())
+    if not isinstance(values, dict):
+      raise ValueError(f"it holds {type(values).__name__}, not an object")
     return ml_collections.ConfigDict(
       _merged(default.get_config().to_dict(), values)
     )

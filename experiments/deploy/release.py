@@ -38,6 +38,13 @@ class Trained:
   file: pathlib.Path
 
 
+def held(directory: pathlib.Path) -> str:
+  """Which finished trainings a directory holds; "" if there is none."""
+  found = sorted(p.parent for p in directory.glob(f"*/{evaluate.SHIPPED}"))
+  names = ", ".join(path.name for path in found)
+  return f"it holds {names}: name one, such as {found[0]}" if found else ""
+
+
 def read(workdir: pathlib.Path) -> Trained:
   """The training in a directory.
 
@@ -46,12 +53,8 @@ def read(workdir: pathlib.Path) -> Trained:
   """
   path, file = workdir / "config.json", workdir / evaluate.SHIPPED
   if not path.exists() or not file.exists():
-    arms = sorted(p.parent.name for p in workdir.glob(f"*/{evaluate.SHIPPED}"))
-    advice = (
-      f"it holds {', '.join(arms)}: name one, --workdir={workdir / arms[0]}"
-      if arms
-      else "train it to its end with experiments.main first"
-    )
+    advice = held(workdir)
+    advice = advice or "train it to its end with experiments.main first"
     raise settings.UserError(
       f"{workdir} has no config.json with a {evaluate.SHIPPED}; {advice}"
     )

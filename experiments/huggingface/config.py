@@ -258,7 +258,7 @@ def read(path: Any, values: dict[str, Any]) -> tuple[str, ModelConfig]:
     WeightsError: an unknown architecture, missing or unsupported fields.
   """
   kind = values.get("model_type")
-  if kind not in _READ:
+  if not isinstance(kind, str) or kind not in _READ:
     raise WeightsError(
       f"{path}: model_type is {kind!r}; there are {', '.join(sorted(_READ))}"
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from experiments.huggingface import files, tables
+from experiments.huggingface import reading, tables
 from experiments.huggingface.files import WeightsError
 from experiments.models import compact
 from experiments.models.config import ModelConfig
@@ -84,7 +84,7 @@ def read(
   entries = _entries(table, config, wanted)
   arrays, stacks = {}, {}
   missing = {tensor: e for tensor, e in entries.items() if e is not None}
-  found = files.read_tensors(directory)
+  found = reading.read_tensors(directory)
   for _, entry, array in _matched(directory, found, table, entries, missing):
     for path, value in zip(
       entry.parameters, _from_stored(array, entry), strict=True

@@ -1,25 +1,20 @@
-"""The files of a Hugging Face model directory: found, read and written.
+"""The files of a Hugging Face model directory: located and written.
 
 A directory holds config.json and the tensors: `model.safetensors`, or shards
 with `model.safetensors.index.json`; the same as `backslash-jax compress` coded
 them, `model.backslash.safetensors`; or the legacy `pytorch_model.bin` (which
-needs torch), sharded or not.
+needs torch), sharded or not. `reading` finds and reads the tensors.
 """
 
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
-
-from backslash_jax import archive
-from backslash_jax.archive import plain
 
 _DESCRIPTIONS = ("*.json", "*.txt")
 SHARD_BYTES = 5 * 10**9
@@ -116,111 +111,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       f"{path}: missing; a model directory holds config.json and its weights "
       "(one that was being written when it was interrupted does not)"
     ) from error
-  except (OSError, ValueError) as error:
-    raise WeightsError(f"{path}: not readable as JSON ({error})") from error
+  except (OSError, ValueError, RecursionError) as error:
+    raise WeightsError(
+      f"{path}: not readable as JSON ({error}); write or fetch it again"
+    ) from error
   if not isinstance(value, dict):
-    raise WeightsError(f"{path}: holds {type(value).__name__}, not an object")
-  return value
-
-
-def read_tensors(
-  directory: pathlib.Path,
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (name, array) of every tensor, one in memory at a time.
-
-  Raises:
-    WeightsError: no weights, a missing or damaged file, or shards that do not
-      hold what their index lists.
-    ModuleNotFoundError: only `pytorch_model.bin`, and torch is not installed.
-  """
-  for stem, suffix, read in (
-    ("model", "safetensors", _read_safetensors),
-    ("model", "backslash.safetensors", _read_safetensors),
-    ("pytorch_model", "bin", _read_torch),
-  ):
-    single = directory / f"{stem}.{suffix}"
-    index = directory / f"{stem}.{suffix}.index.json"
-    if single.exists():
-      yield from read(single)
-      return
-    if index.exists():
-      yield from _read_shards(index, read)
-      return
-  for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-    if shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
-      kind = "." + shards[0].name.split(".", 1)[1]
-      raise WeightsError(
-        f"{directory / stem}{kind}.index.json: missing, though there are shards"
-        f" such as {shards[0].name}; fetch the directory again"
-      )
-  raise WeightsError(
-    f"{directory}: no model.safetensors, model.safetensors.index.json or "
-    "pytorch_model.bin; fetch or save the model again"
-  )
-
-
-def _read_shards(index: pathlib.Path, read) -> Iterator[tuple[str, np.ndarray]]:
-  """Reads the shards of an index, all of which must be there before any is."""
-  shard_of = read_json(index).get("weight_map")
-  if not isinstance(shard_of, dict) or not shard_of:
-    raise WeightsError(f"{index}: has no weight_map from tensors to files")
-  shards = sorted(set(map(str, shard_of.values())))
-  if outside := [s for s in shards if pathlib.PurePath(s).name != s]:
-    raise WeightsError(f"{index}: names files outside its folder: {outside}")
-  missing = [s for s in shards if not (index.parent / s).exists()]
-  if missing:
     raise WeightsError(
-      f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: "
-      f"{', '.join(missing)}; fetch them or the whole directory again"
+      f"{path}: holds {type(value).__name__}, not a JSON object; write or fetch"
+      " it again"
     )
-  for shard in shards:
-    found = set()
-    for name, array in read(index.parent / shard):
-      found.add(name)
-      yield name, array
-    wanted = {name for name, file in shard_of.items() if file == shard}
-    if lost := sorted(wanted - found):
-      raise WeightsError(
-        f"{index.parent / shard}: lacks {', '.join(lost)}, which "
-        f"{index.name} places there; fetch it again"
-      )
-
-
-def _read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-  try:
-    if plain.is_coded(path):
-      yield from archive.stream(path)
-      return
-    with safetensors.safe_open(path, framework="numpy") as file:
-      for name in file.keys():
-        yield name, file.get_tensor(name)
-  except archive.ArchiveError as error:
-    raise WeightsError(str(error)) from error
-  except (safetensors.SafetensorError, OSError, ValueError) as error:
-    raise WeightsError(
-      f"{path}: damaged or cut short ({error}); fetch it again"
-    ) from error
-
-
-def _read_torch(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-  try:
-    import torch  # pyrefly: ignore[missing-import]
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"{path}: the legacy format, which only torch reads; `pip install "
-      "torch`, or convert it to model.safetensors"
-    ) from error
-  try:
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-  except (OSError, RuntimeError, ValueError, EOFError) as error:
-    raise WeightsError(
-      f"{path}: damaged or cut short ({error}); fetch it again"
-    ) from error
-  for name, tensor in state.items():
-    if tensor.dtype == torch.bfloat16:
-      yield name, tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    else:
-      yield name, tensor.numpy()
+  return value
 
 
 def write_tensors(

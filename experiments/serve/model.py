@@ -10,7 +10,6 @@ is computed, see `compact`:
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +18,11 @@ import jax
 from flax import nnx, traverse_util
 
 import backslash_jax as bs
-from experiments import settings
+from experiments import evaluate, settings
 from experiments.data import vocabulary
 from experiments.deploy import release
 from experiments.huggingface import config as config_json
-from experiments.huggingface import convert, files
+from experiments.huggingface import convert, files, reading
 from experiments.huggingface import weights as pretrained
 from experiments.models import compact, functional, sizes
 from experiments.serve import weights
@@ -118,21 +117,45 @@ def read(
     raise settings.UserError(
       f"--weights={kind}: it is one of {', '.join(weights.KINDS)}"
     )
-  if not path.is_dir():
-    raise settings.UserError(
+  described = path / "config.json"
+  try:
+    if not path.is_dir():
+      raise settings.UserError(_no_directory(path))
+    if not described.exists():
+      raise settings.UserError(_no_config(path))
+    values = files.read_json(described)
+    if "data" in values and "model" in values:
+      return _trained(path, kind, dtype)
+    return _hugging_face(path, values, kind, dtype)
+  except (bs.ArchiveError, ValueError, OSError, ModuleNotFoundError) as error:
+    raise settings.UserError(str(error)) from error
+
+
+def _no_directory(path: pathlib.Path) -> str:
+  """What to do about a path that is no directory."""
+  if not path.is_file():
+    return (
       f"{path}: no such directory; give one with a config.json and weights, or"
       " the workdir of a training"
     )
-  try:
-    values = json.loads((path / "config.json").read_text())
-    if "data" in values and "model" in values:
-      return _trained(path, kind, dtype)
-    return _hugging_face(path, kind, dtype)
-  except FileNotFoundError:
-    release.read(path)  # Says what is missing.
-    raise
-  except (bs.ArchiveError, ValueError, OSError, ModuleNotFoundError) as error:
-    raise settings.UserError(str(error)) from error
+  if reading.is_coded(path):
+    reading.check_whole(path)
+  return (
+    f"{path}: a file; give the directory with its config.json (a directory that"
+    " was coded to one file: run `backslash-jax decompress` first)"
+  )
+
+
+def _no_config(path: pathlib.Path) -> str:
+  """What to do about a directory without config.json."""
+  if advice := release.held(path):
+    return f"{path} has no config.json; {advice}"
+  return (
+    f"{path} has no config.json, so it is neither a Hugging Face directory,"
+    " which has config.json and model.safetensors (or"
+    " model.backslash.safetensors), nor the workdir of a finished training,"
+    f" which has config.json and {evaluate.SHIPPED}"
+  )
 
 
 def _trained(path: pathlib.Path, kind: str, dtype: str) -> Served:
@@ -164,9 +187,10 @@ def _trained(path: pathlib.Path, kind: str, dtype: str) -> Served:
   )
 
 
-def _hugging_face(path: pathlib.Path, kind: str, dtype: str) -> Served:
+def _hugging_face(
+  path: pathlib.Path, values: dict[str, Any], kind: str, dtype: str
+) -> Served:
   """A model in the layout of Hugging Face."""
-  values = files.read_json(path / "config.json")
   _, config = config_json.read(path / "config.json", values)
   config = dataclasses.replace(
     config,

@@ -17,9 +17,8 @@ import numpy as np
 
 import backslash_jax as bs
 from backslash_jax import coded
-from backslash_jax.archive import plain
 from experiments import settings
-from experiments.huggingface import files
+from experiments.huggingface import reading
 from experiments.models import compact, functional
 
 KINDS = {"dense": False, "packed": "packed", "coded": True}
@@ -50,23 +49,33 @@ def of_directory(path: pathlib.Path, kind: str) -> Iterator[tuple[str, Any]]:
   """(name, array or Stored) of the tensors of a Hugging Face directory.
 
   Raises:
-    UserError: nothing in it is coded, and `kind` is not dense.
+    UserError: something in it is not coded, and `kind` is not dense.
+    WeightsError: as `reading.read_tensors`.
   """
   if kind == "dense":
-    yield from files.read_tensors(path)
-    return
-  found = sorted(f for f in path.glob("*.safetensors") if plain.is_coded(f))
-  if not found:
-    raise settings.UserError(
-      f"{path} has no coded weights, which --weights={kind} needs: run"
-      f" `backslash-jax compress {path} CODED` and serve CODED"
-    )
-  for file in found:
-    yield from _stored(file)
+    return reading.read_tensors(path)
+
+  def coded_only(file: pathlib.Path) -> Iterator[tuple[str, Stored]]:
+    if file.suffix == ".bin":
+      raise settings.UserError(
+        f"{file} is in the format of torch, and --weights={kind} needs coded"
+        " weights: save it as model.safetensors, run `backslash-jax compress`"
+        " and serve that"
+      )
+    if not reading.is_coded(file):
+      reading.check_plain(file)
+      raise settings.UserError(
+        f"{file} has no coded weights, which --weights={kind} needs: run"
+        f" `backslash-jax compress {path} CODED` and serve CODED"
+      )
+    return _stored(file)
+
+  return reading.read_tensors(path, coded_only)
 
 
 def of_file(file: pathlib.Path, kind: str) -> Iterator[tuple[str, Any]]:
-  """The same of one coded file."""
+  """The same of one coded file; WeightsError if it needs a base."""
+  reading.check_whole(file)
   if kind == "dense":
     yield from functional.flatten(bs.load(file)).items()
   else:
