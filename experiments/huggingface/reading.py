@@ -70,11 +70,11 @@ def _find(directory: pathlib.Path) -> dict[pathlib.Path, set[str]]:
     ]
   if others:
     raise files.WeightsError(
-      f"{directory}: {first.name} and {others[0].name} are weights of two"
-      " models; move one of them to a directory of its own"
+      f"{directory}: {first.name} and {others[0].name} are both weights; move"
+      " one of them to a directory of its own"
     )
   for path in coded:
-    check_whole(path)
+    check_whole(path, directory)
   return listed
 
 
@@ -101,8 +101,13 @@ def is_coded(path: pathlib.Path) -> bool:
     raise files.WeightsError(f"{path}: cannot be read ({error})") from error
 
 
-def check_whole(path: pathlib.Path) -> None:
-  """Raises WeightsError if a coded file is damaged or needs a base."""
+def check_whole(path: pathlib.Path, model: pathlib.Path) -> None:
+  """Raises WeightsError if a coded file of a model is damaged or needs a base.
+
+  Args:
+    path: the file.
+    model: what to decompress, the file itself or its directory.
+  """
   try:
     needs_base = archive.inspect(path).is_difference
   except archive.ArchiveError as error:
@@ -110,7 +115,7 @@ def check_whole(path: pathlib.Path) -> None:
   if needs_base:
     raise files.WeightsError(
       f"{path}: a difference from another model; decompress it with its base"
-      f" first: `backslash-jax decompress {path} OUT --base BASE`"
+      f" first: `backslash-jax decompress {model} OUT --base BASE`"
     )
 
 

@@ -139,7 +139,7 @@ def _no_directory(path: pathlib.Path) -> str:
       " the workdir of a training"
     )
   if reading.is_coded(path):
-    reading.check_whole(path)
+    reading.check_whole(path, path)
   return (
     f"{path}: a file; give the directory with its config.json (a directory that"
     " was coded to one file: run `backslash-jax decompress` first)"

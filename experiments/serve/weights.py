@@ -75,7 +75,7 @@ def of_directory(path: pathlib.Path, kind: str) -> Iterator[tuple[str, Any]]:
 
 def of_file(file: pathlib.Path, kind: str) -> Iterator[tuple[str, Any]]:
   """The same of one coded file; WeightsError if it needs a base."""
-  reading.check_whole(file)
+  reading.check_whole(file, file)
   if kind == "dense":
     yield from functional.flatten(bs.load(file)).items()
   else:

@@ -103,7 +103,7 @@ def test_two_models_in_a_directory_are_named(directory, kind, other):
   found = refusal(directory, kind)
   assert CODED in found
   assert other in found
-  with pytest.raises(pretrained.WeightsError, match="weights of two models"):
+  with pytest.raises(pretrained.WeightsError, match="are both weights"):
     pretrained.load(directory)
 
 
@@ -113,7 +113,8 @@ def test_a_difference_is_decompressed_with_its_base(directory, kind):
   save(directory / CODED, base=base)
   for path in (directory, directory / CODED):
     found = refusal(path, kind)
-    assert f"backslash-jax decompress {directory / CODED} OUT --base" in found
+    assert f"{directory / CODED}: a difference" in found
+    assert f"`backslash-jax decompress {path} OUT --base BASE`" in found
 
 
 def test_weights_of_torch_are_not_coded(directory):
