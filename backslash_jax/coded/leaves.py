@@ -48,21 +48,19 @@ class _Leaf:
   @property
   def shape(self) -> tuple[int, ...]:
     """That of the decoded array."""
-    try:
-      grid = self.grid
-      sliced = self.divided - len(grid)
-      is_whole = sliced >= 0 and all(n == 1 for n in self.block[:sliced])
-      is_whole &= not grid or grid[0] % self.each == 0
-      is_whole &= self.values.ndim > 0
-    except IndexError:
-      is_whole = False
-    if not is_whole:
+    values, scale = (getattr(self, name) for name in ("values", "scale"))
+    grid = self.grid
+    sliced = self.divided - len(grid)
+    is_whole = sliced >= 0 and all(n == 1 for n in self.block[:sliced])
+    if grid:
+      is_whole &= grid[0] % self.each == 0
+    if not is_whole or not values.ndim:
       raise ValueError(
         f"{type(self).__name__}: its arrays were sliced or got an axis: take a"
         " layer with bs.decode(x, at=layer), or decode it first"
       )
-    table = np.float32 if self.scale.shape[-1] == 2 else self.dtype
-    if self.values.dtype != self.dtype or self.scale.dtype != table:
+    table = np.float32 if scale.shape[-1] == 2 else self.dtype
+    if values.dtype != self.dtype or scale.dtype != table:
       raise ValueError(
         f"{type(self).__name__}: its arrays were cast: decode it first, and"
         " cast what comes out"
