@@ -42,7 +42,8 @@ def load(
       `bs.decode(leaf, at=layer)` decodes one, such as in the body of a
       `jax.lax.scan` over the numbers of the layers.
     blocks: with `coded`, into how many equal blocks of rows a tensor is
-      divided, by its name. `bs.decode(leaf, at=block)` decodes one.
+      divided, by its name. `bs.decode(leaf, at=block)` decodes one. A tensor
+      that is an array is not divided: of it, `at` counts the rows.
     progress: called with the number of parameters that each chunk has added.
 
   Returns:
@@ -52,10 +53,16 @@ def load(
     ArchiveError: if the file is not exactly what `save` wrote, or `base` is
       not the one that it was saved with; it names a tensor that differs.
     KeyError: if a name in `names` matches nothing.
-    ValueError: if `coded` is something else, or a tensor has no such blocks.
+    ValueError: if `coded` is something else, a tensor has no such blocks, or
+      `stacked` or `blocks` is given without `coded`.
   """
   options = {"names": names, "base": base, "progress": progress}
   if coded is False:
+    if blocks or not (isinstance(stacked, tuple | list) and not stacked):
+      raise ValueError(
+        "stacked and blocks are for coded=True and coded='packed'; arrays have"
+        " their layers along the first axis"
+      )
     return archive.load(path, sharding=sharding, **options)
   from backslash_jax.coded import transcode  # Imports JAX.
 

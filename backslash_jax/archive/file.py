@@ -334,8 +334,19 @@ def _matching(path: str, known: list[str], names: Iterable[str]) -> set[str]:
 
 
 def sharding_of(name: str, shape: tuple[int, ...], sharding):
-  """That of a tensor, of one for all or of a callable."""
-  return sharding(name, shape) if callable(sharding) else sharding
+  """That of a tensor, of one for all or of a callable.
+
+  Raises:
+    TypeError: it is something else.
+  """
+  found = sharding(name, shape) if callable(sharding) else sharding
+  wanted = "addressable_devices_indices_map"
+  if found is not None and not hasattr(found, wanted):
+    raise TypeError(
+      f"the sharding of tensor {name!r} is {found!r}: it must be a"
+      " jax.sharding.Sharding, or a callable from a name and shape to one"
+    )
+  return found
 
 
 def _local_rows(entry: Entry, sharding) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from backslash_jax.coded import exact
-from backslash_jax.coded.leaves import Coded, Packed, matrix
+from backslash_jax.coded.leaves import Coded, Packed, check_number, matrix
 from backslash_jax.moments import sharded
 
 # The modules of this package; Pallas takes long to import.
@@ -38,8 +38,11 @@ def decode(x: Any, *, at: Any = None, implementation: str | None = None) -> Any:
   Raises:
     NotImplementedError: if the named implementation does not exist, does not
       support a leaf or does not run on this platform.
+    IndexError: if `at` is a Python integer and there is no such layer.
+    TypeError: if `at` is no integer.
     ValueError: if a leaf is not divided into the layers that `at` counts, was
-      sliced, or is split over devices along an axis that is not divided.
+      sliced or cast, or is split over devices along an axis that is not
+      divided.
   """
   name = "xla" if implementation is None else implementation
   if name not in IMPLEMENTATIONS:
@@ -74,6 +77,9 @@ def decode(x: Any, *, at: Any = None, implementation: str | None = None) -> Any:
 
 def _row(x: Any, i: Any) -> jax.Array:
   x = jnp.asarray(x)
+  if not x.ndim:
+    raise ValueError("at is for layers, which a tensor of no dimensions lacks")
+  check_number(i, x.shape[0])
   if isinstance(i, jax.core.Tracer):
     # XLA for CPUs slices bfloat16 arrays in float32. It would cast a stack of
     # layers as a whole, once, before the loop that slices it.

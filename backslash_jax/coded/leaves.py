@@ -48,12 +48,22 @@ class _Leaf:
   @property
   def shape(self) -> tuple[int, ...]:
     """That of the decoded array."""
+    values, scale = (getattr(self, name) for name in ("values", "scale"))
     grid = self.grid
     sliced = self.divided - len(grid)
-    if sliced < 0 or any(n != 1 for n in self.block[:sliced]):
+    is_whole = sliced >= 0 and all(n == 1 for n in self.block[:sliced])
+    if grid:
+      is_whole &= grid[0] % self.each == 0
+    if not is_whole or not values.ndim:
       raise ValueError(
         f"{type(self).__name__}: its arrays were sliced or got an axis: take a"
         " layer with bs.decode(x, at=layer), or decode it first"
+      )
+    table = np.float32 if scale.shape[-1] == 2 else self.dtype
+    if values.dtype != self.dtype or scale.dtype != table:
+      raise ValueError(
+        f"{type(self).__name__}: its arrays were cast: decode it first, and"
+        " cast what comes out"
       )
     block = self.block[sliced:]
     blocks = grid + (1,) * (len(block) - len(grid))
@@ -94,11 +104,12 @@ class _Leaf:
     Args:
       i: its number along the first axis, an integer that may be traced.
     """
-    if not self.grid:
+    if not self.shape or not self.grid:
       raise ValueError(
         f"{self!r} is not divided into layers: load it with stacked=... or"
         " blocks=..."
       )
+    check_number(i, self.grid[0])
     keep = self.block[self.divided - len(self.grid)] != 1
     shards = self.grid[0] // self.each
 
@@ -135,6 +146,22 @@ class _Leaf:
   __pow__ = __rpow__ = __abs__ = __round__ = __float__ = __int__ = _refuse
   __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
   __hash__ = object.__hash__
+
+
+def check_number(i: Any, count: int) -> None:
+  """Checks the number of a layer; what is traced is clipped, as in JAX.
+
+  Raises:
+    TypeError: it is no integer.
+    IndexError: it is not that of one of `count` layers.
+  """
+  is_number = isinstance(i, int) and not isinstance(i, bool)
+  if isinstance(i, np.ndarray | np.generic | jax.Array):
+    is_number = i.shape == () and jnp.issubdtype(i.dtype, jnp.integer)
+  if not is_number:
+    raise TypeError(f"at is {i!r}: it must be an integer, a layer's number")
+  if isinstance(i, int | np.integer) and not -count <= i < count:
+    raise IndexError(f"at is {i}, but there are {count} layers")
 
 
 def _register(cls):

@@ -42,19 +42,14 @@ class Transcoder:
   ):
     check(kind)
     self._kind, self._sharding, self._blocks = kind, sharding, blocks
-    known = {entry.name: entry.shape for entry in entries}
-    for name, count in blocks.items():
-      if not (shape := known.get(name)) or count < 1 or shape[0] % count:
-        raise ValueError(
-          f"tensor {name!r} of shape {shape} has no {count} blocks of rows"
-        )
+    _check_blocks({entry.name: entry.shape for entry in entries}, blocks)
     self._stored = {
       e.name: e.name if e.same is None else entries[e.same].name
       for e in entries
     }
     self._shared = {self._stored[e.name] for e in entries if e.same is not None}
     self._made: dict[tuple, Any] = {}
-    self._stacked = _selected([e for e in entries if self.takes(e)], stacked)
+    self._stacked = _selected(entries, stacked)
 
   def takes(self, entry: Entry) -> bool:
     """Whether the levels of a tensor are wanted, and not its values."""
@@ -99,7 +94,7 @@ class Transcoder:
 
 def check(kind: Any) -> None:
   """Raises ValueError if it is not one of KINDS."""
-  if not any(kind is known or kind == known for known in KINDS):
+  if kind is not True and not (isinstance(kind, str) and kind in KINDS):
     raise ValueError(f"coded is {kind!r}: it must be False, True or 'packed'")
 
 
@@ -123,11 +118,35 @@ def leaf(x: divide.Tensor, kind: bool | str, grid: divide.Grid) -> Any:
   return made if made.nbytes < x.levels.size * x.dtype.itemsize else None
 
 
+def _check_blocks(shapes: Mapping[str, tuple[int, ...]], blocks: Any) -> None:
+  if not isinstance(blocks, Mapping):
+    raise TypeError(
+      f"blocks is {blocks!r}: it must map names of tensors to numbers of blocks"
+    )
+  for name, count in blocks.items():
+    if name not in shapes:
+      raise ValueError(f"blocks: the file has no tensor {name!r}")
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+      raise TypeError(
+        f"blocks: {name!r} has {count!r}, it must be a number of blocks"
+      )
+    if not (shape := shapes[name]) or count < 1 or shape[0] % count:
+      raise ValueError(
+        f"tensor {name!r} of shape {shape} has no {count} blocks of rows"
+      )
+
+
 def _selected(entries: list[Entry], mask: tree.Mask) -> set[str]:
-  if mask == () or mask is False:
+  """The names of the tensors with layers, also of those that stay arrays."""
+  if mask is False or (isinstance(mask, tuple | list) and not mask):
     return set()
   known = {e.name: jax.ShapeDtypeStruct(e.shape, e.dtype) for e in entries}
-  flags = tree.select(known, mask)
+  try:
+    flags = tree.select(known, mask)
+  except ValueError as error:
+    raise ValueError(
+      f"stacked, as a mask of the file's tensors: {error}"
+    ) from (error)
   return {name for name, flag in flags.items() if flag and known[name].ndim}
 
 
@@ -205,17 +224,22 @@ def stack(
   Raises:
     ArchiveError: if a file is damaged.
     KeyError: if it has no such tensor.
-    ValueError: if `kind` is something else, or the shapes or dtypes differ.
+    ValueError: if `kind` is something else, there are no sources, or the shapes
+      or dtypes differ.
   """
   if kind is not False:
     check(kind)
+  if not sources:
+    raise ValueError("a stack needs a tensor, but there are no sources")
   parts: list[Any] = [None] * len(sources)
   for path in dict.fromkeys(path for path, _ in sources):
-    own = {name: i for i, (p, name) in enumerate(sources) if p == path}
+    own = [(i, name) for i, (p, name) in enumerate(sources) if p == path]
     keep = (lambda _: _Kept()) if kind is not False else None
-    found = file.load(path, names=list(own), leaves=keep)
-    for name, i in own.items():
-      parts[i] = found.pop(name)
+    found = file.load(path, names=[name for _, name in own], leaves=keep)
+    for i, name in own:
+      if name not in found:  # It is a pattern.
+        raise KeyError(f"{path} has no tensor named {name!r}")
+      parts[i] = found[name]
 
   def form(part):
     x = part.levels if isinstance(part, _Levels) else part

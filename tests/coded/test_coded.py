@@ -176,6 +176,16 @@ def test_tensors_of_several_files_make_a_stack(tmp_path, kind):
     coded.stack([*sources, (sources[0][0], "w3")], kind)
 
 
+def test_a_stack_may_have_a_tensor_twice(stack):
+  path, params = stack
+  x = coded.stack([(path, "head/0"), (path, "head/0")], True)
+  assert_same(bs.decode(x), np.stack([params["head"][0]] * 2))
+  with pytest.raises(KeyError, match=r"x has no tensor named 'head/\*'"):
+    coded.stack([(path, "head/*")], True)
+  with pytest.raises(ValueError, match="no sources"):
+    coded.stack([], True)
+
+
 def test_tensors_of_different_kinds_make_no_stack(stack):
   sources = [(stack[0], name) for name in ("head/0", "classes")]
   with pytest.raises(ValueError, match=r"'head/0' float32\[128, 64\]"):
@@ -239,9 +249,71 @@ def test_the_kernel_for_tpu_gives_the_same_tuples(stack, has_classes):
   assert_same(pallas_tpu.tuples(leaf, interpret=True), xla.tuples(leaf))
 
 
-def test_an_unknown_kind_is_refused(stack):
+@pytest.mark.parametrize("kind", ["tight", 1, np.True_, None])
+def test_an_unknown_kind_is_refused(stack, kind):
   with pytest.raises(ValueError, match="'packed'"):
-    bs.load(stack[0], coded="tight")
+    bs.load(stack[0], coded=kind)
+
+
+@pytest.mark.parametrize(
+  ("options", "error", "message"),
+  [
+    ({"stacked": "layers/*"}, ValueError, "are for coded=True"),
+    ({"blocks": {"head/0": 4}}, ValueError, "are for coded=True"),
+    ({"coded": True, "stacked": "nope"}, ValueError, "stacked.*'nope'"),
+    ({"coded": True, "blocks": {"nope": 2}}, ValueError, "no tensor 'nope'"),
+    ({"coded": True, "blocks": {"head/0": 3}}, ValueError, "'head/0' of shape"),
+    ({"coded": True, "blocks": {"head/0": 2.0}}, TypeError, "'head/0' has 2.0"),
+    ({"coded": True, "blocks": {"head/0": True}}, TypeError, "'head/0' has T"),
+    ({"coded": True, "blocks": ["head/0"]}, TypeError, "blocks is"),
+    ({"coded": True, "sharding": jax.P("x")}, TypeError, "jax.sharding.Shar"),
+    ({"sharding": "x"}, TypeError, "jax.sharding.Sharding"),
+  ],
+)
+def test_options_of_no_use_are_refused_by_name(stack, options, error, message):
+  with pytest.raises(error, match=message):
+    bs.load(stack[0], **options)
+
+
+def test_layers_of_exact_tensors_are_rows_of_arrays(tmp_path):
+  x = np.random.default_rng(0).normal(size=[3, 4]).astype(np.float32)
+  bs.save(tmp_path / "x", {"bias": x, "w": np.ones([64, 64])}, step=0.1)
+  loaded = bs.load(tmp_path / "x", coded=True, stacked=["bias"])
+  assert_same(loaded["bias"], bs.load(tmp_path / "x")["bias"])
+  assert_same(bs.decode(loaded["bias"], at=1), np.asarray(loaded["bias"])[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_layer_is_refused(stack, kind):
+  path, params = stack
+  leaf = bs.load(path, coded=kind, stacked="layers/*")["layers"]["kernel"]
+  for x in (leaf, params["layers"]["kernel"]):
+    for at in (3, -4, np.int32(3)):
+      with pytest.raises(IndexError, match="there are 3 layers"):
+        bs.decode(x, at=at)
+    for at in (1.5, "a", True, jnp.arange(2), slice(2)):
+      with pytest.raises(TypeError, match="must be an integer"):
+        bs.decode(x, at=at)
+  assert_same(bs.decode(leaf, at=-1), params["layers"]["kernel"][2])
+  with pytest.raises(ValueError, match="of no dimensions"):
+    bs.decode(3, at=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaves_whose_arrays_were_changed_are_refused(stack, kind):
+  loaded = bs.load(stack[0], coded=kind, stacked="layers/*")
+
+  def cast(x):
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.bfloat16) if is_float else x
+
+  for name, leaf in (("head", loaded["head"][0]), *loaded["layers"].items()):
+    with pytest.raises(ValueError, match="were cast: decode it first"):
+      bs.decode(jax.tree.map(cast, leaf))
+    if name != "head":
+      for change in (lambda x: x[:2], lambda x: x[None]):
+        with pytest.raises(ValueError, match="sliced or got an axis"):
+          bs.decode(jax.tree.map(change, leaf))
 
 
 @pytest.mark.parametrize("kind", KINDS)
