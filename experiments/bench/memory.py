@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import include
+from experiments import include, program
 from experiments.bench import timing
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "memory.md"
@@ -172,4 +172,4 @@ def models(results: dict[str, Any]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-  update()
+  program.end(update)

@@ -148,7 +148,6 @@ def test_the_result_is_the_difference(finished, pretrained):
   assert all(t.step or t.kept for t in coded.tensors)
 
 
-@pytest.mark.slow
 def test_a_stopped_fine_tune_resumes_exactly_and_on_its_base_alone(
   finished, pretrained, tmp_path, monkeypatch
 ):

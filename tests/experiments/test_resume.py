@@ -129,7 +129,6 @@ def test_what_is_only_written_down_may_change(unbroken, tmp_path):
   assert quantized["scale"] == 2.0
 
 
-@pytest.mark.slow
 def test_damaged_checkpoint_is_named_and_an_earlier_one_goes_on(
   unbroken, stopped
 ):
