@@ -152,9 +152,7 @@ def test_blocks_divide_the_rows():
     assert shape[0] * shape[1] / count <= 2**21
 
 
-@pytest.mark.parametrize(
-  ("name", "count"), [("layer_0", 7), ("layer_9", 2), ("layer_0", 0)]
-)
-def test_blocks_that_there_are_not_are_named(name, count, load):
-  with pytest.raises(ValueError, match=f"tensor '{name}'.* no {count} blocks"):
-    load(True, blocks={name: count})
+@pytest.mark.parametrize("count", [7, 0])
+def test_blocks_that_there_are_not_are_named(count, load):
+  with pytest.raises(ValueError, match=f"'layer_0'.* no {count} blocks"):
+    load(True, blocks={"layer_0": count})
