@@ -9,7 +9,7 @@ content of the file NAME in the results, without its title.
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _BLOCK = re.compile(r"<!-- begin ([^>]+) -->\n.*?<!-- end -->", re.S)
 
@@ -51,6 +51,12 @@ def included(document: str, results: pathlib.Path) -> str:
   return filled(
     document, {name: body(name) for name in _BLOCK.findall(document)}
   )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown; all columns but the first are of numbers."""
+  lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def update(path: pathlib.Path, tables: Mapping[str, str]) -> None:

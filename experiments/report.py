@@ -15,7 +15,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from experiments import atomic, plots
+from experiments import atomic, include, plots
 
 # Key of an evaluated file -> how the tables show its value.
 _QUANTIZERS = {
@@ -239,10 +239,7 @@ def _markdown(report, tables):
 
 def markdown(table: Table) -> str:
   """A table under its title."""
-  lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)]]
-  lines += table.rows
-  body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-  return f"## {table.title}\n\n{body}\n"
+  return f"## {table.title}\n\n{include.table(table.header, table.rows)}\n"
 
 
 def spread(values: Sequence[float | None], form: str) -> str:

@@ -138,8 +138,6 @@ def _check_blocks(shapes: Mapping[str, tuple[int, ...]], blocks: Any) -> None:
 
 def _selected(entries: list[Entry], mask: tree.Mask) -> set[str]:
   """The names of the tensors with layers, also of those that stay arrays."""
-  if mask is False or (isinstance(mask, tuple | list) and not mask):
-    return set()
   known = {e.name: jax.ShapeDtypeStruct(e.shape, e.dtype) for e in entries}
   try:
     flags = tree.select(known, mask)

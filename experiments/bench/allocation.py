@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from flax import nnx
@@ -37,6 +36,7 @@ from experiments import (
   include,
   learner,
   program,
+  resume,
   scoring,
   sharding,
 )
@@ -161,9 +161,7 @@ def _tokens(model, path, count, length=128):
 
 
 def _open_classifier(run, options):
-  config = ml_collections.ConfigDict(
-    json.loads((run / "config.json").read_text())
-  )
+  config = resume.read_config(run)
   config.data.max_eval = 16 * options.sequences
   forward, _ = learner.build_abstract(config, data.load_task(config.data))
   params = bs.load(run / cells.TRAINED)["params"]

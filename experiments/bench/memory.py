@@ -26,12 +26,10 @@ def update() -> None:
 def tables() -> dict[str, str]:
   """All tables in Markdown, by name."""
   found = {}
-  for path in sorted(timing.RESULTS.glob("answers_*_cpu.json")):
-    name = path.stem.removesuffix("_cpu").replace("_", " ", 1)
-    found[name] = _table(path, answers)
-  for path in sorted(timing.RESULTS.glob("batches_*_cpu.json")):
-    name = path.stem.removesuffix("_cpu").replace("_", " ", 1)
-    found[name] = _table(path, batches)
+  for kind, rows in {"answers": answers, "batches": batches}.items():
+    for path in sorted(timing.RESULTS.glob(f"{kind}_*_cpu.json")):
+      name = path.stem.removesuffix("_cpu").replace("_", " ", 1)
+      found[name] = _table(path, rows)
   path = timing.RESULTS / "coded_cpu.json"
   if path.exists():
     found["coded matrices"] = _table(path, matrices)
@@ -44,14 +42,11 @@ def _table(path: pathlib.Path, rows) -> str:
   document = json.loads(path.read_text())
   machine = document["machine"]
   head, *body = rows(document["results"])
-  align = ["---"] + ["---:"] * (len(head) - 1)
-  return "\n".join(
+  return "\n\n".join(
     [
       f"    {document['command']}",
-      "",
       f"{machine['host']}, jax {machine['jax']}, {document['date']}.",
-      "",
-      *("| " + " | ".join(row) + " |" for row in (head, align, *body)),
+      include.table(head, body),
     ]
   )
 

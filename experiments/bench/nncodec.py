@@ -117,19 +117,21 @@ def _run(python: str, script: str, *arguments) -> dict:
 
 
 def _table(rows: list[dict], size: int) -> str:
-  lines = [
-    "| levels | quantizer | codec | bits per parameter | squared error |"
-    " encoding, s | decoding, s |",
-    "|---|---|---|---:|---:|---:|---:|",
+  header = ["codec", "quantizer", "levels", "bits per parameter"]
+  header += ["squared error", "encoding, s", "decoding, s"]
+  cells = [
+    [
+      row["codec"],
+      row["quantizer"],
+      f"2^{math.log2(row['step']):.0f}",
+      f"{8 * row['bytes'] / size:.3f}",
+      f"{row['squared_error']:.0f}",
+      f"{row['encode_seconds']:.2f}",
+      f"{row['decode_seconds']:.2f}",
+    ]
+    for row in rows
   ]
-  for row in rows:
-    power = f"2^{math.log2(row['step']):.0f}"
-    lines.append(
-      f"| {power} | {row['quantizer']} | {row['codec']} |"
-      f" {8 * row['bytes'] / size:.3f} | {row['squared_error']:.0f} |"
-      f" {row['encode_seconds']:.2f} | {row['decode_seconds']:.2f} |"
-    )
-  return "\n".join(lines)
+  return include.table(header, cells)
 
 
 if __name__ == "__main__":

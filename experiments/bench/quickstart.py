@@ -39,7 +39,7 @@ def main(runs: list[pathlib.Path]) -> None:
 def tables(found: dict[str, Any]) -> dict[str, str]:
   """The README's tables: of all runs, and as the first run printed them."""
   first = next(iter(found.values()))["tables"]
-  shown = {f"quickstart {k}": _markdown(*first[k]) for k in _SHOWN}
+  shown = {f"quickstart {k}": include.table(*first[k]) for k in _SHOWN}
   return {"quickstart seeds": _of_runs(found)} | shown
 
 
@@ -77,12 +77,7 @@ def _of_runs(found: dict[str, Any]) -> str:
   ]
   by_column = zip(zip(*columns, strict=True), forms, strict=True)
   rows.append(["mean", *(report.spread(own, form) for own, form in by_column)])
-  return _markdown(header, rows)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-  lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return include.table(header, rows)
 
 
 def _main() -> None:

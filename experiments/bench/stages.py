@@ -153,19 +153,15 @@ def _whole(matrix: np.ndarray, file: pathlib.Path) -> dict[str, Callable]:
 
 
 def _table(results: dict) -> str:
-  lines = [
-    "| stage | ns per parameter, before | now | million a second | now |",
-    "|---|---:|---:|---:|---:|",
-  ]
+  header = ["stage", "ns per parameter, before", "now"]
+  header += ["million a second", "now"]
+  rows = []
   for name, row in results["nanoseconds"].items():
-    was, now = (
-      one["processor"]["median"]
-      for one in (results["before"]["nanoseconds"][name], row)
-    )
-    lines.append(
-      f"| {name} | {was:.2f} | {now:.2f} | {1e3 / was:.0f} | {1e3 / now:.0f} |"
-    )
-  return "\n".join(lines)
+    both = results["before"]["nanoseconds"][name], row
+    times = [one["processor"]["median"] for one in both]
+    cells = [f"{x:.2f}" for x in times] + [f"{1e3 / x:.0f}" for x in times]
+    rows.append([name, *cells])
+  return include.table(header, rows)
 
 
 if __name__ == "__main__":
