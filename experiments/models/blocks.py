@@ -16,7 +16,6 @@ from experiments.models import (
   compact,
   layers,
   losses,
-  products,
 )
 from experiments.models.config import ModelConfig
 
@@ -39,14 +38,13 @@ def linear(
   config: ModelConfig, rngs: nnx.Rngs, size: int, *, use_bias: bool
 ) -> nnx.Linear:
   """A linear layer from the model's width to `size` features."""
-  return nnx.Linear(
+  return layers.Linear(
     config.width,
     size,
     use_bias=use_bias,
     kernel_init=_NORMAL,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
-    dot_general=products.dot_general,
     rngs=rngs,
   )
 
@@ -115,14 +113,13 @@ class GatedMlp(nnx.Module):
     self.activation = activation
     self.gate = linear(config, rngs, config.mlp, use_bias=False)
     self.up = linear(config, rngs, config.mlp, use_bias=False)
-    self.down = nnx.Linear(
+    self.down = layers.Linear(
       config.mlp,
       config.width,
       use_bias=False,
       kernel_init=_NORMAL,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
-      dot_general=products.dot_general,
       rngs=rngs,
     )
 
@@ -246,10 +243,7 @@ def tied_head(
   """Scores every token by its embedding."""
 
   def logits(table_VxW, x_BxLxW):
-    logits_BxLxV = jnp.einsum(
-      "BLW,VW->BLV", x_BxLxW, table_VxW, preferred_element_type=jnp.float32
-    )
-    return attention.softcap(logits_BxLxV, softcap)
+    return attention.softcap(layers.logits(table_VxW, x_BxLxW), softcap)
 
   weight = embedding.embedding[...]
   return losses.Head(

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from experiments.models import attention, cache, layers, losses
@@ -55,7 +54,7 @@ class Decoder(nnx.Module):
       self.embed.embedding[...],
       self.config.dtype,
       self.config.vocab_size,
-      lambda table_VxW, x_BxLxW: (x_BxLxW @ table_VxW.T).astype(jnp.float32),
+      layers.logits,
     )
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:

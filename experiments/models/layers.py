@@ -36,6 +36,18 @@ _ROTARY = rotary.Rotary()
 GATHERED_IN_USE = r"(^|/)(layer(s|_\d+)/|(embed|word)/embedding$|lm_head/)"
 
 
+class Linear(nnx.Linear):
+  """A linear layer whose result is rounded once, after the bias is added."""
+
+  def __init__(self, inputs: int, outputs: int, **options: Any):
+    super().__init__(
+      inputs, outputs, dot_general=products.dot_general, **options
+    )
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x).astype(self.dtype)
+
+
 class Attention(nnx.Module):
   """Multi-head self-attention, by default with rotary positions.
 
@@ -90,10 +102,9 @@ class Attention(nnx.Module):
     self.softcap = softcap
     self.implementation = implementation
     linear = functools.partial(
-      nnx.Linear,
+      Linear,
       use_bias=use_bias,
       dtype=dtype,
-      dot_general=products.dot_general,
       param_dtype=param_dtype,
       rngs=rngs,
     )
@@ -156,6 +167,13 @@ def lookup(embed: nnx.Embed, tokens_BxL: jax.Array) -> jax.Array:
   return partition.constrain(x_BxLxW, "batch", None, None)
 
 
+def logits(table_VxW: jax.Array, x_BxLxW: jax.Array) -> jax.Array:
+  """The score of every token by its row of a table, float32 [B, L, V]."""
+  batch, length, width = x_BxLxW.shape
+  logits_RxV = products.by_transposed(x_BxLxW.reshape(-1, width), table_VxW)
+  return logits_RxV.reshape(batch, length, -1)
+
+
 class Mlp(nnx.Module):
   """Two linear layers with an activation between."""
 
@@ -173,10 +191,9 @@ class Mlp(nnx.Module):
     out_init: nnx.Initializer | None = None,
   ):
     linear = functools.partial(
-      nnx.Linear,
+      Linear,
       use_bias=use_bias,
       dtype=dtype,
-      dot_general=products.dot_general,
       param_dtype=param_dtype,
       rngs=rngs,
     )

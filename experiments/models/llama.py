@@ -138,7 +138,7 @@ class Llama(nnx.Module):
       self.lm_head.kernel[...],
       self.config.dtype,
       self.config.vocab_size,
-      lambda kernel_WxV, x_BxLxW: (x_BxLxW @ kernel_WxV).astype(jnp.float32),
+      lambda kernel_WxV, x_BxLxW: layers.logits(kernel_WxV.T, x_BxLxW),
     )
 
   def __call__(self, tokens_BxL: jax.Array, mask_BxL: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
-"""The products of linear layers, for XLA on CPUs.
+"""Matrix products for XLA on CPUs.
 
 XLA has fast bfloat16 kernels for CPUs, which use the processor's matrix units,
 but only for products whose result is float32. So a bfloat16 product is
-computed to float32, and then rounded: forward, and for the gradient of the
-input. The gradient of the kernel, which sums over the examples, has no such
-kernel. experiments.bench.encoder measures all of them.
+computed to float32, and so are the two of its gradient, from a gradient that is
+rounded to bfloat16. These multiply by transposed matrices, and XLA makes the
+transposition part of the product, which is then slow. A further axis of size
+one keeps them apart. experiments.bench.encoder measures all of them.
 """
 
 from typing import Any
@@ -15,32 +16,65 @@ import jax.numpy as jnp
 from experiments.models import partition
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel_KxN: jax.Array) -> jax.Array:
-  """x [..., K] times a kernel: [..., N] in the dtype of x, sums in float32."""
-  y = jnp.matmul(x, kernel_KxN, preferred_element_type=jnp.float32)
-  return y.astype(x.dtype)
+def product(a_xTxK: jax.Array, b_xKxN: jax.Array) -> jax.Array:
+  """Of two matrices of one dtype, or stacks of them: float32 [..., T, N]."""
+  function = _product if _is_for_cpu(a_xTxK) else _matmul
+  return function(a_xTxK, b_xKxN)
 
 
-def _forward(x, kernel_KxN):
-  return product(x, kernel_KxN), (x, kernel_KxN)
+def by_transposed(a_xTxK: jax.Array, b_xNxK: jax.Array) -> jax.Array:
+  """`product` of a and the transposed b, float32 [..., T, N]."""
+  return product(_apart(a_xTxK), _apart(b_xNxK).mT)[..., 0, :, :]
 
 
-def _backward(kept, gradient):
-  x, kernel_KxN = kept
-  rows, columns = kernel_KxN.shape
-  gradient_x = product(gradient, kernel_KxN.T)
-  flat_RxK, flat_RxN = x.reshape(-1, rows), gradient.reshape(-1, columns)
-  return gradient_x, product(flat_RxK.T, flat_RxN)
-
-
-product.defvjp(_forward, _backward)
+def of_transposed(a_xTxK: jax.Array, b_xTxN: jax.Array) -> jax.Array:
+  """`product` of the transposed a and b, float32 [..., K, N]."""
+  a, b = _apart(a_xTxK), _apart(b_xTxN)
+  # To transpose the smaller of the two costs less.
+  if a.shape[-1] <= b.shape[-1]:
+    return product(a.mT, b)[..., 0, :, :]
+  return product(b.mT, a).mT[..., 0, :, :]
 
 
 def dot_general(
   x: jax.Array, kernel_KxN: jax.Array, dimension_numbers: Any, **options: Any
 ) -> jax.Array:
-  """`jax.lax.dot_general` of a linear layer, through `product` on CPUs."""
-  if x.dtype == jnp.bfloat16 and partition.platform() == "cpu":
-    return product(x, kernel_KxN)
+  """`jax.lax.dot_general` of a linear layer; on CPUs bfloat16 gives float32."""
+  if _is_for_cpu(x):
+    y_RxN = _product(x.reshape(-1, x.shape[-1]), kernel_KxN)
+    return y_RxN.reshape(*x.shape[:-1], -1)
   return jax.lax.dot_general(x, kernel_KxN, dimension_numbers, **options)
+
+
+def _is_for_cpu(a):
+  return a.dtype == jnp.bfloat16 and partition.platform() == "cpu"
+
+
+def _apart(a):
+  return a[..., None, :, :]
+
+
+def _matmul(a, b):
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _product(a, b):
+  return _matmul(a, b)
+
+
+def _forward(a, b):
+  return _matmul(a, b), (a, b)
+
+
+def _backward(kept, gradient):
+  a, b = kept
+  gradient = gradient.astype(a.dtype)
+  gradient_a, gradient_b = (
+    by_transposed(gradient, b),
+    of_transposed(a, gradient),
+  )
+  return gradient_a.astype(a.dtype), gradient_b.astype(b.dtype)
+
+
+_product.defvjp(_forward, _backward)
