@@ -21,6 +21,7 @@ from absl import flags
 from configs.paper import rows
 from experiments import program
 from experiments.bench import timing, update
+from experiments.models import products
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Directory of MiniLM.")
 _SOURCE = flags.DEFINE_string("source", None, "Directory with the data sets.")
@@ -45,16 +46,25 @@ WAYS: dict[str, dict[str, Any]] = {
 
 # Rows, inputs and outputs of a linear layer: those of the encoder's MLP.
 _ROWS, _INPUTS, _OUTPUTS = 2048, 384, 1536
-_PRODUCTS = {
-  # Name -> the shapes and the contracted dimensions.
-  "forward": ((_ROWS, _INPUTS), (_INPUTS, _OUTPUTS), (1, 0)),
-  "gradient of the input": ((_ROWS, _OUTPUTS), (_INPUTS, _OUTPUTS), (1, 1)),
-  "gradient of the kernel": ((_ROWS, _INPUTS), (_ROWS, _OUTPUTS), (0, 0)),
+_PRODUCTS: dict[str, Any] = {
+  # Name -> the shapes, the contracted dimensions, and what the models use.
+  "forward": (
+    ((_ROWS, _INPUTS), (_INPUTS, _OUTPUTS), (1, 0)),
+    products.product,
+  ),
+  "gradient of the input": (
+    ((_ROWS, _OUTPUTS), (_INPUTS, _OUTPUTS), (1, 1)),
+    products.by_transposed,
+  ),
+  "gradient of the kernel": (
+    ((_ROWS, _INPUTS), (_ROWS, _OUTPUTS), (0, 0)),
+    products.of_transposed,
+  ),
 }
 
 
-def products() -> dict[str, Callable[[], Any]]:
-  """The products of a linear layer: in float32, and from bfloat16."""
+def linear_products() -> dict[str, Callable[[], Any]]:
+  """The products of a linear layer: XLA's, and those of the models here."""
 
   @functools.partial(jax.jit, static_argnums=(2, 3))
   def product(a, b, over, result):
@@ -62,7 +72,7 @@ def products() -> dict[str, Callable[[], Any]]:
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=result)
 
   found: dict[str, Callable[[], Any]] = {}
-  for name, (left, right, over) in _PRODUCTS.items():
+  for name, ((left, right, over), ours) in _PRODUCTS.items():
     for dtype, result in (
       ("float32", "float32"),
       ("bfloat16", "bfloat16"),
@@ -71,6 +81,10 @@ def products() -> dict[str, Callable[[], Any]]:
       arrays = jnp.ones(left, dtype), jnp.ones(right, dtype)
       run = functools.partial(product, *arrays, over, result)
       found[f"{name}, {dtype} to {result}"] = run
+    arrays = jnp.ones(left, "bfloat16"), jnp.ones(right, "bfloat16")
+    found[f"{name}, experiments.models.products"] = functools.partial(
+      jax.jit(ours), *arrays
+    )
   return found
 
 
@@ -108,7 +122,7 @@ def _seconds_per_example():
 def _main(argv):
   del argv
   flops = 2 * _ROWS * _INPUTS * _OUTPUTS
-  times = timing.measure(products(), timing.REPEATS.value)
+  times = timing.measure(linear_products(), timing.REPEATS.value)
   results: dict[str, Any] = {
     "flags": os.environ.get("XLA_FLAGS", ""),
     "products, GFLOP/s": {

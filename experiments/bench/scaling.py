@@ -47,8 +47,9 @@ def tables(results: pathlib.Path) -> dict[str, str]:
     "moments": _moments(found["moments"]),
     "products": _products(found["products"]),
   }
-  if "encoder" in found:
-    result["encoder"] = _examples(found["encoder"])
+  for name in ("encoder", "encoder_before"):
+    if name in found:
+      result[name.replace("_", " ")] = _examples(found[name])
   if "optimizer_minilm" in found:
     document = found["optimizer_minilm"]
     result["optimizer of MiniLM"] = _ratios(document, _OPTIMIZERS)

@@ -156,8 +156,9 @@ def _assert_fully_sharded(name, kind, looped):
   # for the others, which fuse the two.
   size = sum(4 * x.size for x in jax.tree.leaves(state["params"]))
   assert _bytes(many) < 3.3 * size
+  # What was gathered is more than the copies hold, and the gradients of that.
   memory = [c.memory_analysis().temp_size_in_bytes for c in (compiled, copies)]
-  assert memory[0] < 1.1 * memory[1]
+  assert memory[0] < memory[1] + 1.5 * size
   _assert_gathered_twice(many, state["params"])
   flops = [cost.flops(hlo.Program(c.as_text())) for c in (compiled, copies)]
   assert flops[0] == pytest.approx(flops[1], rel=0.02)
