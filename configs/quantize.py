@@ -10,8 +10,8 @@ quantizer what the layers are given; the loss is that of the test texts.
 
 --texts=FILE takes the texts of a file instead.
 
-Hardware: about 7 minutes of a CPU core and 2.4 GB of memory for SmolLM2, 135M
-parameters, with other programs on the machine.
+Hardware: 7 to 13 minutes of a CPU core and up to 4.7 GB of memory for SmolLM2,
+135M parameters, with other programs on the machine.
 """
 
 import ml_collections
