@@ -4,8 +4,9 @@ XLA has fast bfloat16 kernels for CPUs, which use the processor's matrix units,
 but only for products whose result is float32. So a bfloat16 product is
 computed to float32, and so are the two of its gradient, from a gradient that is
 rounded to bfloat16. These multiply by transposed matrices, and XLA makes the
-transposition part of the product, which is then slow in most programs. A further
-axis of size one keeps them apart. experiments.bench.encoder measures all of them.
+transposition part of the product, which is then slow in most programs. A
+further axis of size one keeps them apart. experiments.bench.encoder measures
+all of them.
 """
 
 from typing import Any
