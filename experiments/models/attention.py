@@ -191,10 +191,8 @@ def _of_queries(
   q_BxKxRxD = q_BxTxKxGxD.transpose(0, 2, 3, 1, 4).reshape(
     batch, keys, -1, features
   )
-  k_BxKxDxS, v_BxKxSxD = (
-    k_BxSxKxD.transpose(0, 2, 3, 1),
-    v_BxSxKxD.swapaxes(1, 2),
-  )
+  k_BxKxDxS = k_BxSxKxD.transpose(0, 2, 3, 1)
+  v_BxKxSxD = v_BxSxKxD.swapaxes(1, 2)
   scores_BxKxRxS = products.product(q_BxKxRxD, k_BxKxDxS)
   scores_BxKxRxS = softcap(scores_BxKxRxS / math.sqrt(query_scale), cap)
   # A finite number, so that a row with nothing to see stays finite. XLA adds on
@@ -226,8 +224,8 @@ def _weighted_backward(kept, gradient_xRxD):
   weights_xRxS, v_xSxD, y_xRxD = kept
   gradient_weights_xRxS = products.by_transposed(gradient_xRxD, v_xSxD)
   gradient_v_xSxD = products.of_transposed(weights_xRxS, gradient_xRxD)
-  # The gradient that the softmax takes from all scores of a row is that of the
-  # result, which is smaller.
+  # The mean of the weights' gradient, by the weights, is the product of the
+  # result and its gradient, which have fewer numbers.
   common_xRx1 = jnp.sum(
     gradient_xRxD.astype(jnp.float32) * y_xRxD, axis=-1, keepdims=True
   )

@@ -71,11 +71,8 @@ def _forward(a, b):
 def _backward(kept, gradient):
   a, b = kept
   gradient = gradient.astype(a.dtype)
-  gradient_a, gradient_b = (
-    by_transposed(gradient, b),
-    of_transposed(a, gradient),
-  )
-  return gradient_a.astype(a.dtype), gradient_b.astype(b.dtype)
+  gradient_a = by_transposed(gradient, b).astype(a.dtype)
+  return gradient_a, of_transposed(a, gradient).astype(b.dtype)
 
 
 _product.defvjp(_forward, _backward)
