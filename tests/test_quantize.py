@@ -1,6 +1,7 @@
 """Quantizers: nearest levels, levels worth their bits, and how coarse."""
 
 import math
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -123,6 +124,37 @@ def test_mu_zero_is_rounding_and_more_mu_is_fewer_bits():
   for q in levels:
     assert np.abs(q * 0.05 - x).max() <= 0.05
     assert (np.abs(q) <= np.abs(levels[0])).all()
+
+
+@pytest.mark.parametrize("step", [0.05, 0.1, 0.2])
+def test_each_level_is_the_best_by_the_bits_of_the_final_model(step):
+  rng, mu = np.random.default_rng(0), 0.1
+  scales = 0.1 * np.exp(rng.normal(size=(400, 1)))
+  x = (scales * rng.laplace(size=(400, 500))).astype(np.float32)
+  found = quantize.rate_distortion(x, step, mu)
+  model, _ = fit.quantized_ggd(found)
+  rows, columns, table = fit.costs(found, model)
+  classes = rows[:, None] + columns
+
+  def cost(levels):
+    bits = table[classes, fit.table_keys(levels, model.shift)]
+    return np.square(x / step - levels) + mu * bits
+
+  nearest = quantize.quantize(x, step)
+  toward_zero = np.trunc(x / step).astype(np.int32)
+  best = np.minimum(cost(nearest), cost(toward_zero)).sum()
+  assert cost(found).sum() <= (1 + 4e-4) * best
+
+
+def test_memory_is_that_of_a_few_copies_of_the_levels():
+  x = _weights(1000, 2000)
+  quantize.rate_distortion(x[:100], 0.05, 0.1)  # Imports and compiles.
+  tracemalloc.start()
+  quantize.rate_distortion(x, 0.05, 0.1)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  # Nearest levels, chosen ones, a copy; and blocks and a sample.
+  assert peak <= 12.5 * x.size + 4e6
 
 
 def test_sensitive_weights_are_spared():

@@ -51,28 +51,23 @@ def quantized_ggd(symbols: np.ndarray) -> tuple[QuantizedGGD, float]:
   taken = sampling.strata(rows, max(rows * SAMPLE // max(symbols.size, 1), 1))
   weight = rows / max(taken.size, 1)
   shift = _shift(matrix[taken])
-  keys = classes.magnitudes(matrix[taken], shift)
-  keys = np.minimum(keys, frequencies.LARGEST + 1).astype(np.intp)
-  histograms = histograms_of(keys, 0)
+  sizes = table_keys(matrix[taken], shift)
+  histograms = histograms_of(sizes, 0)
   model, _ = search(histograms, None, (4, 2))
   side = 0.0
   if min(matrix.shape) > 1:
     model, histograms, side = _fit_classes(
-      model, classes.symbol_means(matrix, shift), keys, taken
+      model, classes.symbol_means(matrix, shift), sizes, taken
     )
   model, bits = search(histograms, model, (2, 1))
   bits = bits * weight + side + shift * symbols.size
   return model._replace(shift=shift), bits
 
 
-def code_lengths(symbols: np.ndarray, model: QuantizedGGD) -> np.ndarray:
-  """Bits of each int32 symbol under the model, float64, of the same shape."""
-  columns = symbols.shape[-1] if symbols.ndim > 1 else 1
-  matrix = symbols.reshape(-1, columns)
-  row_class, column_class, table = costs(matrix, model)
-  sizes = classes.magnitudes(matrix, model.shift)
-  sizes = np.minimum(sizes, frequencies.LARGEST + 1)
-  return table[row_class[:, None] + column_class, sizes].reshape(symbols.shape)
+def table_keys(symbols: np.ndarray, shift: int) -> np.ndarray:
+  """`classes.magnitudes`, with one value for all that are coded as escapes."""
+  sizes = classes.magnitudes(symbols, shift)
+  return np.minimum(sizes, frequencies.LARGEST + 1).astype(np.intp)
 
 
 def costs(
@@ -86,8 +81,8 @@ def costs(
 
   Returns:
     The class of each row [R] and of each column [C], int64 and not negative,
-    and the bits by the sum of both classes and by `classes.magnitudes`, float64
-    [classes, frequencies.LARGEST + 2]; the last are those of all larger ones.
+    and the bits by the sum of both classes and by `table_keys`, float64
+    [classes, frequencies.LARGEST + 2].
   """
   means = classes.symbol_means(matrix, model.shift)
   row_class, column_class = classes.assign(means, model)

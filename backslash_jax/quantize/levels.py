@@ -127,19 +127,52 @@ def rate_distortion(
     raise ValueError(
       f"the sensitivity has shape {np.shape(sensitivity)}, the tensor {x.shape}"
     )
-  levels = nearest = quantize(x, step)
+  nearest = quantize(x, step)
   if mu == 0 or x.size == 0:
     return nearest
-  scaled = np.asarray(x, np.float64) / step
-  lower = np.trunc(scaled).astype(np.int32)  # The level toward zero.
-  loss = np.square(scaled - lower) - np.square(scaled - nearest)
-  if sensitivity is not None:
-    loss *= sensitivity
+  columns = x.shape[-1] if x.ndim > 1 else 1
+  weights = None if sensitivity is None else np.reshape(sensitivity, -1)
+  values, nearest = np.reshape(x, -1), nearest.reshape(-1, columns)
+  levels = nearest
   for _ in range(2):
     model, _ = fit.quantized_ggd(levels)
-    gain = fit.code_lengths(nearest, model) - fit.code_lengths(lower, model)
-    levels = np.where(loss < mu * gain, lower, nearest)
-  return levels
+    bits = fit.costs(levels, model)
+    levels = _spared(values, weights, nearest, step, mu, bits, model.shift)
+  return levels.reshape(x.shape)
+
+
+def _spared(values, weights, nearest, step, mu, bits, shift) -> np.ndarray:
+  """`nearest`, or the level toward zero where its bits are worth the error.
+
+  Args:
+    values, weights: of the elements of the matrix, in its order.
+    nearest: int32 [R, C].
+    step, mu: see `rate_distortion`.
+    bits: `fit.costs` of the matrix.
+    shift: of its model.
+  """
+  found = nearest.copy()
+  flat = found.reshape(-1)
+  row_class, column_class, table = bits
+  rows, columns = nearest.shape
+  several = max(_BLOCK // columns, 1)
+  for start in range(0, rows, several):
+    block = slice(start, start + several)
+    own = slice(start * columns, (start + several) * columns)
+    # Only what was rounded away from zero has another candidate.
+    scaled = np.abs(np.divide(values[own], step, dtype=np.float64))
+    size = np.abs(flat[own])
+    (places,) = np.nonzero(size > scaled)
+    scaled, near = scaled[places], flat[own][places]
+    lower = near - np.sign(near)
+    loss = 2 * (scaled - size[places]) + 1
+    if weights is not None:
+      loss *= weights[own][places]
+    classes = (row_class[block, None] + column_class).reshape(-1)[places]
+    gain = table[classes, fit.table_keys(near, shift)]
+    gain -= table[classes, fit.table_keys(lower, shift)]
+    flat[places + own.start] = np.where(loss < mu * gain, lower, near)
+  return found
 
 
 def apply(
