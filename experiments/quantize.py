@@ -34,16 +34,12 @@ class _Found(NamedTuple):
 
   Attributes:
     scale: of its steps.
-    params: by the names of this project.
-    tensors: by those of the file.
-    steps: of the tensors.
-    bytes: of their file.
+    params: its parameters.
+    bytes: of its file.
   """
 
   scale: float
   params: Any
-  tensors: dict[str, Any]
-  steps: dict[str, float]
   bytes: int
 
 
@@ -112,25 +108,21 @@ def quantize(
       layout.start(wanted.bits),
       progress,
     )
-    result["rounded"] = score(rounded.params, "test")
+    result["rounded"], start = score(rounded.params, "test"), rounded.scale
+    del rounded  # A whole model.
 
     def with_feedback(steps):
-      start = time.monotonic()
+      before = time.monotonic()
       found = score.feedback(
         params, steps, count, mu=mu, kept=kept, progress=progress
       )
-      minutes.append((time.monotonic() - start) / 60)
+      minutes.append((time.monotonic() - before) / 60)
       return found
 
-    found = _solve(
-      with_feedback,
-      layout,
-      wanted,
-      rounded.scale,
-      progress,
-    )
+    found = _solve(with_feedback, layout, wanted, start, progress)
     result["quantized"] = score(found.params, "test")
-    source.write(out, found.tensors, found.steps)
+    steps = layout.of_tensors(layout.steps(found.scale))
+    source.write(out, source.tensors(found.params), steps)
     shutil.rmtree(kept)
   except ValueError as error:
     raise settings.UserError(str(error)) from error
@@ -242,12 +234,11 @@ def _solve(
     steps = layout.steps(scale)
     params = make(steps)
     own, source = layout.of_tensors(steps), layout.source
-    tensors = source.tensors(params)
     with tempfile.TemporaryDirectory() as scratch:
-      size = source.save(pathlib.Path(scratch), tensors, own)
+      size = source.save(pathlib.Path(scratch), source.tensors(params), own)
     progress(f"a file of {8 * size / wanted.parameters:.3f} bits per parameter")
     if size <= wanted.bytes and (not best or size > best.bytes):
-      best = _Found(scale, params, tensors, own, size)
+      best = _Found(scale, params, size)
     return size
 
   goal.solve(measure, wanted, start)
