@@ -48,14 +48,12 @@ def get_config(profile: str = "texts") -> ml_collections.ConfigDict:
     config.keep_checkpoints = 1
     config.optimizer.learning_rate = 2e-4
     config.round_begin_update = 1
-    config.baseline = "distilled"
-    config.arms = ml_collections.ConfigDict({"distilled": distilled})
-    return config
-  config.data.name = "texts"
-  config.data.seq_len = 256
-  config.data.max_eval = 128
-  config.optimizer.learning_rate = 1e-3
-  config.round_begin_update = 100
+  else:
+    config.data.name = "texts"
+    config.data.seq_len = 256
+    config.data.max_eval = 128
+    config.optimizer.learning_rate = 1e-3
+    config.round_begin_update = 100
   config.baseline = "fitted"
   config.arms = ml_collections.ConfigDict(
     {

@@ -4,9 +4,10 @@ Post-training quantization with error feedback, to a size. config.model.weights
 is a Hugging Face directory or the workdir of a finished training. It is
 quantized with the inputs that its layers have on training batches of
 config.data, which is that of the training, or on a part of the texts of
---texts=FILE. DIR is as `backslash-jax compress` writes it, or has config.json
-and the file that a training ships. DIR.kept has the blocks that are finished;
-the same command goes on after them.
+--texts=FILE. With config.evaluate.feedback_batches=0 it is rounded. DIR is as
+`backslash-jax compress` writes it, or has config.json and the file that a
+training ships. DIR.kept has the blocks that are finished; the same command goes
+on after them.
 """
 
 import json
@@ -58,7 +59,7 @@ def quantize(
 
   Args:
     config: of configs/quantize.py. `evaluate.feedback_batches` training batches
-      are used, and `evaluate.mu` is the price of a bit.
+      are used; 0 rounds. `evaluate.mu` is the price of a bit.
     out: the directory that is written; it must not exist.
     bits: per parameter, of the coded file; or give size.
     size: of the coded file, such as "40MB".
@@ -75,11 +76,8 @@ def quantize(
   """
   settings.check(config)
   begin, mu = time.monotonic(), config.evaluate.mu
-  if not config.model.weights or not config.evaluate.feedback_batches:
-    raise settings.UserError(
-      "config.model.weights and config.evaluate.feedback_batches are needed:"
-      " what is quantized, and with how many batches"
-    )
+  if not config.model.weights:
+    raise settings.UserError("config.model.weights says what is quantized")
   if out.exists():
     raise settings.UserError(f"--out={out}: there is something already")
   kept, minutes = out.with_name(f"{out.name}.kept"), []
@@ -101,15 +99,14 @@ def quantize(
       "parameters": total,
       "exact": score(params, "test"),
     }
-    rounded = _solve(
+    found = _solve(
       lambda steps: quantizers.apply(params, steps, mu=mu),
       layout,
       wanted,
       layout.start(wanted.bits),
       progress,
     )
-    result["rounded"], start = score(rounded.params, "test"), rounded.scale
-    del rounded  # A whole model.
+    result["rounded"] = result["quantized"] = score(found.params, "test")
 
     def with_feedback(steps):
       before = time.monotonic()
@@ -119,11 +116,15 @@ def quantize(
       minutes.append((time.monotonic() - before) / 60)
       return found
 
-    found = _solve(with_feedback, layout, wanted, start, progress)
-    result["quantized"] = score(found.params, "test")
+    if count:
+      start = found.scale
+      del found  # A whole model.
+      found = _solve(with_feedback, layout, wanted, start, progress)
+      result["quantized"] = score(found.params, "test")
     steps = layout.of_tensors(layout.steps(found.scale))
     source.write(out, source.tensors(found.params), steps)
-    shutil.rmtree(kept)
+    if kept.exists():
+      shutil.rmtree(kept)
   except ValueError as error:
     raise settings.UserError(str(error)) from error
   except OSError as error:
@@ -162,7 +163,7 @@ def _batches(config, model: Any, progress) -> int:
     )
   wanted, size = config.evaluate.feedback_batches, config.data.batch_size
   texts = task.num_train
-  if texts < size:
+  if wanted and texts < size:
     raise ValueError(
       f"{config.data.name} has {texts} texts for the moments, fewer than"
       f" config.data.batch_size, {size}: lower it, or give more texts"

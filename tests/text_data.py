@@ -1,9 +1,10 @@
-"""Tiny versions of the text datasets, and what reads their splits."""
+"""Tiny versions of the text datasets and a tokenizer."""
 
 import json
 import lzma
 
 import numpy as np
+import tokenizers
 
 SPLITS = ("train", "validation", "test")
 WORDS = (
@@ -94,3 +95,20 @@ def whole(config, split):
 
 def spell(tokens):
   return bytes(t for t in tokens.tolist() if t < 256).decode()
+
+
+def write_tokenizer(directory, size=96, **described):
+  """One that knows a few words, the ends of a text, and x12, x13, ..."""
+  vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+  for word in ["a", "bad", "film", "good", "is", "it", "the", "was"]:
+    vocabulary[word] = len(vocabulary)
+  for i in range(len(vocabulary), size):
+    vocabulary[f"x{i}"] = i
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  backend.save(str(directory / "tokenizer.json"))
+  (directory / "tokenizer_config.json").write_text(
+    json.dumps({"bos_token": "<s>", "eos_token": "</s>"} | described)
+  )

@@ -32,10 +32,13 @@ def main() -> None:
   prompts = _prompts(flags)
   answers = generate.generate(
     served,
-    [_encode(served, prompt, flags) for prompt in prompts],
+    [
+      encoded(served, prompt, chatting=flags.chat, system=flags.system)
+      for prompt in prompts
+    ],
     _options(served, flags),
   )
-  texts = [_decoded(served.words, tokens) for tokens in answers.tokens]
+  texts = [decoded(served, tokens) for tokens in answers.tokens]
   for prompt, text in zip(prompts, texts, strict=True):
     text = _cut(text, flags.stop)
     print(text if len(texts) == 1 else json.dumps([prompt, text]))
@@ -124,10 +127,24 @@ def _prompts(flags: argparse.Namespace) -> list[str]:
   return prompts
 
 
-def _encode(
-  served: model.Served, prompt: str, flags: argparse.Namespace
+def encoded(
+  served: model.Served,
+  prompt: str,
+  *,
+  chatting: bool = False,
+  system: str | None = None,
 ) -> list[int]:
-  """The tokens of a prompt; none of an empty one."""
+  """The tokens of a prompt; none of an empty one.
+
+  Args:
+    served: the model.
+    prompt: a text.
+    chatting: whether it is a turn of a chat.
+    system: what a chat begins with.
+
+  Raises:
+    UserError: there is no tokenizer, or none for chats.
+  """
   words = served.words
   if words is None:
     raise settings.UserError(
@@ -136,15 +153,15 @@ def _encode(
   if not prompt.strip():
     return []
   if isinstance(words, vocabulary.Bytes):
-    if flags.chat:
+    if chatting:
       raise settings.UserError(
         f"{served.path} reads bytes, which have no form of chats: leave --chat"
         " out"
       )
     return list(prompt.encode())
-  if not flags.chat:
+  if not chatting:
     return words.tokenizer.encode(prompt)
-  text = chat.render(served.path, words.tokenizer, prompt, flags.system)
+  text = chat.render(served.path, words.tokenizer, prompt, system)
   return words.tokenizer.encode(text, special=False)
 
 
@@ -160,7 +177,7 @@ def _options(
     raise settings.UserError(f"--top-k={flags.top_k}: it must be positive")
 
   def is_stop(tokens: list[int]) -> bool:
-    text = _decoded(served.words, tokens)
+    text = decoded(served, tokens)
     return any(stop in text for stop in flags.stop)
 
   return generate.Options(
@@ -168,26 +185,28 @@ def _options(
     temperature=flags.temperature,
     top_k=flags.top_k,
     seed=flags.seed,
-    stops=_stops(served),
+    stops=stops(served),
     **({"is_stop": is_stop} if flags.stop else {}),
   )
 
 
-def _stops(served: model.Served) -> frozenset[int]:
+def stops(served: model.Served) -> frozenset[int]:
   """The tokens that end an answer, by all that the directory says."""
   found: list[Any] = [None if served.words is None else served.words.end]
   found.append(getattr(served.config, "eos_token_id", None))
   if (path := served.path / "generation_config.json").exists():
     found.append(files.read_json(path).get("eos_token_id"))
-  stops: set[int] = set()
+  found_ids: set[int] = set()
   for ids in found:
     if ids is not None:
-      stops |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
-  return frozenset(stops)
+      found_ids |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
+  return frozenset(found_ids)
 
 
-def _decoded(words: Any, tokens: list[int]) -> str:
-  """The text of an answer."""
+def decoded(served: model.Served, tokens: list[int]) -> str:
+  """The text of an answer of a model that has a tokenizer."""
+  words = served.words
+  assert words is not None
   if isinstance(words, vocabulary.Bytes):
     return bytes(t for t in tokens if t < 256).decode(errors="replace")
   return words.tokenizer.decode(tokens)

@@ -147,7 +147,7 @@ def test_a_directory_gets_the_size_that_was_asked_for(
 @pytest.mark.parametrize(
   ("fields", "goal", "message"),
   [
-    ({"evaluate__feedback_batches": 0}, {"bits": 3.0}, "feedback_batches"),
+    ({"model__weights": None}, {"bits": 3.0}, "config.model.weights"),
     ({}, {"bits": -1.0}, "--bits -1"),
     ({}, {"size": "forty"}, "--size forty"),
     ({}, {"bits": 0.01}, "smallest size"),
@@ -165,6 +165,25 @@ def test_what_cannot_be_done_is_said(
   with pytest.raises(settings.UserError, match=message):
     quantize.quantize(config.lock(), tmp_path / "out", **goal)
   assert not list(tmp_path.iterdir())
+
+
+def test_without_batches_it_is_rounded(tmp_path, directories):
+  out, said = tmp_path / "rounded", []
+  config = _config(directories / "llama", evaluate__feedback_batches=0)
+  result = quantize.quantize(config, out, bits=6.0, progress=said.append)
+  assert result["feedback_minutes"] == []
+  assert result["quantized"] == result["rounded"] != result["exact"]
+  assert not any("block" in line for line in said)
+  # It is what the price makes of each matrix, with the steps of the file.
+  file = out / "model.backslash.safetensors"
+  steps = {t.name: t.step for t in bs.inspect(file).tensors if t.step}
+  source = sources.read(config)
+  exact, found = source.tensors(source.params), bs.load(file)
+  for name, step in steps.items():
+    levels = quantizers.rate_distortion(exact[name].T, step, 0.1)
+    wanted = quantizers.dequantize(levels.T, step, np.float32)
+    np.testing.assert_allclose(found[name], wanted, atol=1.01 * step)
+    assert (found[name] == wanted).mean() > 0.99
 
 
 def test_an_output_that_exists_is_kept(tmp_path, directories):

@@ -8,32 +8,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tokenizers
 
 import backslash_jax as bs
 from backslash_jax.cli import main as cli
 from experiments import settings
 from experiments.serve import chat, model, serve, weights
-from tests import paths
-
-WORDS = ["a", "bad", "film", "good", "is", "it", "the", "was"]
-
-
-def write_tokenizer(directory, size=96, **described):
-  """One that knows WORDS, the ends of a text, and x8, x9, ..."""
-  vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
-  for word in WORDS:
-    vocabulary[word] = len(vocabulary)
-  for i in range(len(vocabulary), size):
-    vocabulary[f"x{i}"] = i
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
-  )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  backend.save(str(directory / "tokenizer.json"))
-  (directory / "tokenizer_config.json").write_text(
-    json.dumps({"bos_token": "<s>", "eos_token": "</s>"} | described)
-  )
+from tests import paths, text_data
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +25,7 @@ def directories(tmp_path_factory):
     if name not in made:
       root = tmp_path_factory.mktemp(name)
       shutil.copytree(paths.FIXTURES / name, root / "plain")
-      write_tokenizer(root / "plain")
+      text_data.write_tokenizer(root / "plain")
       assert not cli.main(
         ["compress", str(root / "plain"), str(root / "coded"), "--step=2^-5"]
       )
@@ -151,7 +131,7 @@ def test_what_cannot_be_is_one_line(
 
 def test_chats_have_the_form_of_the_tokenizer(tmp_path):
   shutil.copytree(paths.FIXTURES / "llama", tmp_path, dirs_exist_ok=True)
-  write_tokenizer(tmp_path)
+  text_data.write_tokenizer(tmp_path)
   words = model.read(tmp_path).words.tokenizer
   words.backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
   assert chat.render(tmp_path, words, "it", "a") == (
@@ -163,9 +143,11 @@ def test_chats_have_the_form_of_the_tokenizer(tmp_path):
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
     "{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
   )
-  write_tokenizer(tmp_path, chat_template=template)
+  text_data.write_tokenizer(tmp_path, chat_template=template)
   assert chat.render(tmp_path, words, "it") == "<s>[user] it[answer]"
-  write_tokenizer(tmp_path, chat_template="{{ raise_exception('no') }}")
+  text_data.write_tokenizer(
+    tmp_path, chat_template="{{ raise_exception('no') }}"
+  )
   with pytest.raises(settings.UserError, match="the chat_template refuses: no"):
     chat.render(tmp_path, words, "it")
 
