@@ -1,11 +1,12 @@
 """Plain rounding and rate-distortion optimized quantization, by accuracy.
 
-python -m experiments.bench.quantizers RUN
+python -m experiments.bench.quantizers RUN ...
 
-RUN is the directory of one finished training, such as runs/quickstart/normal.
-Codes its parameters to files over a grid of steps and of prices mu, measures
-the test accuracy of what the files hold, and compares at equal bytes. Writes
-results/quantizers_cpu.json and the table of docs/coding.md.
+RUN is the directory of one finished training, such as runs/quickstart/normal;
+several are the same training with other seeds. Codes the parameters to files
+over a grid of steps and of prices mu, measures the test accuracy of what the
+files hold, and compares at equal bytes. Writes results/quantizers_cpu.json and
+the table of docs/coding.md.
 """
 
 import argparse
@@ -35,8 +36,17 @@ _PRICES = (0.0, 0.05, 0.1, 0.2)
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("run", type=pathlib.Path)
-  run = parser.parse_args().run
+  parser.add_argument("run", type=pathlib.Path, nargs="+")
+  runs = [_measured(run) for run in parser.parse_args().run]
+  command = "python -m experiments.bench.quantizers RUN ..."
+  timing.write("quantizers", command, {"runs": runs})
+  include.update(
+    coding.DOCS, {"quantizers": _table([r["gains"] for r in runs])}
+  )
+
+
+def _measured(run):
+  """The points of a training, and what a price gains."""
   config = json.loads((run / "config.json").read_text())
   config = ml_collections.ConfigDict(config)
   forward, _ = learner.build_abstract(config, data.load_task(config.data))
@@ -49,9 +59,7 @@ def main():
   ]
   curves = {mu: [p for p in points if p["mu"] == mu] for mu in _PRICES}
   gains = {str(mu): _gains(curves[0.0], curves[mu]) for mu in _PRICES[1:]}
-  command = "python -m experiments.bench.quantizers runs/quickstart/normal"
-  timing.write("quantizers", command, {"points": points, "gains": gains})
-  include.update(coding.DOCS, {"quantizers": _table(gains)})
+  return {"points": points, "gains": gains}
 
 
 def _point(params, step, mu, score):
@@ -82,7 +90,7 @@ def _gains(plain, priced):
     at = np.log(p["bytes"])
     if not size.min() <= at <= size.max():
       continue
-    both = {"bytes": p["bytes"]}
+    both = {"step": p["step"], "bytes": p["bytes"]}
     for name in ("accuracy", "loss"):
       values = np.array([q[name] for q in plain])[::-1][order]
       both[name] = p[name] - float(np.interp(at, size[order], values))
@@ -92,18 +100,29 @@ def _gains(plain, priced):
   return result
 
 
-def _table(gains):
-  lines = [
-    "| mu | bytes | squared error | accuracy, points | loss, nats |",
-    "|---|---:|---:|---:|---:|",
-  ]
-  for mu, points in gains.items():
-    lines += [
-      f"| {mu} | {p['bytes']:,} | x {p['mse']:.3f}"
-      f" | {100 * p['accuracy']:+.2f} | {p['loss']:+.4f} |"
-      for p in points
-    ]
-  return "\n".join(lines)
+def _table(runs):
+  """Means over the runs, and standard deviations."""
+  header = ["mu", "bytes", "squared error", "accuracy, points", "loss, nats"]
+  rows = []
+  for mu in runs[0]:
+    for step in _STEPS:
+      found = [p for run in runs for p in run[mu] if p["step"] == step]
+      if len(found) < len(runs):
+        continue
+      size = np.mean([p["bytes"] for p in found])
+      mse = _spread([p["mse"] for p in found], ".3f")
+      accuracy = _spread([100 * p["accuracy"] for p in found], "+.2f")
+      loss = _spread([p["loss"] for p in found], "+.4f")
+      rows.append([mu, f"{size:,.0f}", f"x {mse}", accuracy, loss])
+  return include.table(header, rows)
+
+
+def _spread(values, form):
+  """The mean, and the standard deviation of several."""
+  mean = format(np.mean(values), form)
+  if len(values) < 2:
+    return mean
+  return f"{mean} ± {format(np.std(values, ddof=1), form.lstrip('+'))}"
 
 
 if __name__ == "__main__":
