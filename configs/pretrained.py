@@ -130,6 +130,7 @@ def grid(profile: str, task: str, seq_len: int) -> ml_collections.ConfigDict:
       "sensitive",
       "feedback",
       "fitted_feedback",
+      "l1_feedback",
       "l1",
       "l1_sensitive",
       "dggr",
