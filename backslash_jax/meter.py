@@ -29,6 +29,7 @@ _EDGES = np.round(
 )
 
 
+@jax.jit  # Tensors of one shape are traced and lowered once.
 def entropy(x: jax.Array, step: float | jax.Array) -> jax.Array:
   """Entropy of round(x / step) in bits per element, float32 scalar.
 

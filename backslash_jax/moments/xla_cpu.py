@@ -25,6 +25,7 @@ def limitation(x: jax.Array) -> str | None:
   return None
 
 
+@jax.jit  # Tensors of one shape are traced and lowered once.
 def sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(sum |x|, sum x^2) as float32 scalars, of a floating array of any shape."""
   x = x.reshape(-1)
