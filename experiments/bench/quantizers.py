@@ -25,6 +25,7 @@ from experiments import (
   include,
   learner,
   program,
+  report,
   scoring,
   sharding,
 )
@@ -66,7 +67,7 @@ def _point(params, step, mu, score):
   """Bytes, mean squared error and test scores of one file."""
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / "file"
-    report = bs.save(file, params, step=step, mu=mu)
+    saved = bs.save(file, params, step=step, mu=mu)
     coded = bs.load(file)
   errors = [
     np.sum(np.square(np.asarray(a, np.float64) - b))
@@ -74,8 +75,8 @@ def _point(params, step, mu, score):
       jax.tree.leaves(params), jax.tree.leaves(coded), strict=True
     )
   ]
-  mse = float(sum(errors) / report.parameters)
-  return {"bytes": report.bytes, "mse": mse} | score(coded, "test")
+  mse = float(sum(errors) / saved.parameters)
+  return {"bytes": saved.bytes, "mse": mse} | score(coded, "test")
 
 
 def _gains(plain, priced):
@@ -110,19 +111,11 @@ def _table(runs):
       if len(found) < len(runs):
         continue
       size = np.mean([p["bytes"] for p in found])
-      mse = _spread([p["mse"] for p in found], ".3f")
-      accuracy = _spread([100 * p["accuracy"] for p in found], "+.2f")
-      loss = _spread([p["loss"] for p in found], "+.4f")
+      mse = report.spread([p["mse"] for p in found], ".3f")
+      accuracy = report.spread([100 * p["accuracy"] for p in found], "+.2f")
+      loss = report.spread([p["loss"] for p in found], "+.4f")
       rows.append([mu, f"{size:,.0f}", f"x {mse}", accuracy, loss])
   return include.table(header, rows)
-
-
-def _spread(values, form):
-  """The mean, and the standard deviation of several."""
-  mean = format(np.mean(values), form)
-  if len(values) < 2:
-    return mean
-  return f"{mean} ± {format(np.std(values, ddof=1), form.lstrip('+'))}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import include, program
+from experiments import include, program, report
 from experiments.bench import aot_serve, timing, usage
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "scaling.md"
@@ -55,6 +55,8 @@ def tables(results: pathlib.Path) -> dict[str, str]:
     result["optimizer of MiniLM"] = _ratios(document, _OPTIMIZERS)
   if "compiling" in found:
     result["compiling"] = _compiling(found["compiling"])
+  if "lag" in found:
+    result["lag"] = _lag(found["lag"])
   if "decoding" in found:
     document = found["decoding"]
     table = aot_serve.table(document["results"]["models"])
@@ -114,6 +116,30 @@ def _compiling(document) -> str:
     for row in document["results"]
   ]
   header = "model", "update", *(f"{part}, s" for part in parts)
+  return _table(document, header, rows)
+
+
+def _lag(document) -> str:
+  rows = []
+  for every in document["results"]["means"]:
+    runs = [
+      run
+      for run in document["results"]["runs"]
+      if run["update_every"] == int(every)
+    ]
+
+    def spread(field, form, runs=runs, scale=1):
+      return report.spread([scale * run[field] for run in runs], form)
+
+    rows.append(
+      [
+        every,
+        spread("exact_accuracy", ".1f", scale=100),
+        spread("accuracy", ".1f", scale=100),
+        spread("file_bits", ".3f"),
+      ]
+    )
+  header = "`update_every`", "accuracy, %", "of the file, %", "bits"
   return _table(document, header, rows)
 
 
