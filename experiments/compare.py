@@ -7,7 +7,7 @@ workdir of a finished training. The first is what the others are compared with.
 The losses are those of the test split of config.data, and of each data set
 --other=NAME. --prompts=FILE has a prompt in every line. OUT gets records.json,
 losses.md and answers.md. What is in records.json is not measured again, unless
-a file changed.
+a model, the texts or the prompts changed. Two processes need an OUT each.
 """
 
 import copy
@@ -16,23 +16,28 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
-from flax import nnx
 
-from experiments import atomic, data, evaluate, include, main, settings
-from experiments.models import sizes
+from experiments import (
+  atomic,
+  data,
+  evaluate,
+  include,
+  main,
+  resume,
+  settings,
+)
+from experiments.data import lines
+from experiments.huggingface import reading
 from experiments.serve import generate, model, serve
 
 LOSSES, ANSWERS = "losses.md", "answers.md"
-_WEIGHTS = "*.safetensors"
 _LONG = 16  # Tokens of an answer.
-# Of config.data, what decides which texts are read, and how.
-_FIELDS = ("tokenizer", "seq_len", "max_eval", "language")
 
 
 def compare(
@@ -63,14 +68,20 @@ def compare(
   """
   if not models:
     raise settings.UserError("give --model=NAME=DIR, the exact one first")
+  for i, prompt in enumerate(prompts, 1):
+    if not prompt.strip():
+      raise settings.UserError(f"prompt {i} is empty: give it some text")
   path, records = out / "records.json", []
   old = _read(path)
-  names = list(dict.fromkeys([config.data.name, *others]))
+  texts = [
+    _read_texts(config, n) for n in dict.fromkeys([config.data.name, *others])
+  ]
+  resume.prepare_directory(out)
   for name, directory in models:
-    key = _key(config, directory, names, prompts)
-    record = next((r for r in old if r["key"] == key), None)
+    key = _key(directory, texts, prompts)
+    record = next((r for r in [*records, *old] if r["key"] == key), None)
     if record is None:
-      record = {"key": key} | _measured(config, directory, names, prompts)
+      record = {"key": key} | _measured(directory, texts, prompts)
     records.append(record | {"name": name})
     # What an earlier call measured is kept until this one ends.
     rest = [r for r in old if r["key"] not in {x["key"] for x in records}]
@@ -82,10 +93,29 @@ def compare(
   return records
 
 
+class _Texts(NamedTuple):
+  """The test texts of a data set."""
+
+  task: data.Task
+  batches: list[dict[str, np.ndarray]]
+
+
+def _read_texts(config, name: str) -> _Texts:
+  own = copy.deepcopy(config.data).unlock()
+  if name != own.name and own.name == lines.NAME:
+    own.source = None  # That is the file of the texts.
+  own.name = name
+  try:
+    batches = data.eval_batches(own, "test", own.eval_batch_size)
+    return _Texts(data.load_task(own), list(batches))
+  except ValueError as error:
+    raise settings.UserError(str(error)) from error
+
+
 def _write(path, records) -> None:
   """Writes the records, one in each line."""
-  lines = ",\n".join(json.dumps(record, sort_keys=True) for record in records)
-  atomic.write_text(path, f"[\n{lines}\n]\n")
+  written = ",\n".join(json.dumps(r, sort_keys=True) for r in records)
+  atomic.write_text(path, f"[\n{written}\n]\n")
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -93,68 +123,82 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise settings.UserError(f"{path}: {error}: remove it") from error
+    found = json.loads(path.read_text())
+    if not all(r["key"] and r["name"] and r["texts"] for r in found):
+      raise ValueError("an empty field")
+  except (ValueError, TypeError, KeyError) as error:
+    raise settings.UserError(
+      f"{path}: no records of models ({error!r}): remove it"
+    ) from error
+  return found
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The files with the weights of a model that is served."""
+  """The files with the weights of a model; none if there is no model."""
   shipped = directory / evaluate.SHIPPED
-  return [shipped] if shipped.exists() else sorted(directory.glob(_WEIGHTS))
+  if shipped.exists():
+    return [shipped]
+  try:
+    return sorted(reading.find(directory))
+  except (ValueError, OSError):
+    return []
 
 
-def _key(config, directory, names, prompts) -> str:
+def _key(directory, texts, prompts) -> str:
   """Names all that a record depends on."""
-  found = hashlib.sha256()
+  found = hashlib.sha256(json.dumps(list(prompts)).encode())
+  for pattern in ("*.json", "*.txt"):  # The config and the tokenizer.
+    for path in sorted(directory.glob(pattern)):
+      found.update(path.read_bytes())
   for path in _files(directory):
     with path.open("rb") as file:
       found.update(hashlib.file_digest(file, "sha256").digest())
-  found.update(json.dumps([names, list(prompts)]).encode())
-  fields = {field: config.data[field] for field in _FIELDS}
-  found.update(json.dumps(fields).encode())
+  for task, batches in texts:
+    found.update(task.name.encode())
+    for batch in batches:
+      for name in sorted(batch):
+        found.update(np.ascontiguousarray(batch[name]).tobytes())
   return found.hexdigest()[:16]
 
 
-def _measured(config, directory, names, prompts) -> dict[str, Any]:
+def _measured(directory, texts, prompts) -> dict[str, Any]:
   """The record of a model, without its name."""
   served = model.read(directory)
   size = sum(path.stat().st_size for path in _files(directory))
-  state = nnx.state(sizes.abstract(served.config), nnx.Param)
-  parameters = sum(x.size for x in jax.tree.leaves(state))
+  parameters = sum(x.size for x in jax.tree.leaves(served.tensors))
   record = {
     "bytes": size,
     "bits": 8 * size / parameters,
-    "texts": {name: _texts(config, served, name) for name in names},
+    "texts": {own.task.name: _sums(served, own) for own in texts},
   }
   if prompts and served.is_causal:
     record["answers"] = _answers(served, prompts)
   return record
 
 
-def _texts(config, served: model.Served, name: str) -> dict[str, list[float]]:
-  """Sums over the targets of each test text: "loss" in nats, and "weight"."""
-  own = copy.deepcopy(config.data)
-  with own.unlocked():
-    own.name = name
+def _sums(served: model.Served, texts: _Texts) -> dict[str, list[float]]:
+  """Sums over the targets of each text: "loss" in nats, and "weight"."""
+  task = texts.task
+  if (task.kind == "lm") != served.is_causal:
+    raise settings.UserError(
+      f"{served.path} predicts {'tokens' if served.is_causal else 'classes'},"
+      f" and {task.name} has other targets: see config.data.language"
+    )
+  if task.vocab_size > served.config.vocab_size:
+    raise settings.UserError(
+      f"{served.path} has {served.config.vocab_size} tokens, but {task.name}"
+      f" {task.vocab_size}: set config.data.tokenizer to the tokenizer that"
+      " belongs to the models"
+    )
   losses, weights = [], []
-  try:
-    task = data.load_task(own)
-    if (task.kind == "lm") != served.is_causal:
-      raise ValueError(
-        f"{served.path} predicts {'tokens' if served.is_causal else 'classes'},"
-        f" and {name} has other targets: see config.data.language"
-      )
-    for batch in data.eval_batches(own, "test", own.eval_batch_size):
-      entropies, _ = served.losses(
-        served.tensors, batch["tokens"], batch["mask"], batch["targets"]
-      )
-      rows = len(batch["weights"])
-      weight = np.float64(batch["weights"]).reshape(rows, -1)
-      losses += list((np.float64(entropies).reshape(rows, -1) * weight).sum(1))
-      weights += list(weight.sum(1))
-  except ValueError as error:
-    raise settings.UserError(str(error)) from error
+  for batch in texts.batches:
+    entropies, _ = served.losses(
+      served.tensors, batch["tokens"], batch["mask"], batch["targets"]
+    )
+    rows = len(batch["weights"])
+    weight = np.float64(batch["weights"]).reshape(rows, -1)
+    losses += list((np.float64(entropies).reshape(rows, -1) * weight).sum(1))
+    weights += list(weight.sum(1))
   used = [i for i, weight in enumerate(weights) if weight]
   return {
     "loss": [round(float(losses[i]), 4) for i in used],
@@ -208,7 +252,7 @@ def losses_table(records: Sequence[dict[str, Any]]) -> str:
     header += [f"{name}: loss", "above"]
   rows = []
   for i, record in enumerate(records):
-    row = [record["name"], f"{record['bits']:.2f}"]
+    row = [_cell(record["name"]), f"{record['bits']:.2f}"]
     for name, texts in record["texts"].items():
       found = scored(texts, exact[name])
       above = f"{found['above']:.3f} ± {found['error']:.3f}" if i else "-"
@@ -220,10 +264,10 @@ def losses_table(records: Sequence[dict[str, Any]]) -> str:
 def answers_table(records: Sequence[dict[str, Any]]) -> str:
   """A row for each model, a column for each prompt."""
   told = [record for record in records if "answers" in record]
-  header = ["", *(prompt for prompt, _ in told[0]["answers"])]
+  header = ["", *(_cell(prompt) for prompt, _ in told[0]["answers"])]
   rows = [
     [
-      f"{record['name']}, {record['bits']:.2f} bits",
+      f"{_cell(record['name'])}, {record['bits']:.2f} bits",
       *(_cell(answer) for _, answer in record["answers"]),
     ]
     for record in told

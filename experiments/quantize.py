@@ -123,7 +123,7 @@ def quantize(
       result["quantized"] = score(found.params, "test")
     steps = layout.of_tensors(layout.steps(found.scale))
     source.write(out, source.tensors(found.params), steps)
-    if kept.exists():
+    if count:
       shutil.rmtree(kept)
   except ValueError as error:
     raise settings.UserError(str(error)) from error

@@ -36,7 +36,7 @@ def read_tensors(
       lists.
     ModuleNotFoundError: only `pytorch_model.bin`, and torch is not installed.
   """
-  for path, wanted in _find(directory).items():
+  for path, wanted in find(directory).items():
     found = set()
     own = _read_torch if path.suffix == ".bin" else _read_safetensors
     for name, x in (read or own)(path):
@@ -49,7 +49,7 @@ def read_tensors(
       )
 
 
-def _find(directory: pathlib.Path) -> dict[pathlib.Path, set[str]]:
+def find(directory: pathlib.Path) -> dict[pathlib.Path, set[str]]:
   """The files of the weights, each with the tensors that an index gives it."""
   found = [
     path

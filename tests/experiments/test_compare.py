@@ -89,9 +89,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path, models, monkeypatch):
   measured = []
   own = compare._measured
 
-  def spied(config, directory, *rest):
+  def spied(directory, *rest):
     measured.append(directory.name)
-    return own(config, directory, *rest)
+    return own(directory, *rest)
 
   monkeypatch.setattr(compare, "_measured", spied)
   after = compare.compare(_config(models), _named(models), tmp_path)
@@ -106,9 +106,46 @@ def test_what_was_measured_is_not_measured_again(tmp_path, models, monkeypatch):
   assert measured == ["2^-2", "plain", "2^-5"]
 
 
+def test_a_model_under_two_names_is_measured_once(
+  tmp_path, models, monkeypatch
+):
+  names = []
+  own = compare._measured
+  monkeypatch.setattr(
+    compare, "_measured", lambda *a: names.append(a[0].name) or own(*a)
+  )
+  twice = [(name, models / "2^-2") for name in "ab"]
+  records = compare.compare(_config(models), twice, tmp_path)
+  assert names == ["2^-2"]
+  assert [record["name"] for record in records] == ["a", "b"]
+
+
+def test_a_record_is_of_its_texts_and_of_the_whole_model(tmp_path, models):
+  def key():
+    texts = [compare._read_texts(config, "texts")]
+    return compare._key(tmp_path / "model", texts, ["the film"])
+
+  shutil.copytree(models / "2^-2", tmp_path / "model")
+  config = _config(models)
+  found = {key()}
+  described = tmp_path / "model" / "config.json"
+  described.write_text(described.read_text().replace("500.0", "501.0"))
+  found.add(key())
+  other = tmp_path / "texts.txt"
+  other.write_text((models / "texts.txt").read_text().replace("film", "it"))
+  config = _config(models).unlock()
+  config.data.source = str(other)
+  found.add(key())
+  weights = next((tmp_path / "model").glob("*.safetensors"))
+  weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+  found.add(key())
+  assert len(found) == 4
+
+
 def test_answers_are_no_markdown():
-  record = {"name": "a", "bits": 2.0, "answers": [["b", "| *x*\n<y> `z_"]]}
+  record = {"name": "a", "bits": 2.0, "answers": [["b|", "| *x*\n<y> `z_"]]}
   table = compare.answers_table([record])
+  assert table.splitlines()[0] == r"|  | b\| |"
   assert table.splitlines()[2] == r"| a, 2.00 bits | \| \*x\* \<y> \`z\_ |"
 
 
@@ -126,10 +163,17 @@ def test_what_cannot_be_compared_is_said(tmp_path, models):
   classes = _config(models).unlock()
   classes.data.source, classes.data.language = str(labelled), False
   fails(r"config\.data\.language", classes, named)
-  assert not (tmp_path / "out").exists()
-  (tmp_path / "records.json").write_text("[")
-  with pytest.raises(settings.UserError, match=r"records\.json: .* remove it"):
-    compare.compare(config, named, tmp_path)
+  assert not list((tmp_path / "out").iterdir())
+  large = _config(models).unlock()
+  large.data.tokenizer = "bytes"  # There are more of them than tokens.
+  fails(r"has 96 tokens, but texts \d+: set", large, named)
+  fails("prompt 2 is empty", config, named, prompts=["a", " "])
+  for text in ("[", "[{}]", "5", '{"a": 1}', '[{"key": 1}]'):
+    (tmp_path / "records.json").write_text(text)
+    with pytest.raises(settings.UserError, match=r"records\.json: .*remove it"):
+      compare.compare(config, named, tmp_path)
+  with pytest.raises(settings.UserError, match=r"texts\.txt"):
+    compare.compare(config, named, models / "texts.txt")
 
 
 @pytest.mark.parametrize("text", ["a", "=a", "a="])
