@@ -77,10 +77,10 @@ def direction(
       size = x + epsilon * jnp.sign(x)
       return size if inverse is None else size * inverse
   exponent = jnp.asarray(nu, jnp.float32) - 1.0
-  return _signed_power(x, exponent, jnp.float32(epsilon), inverse)
+  # Leaves of one shape are traced and lowered once.
+  return jax.jit(_signed_power)(x, exponent, jnp.float32(epsilon), inverse)
 
 
-@jax.jit  # Leaves of one shape are traced and lowered once.
 @jax.custom_jvp
 def _signed_power(x, exponent, epsilon, inverse):
   """sign(x) ((|x| + epsilon) inverse)^exponent; x where x is 0 or nan."""
@@ -96,7 +96,7 @@ def _signed_power(x, exponent, epsilon, inverse):
   return jnp.where(size > 0, _float(_bits(power) | sign), x)
 
 
-@_signed_power.__wrapped__.defjvp
+@_signed_power.defjvp
 def _signed_power_jvp(primals, tangents):
   """The analytic derivative: JAX cannot differentiate bit operations."""
   x, exponent, epsilon, inverse = primals
