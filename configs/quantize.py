@@ -11,7 +11,7 @@ quantizer what the layers are given; the loss is that of the test texts.
 --texts=FILE takes the texts of a file instead.
 
 Hardware: SmolLM2, 135M parameters, took 7 to 13 minutes of a CPU core that
-other programs used too, and up to 3.7 GB of memory; rounded, 2 minutes and 2.9
+other programs used too, and up to 3.8 GB of memory; rounded, 2 minutes and 2.9
 GB.
 """
 

@@ -13,7 +13,6 @@ a model, the texts or the prompts changed. Two processes need an OUT each.
 import copy
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,11 +29,12 @@ from experiments import (
   include,
   main,
   resume,
+  scoring,
   settings,
 )
 from experiments.data import lines
 from experiments.huggingface import reading
-from experiments.serve import generate, model, serve
+from experiments.serve import generate, model, score, serve
 
 LOSSES, ANSWERS = "losses.md", "answers.md"
 _LONG = 16  # Tokens of an answer.
@@ -178,31 +178,15 @@ def _measured(directory, texts, prompts) -> dict[str, Any]:
 
 def _sums(served: model.Served, texts: _Texts) -> dict[str, list[float]]:
   """Sums over the targets of each text: "loss" in nats, and "weight"."""
-  task = texts.task
-  if (task.kind == "lm") != served.is_causal:
-    raise settings.UserError(
-      f"{served.path} predicts {'tokens' if served.is_causal else 'classes'},"
-      f" and {task.name} has other targets: see config.data.language"
-    )
-  if task.vocab_size > served.config.vocab_size:
-    raise settings.UserError(
-      f"{served.path} has {served.config.vocab_size} tokens, but {task.name}"
-      f" {task.vocab_size}: set config.data.tokenizer to the tokenizer that"
-      " belongs to the models"
-    )
-  losses, weights = [], []
-  for batch in texts.batches:
-    entropies, _ = served.losses(
-      served.tensors, batch["tokens"], batch["mask"], batch["targets"]
-    )
-    rows = len(batch["weights"])
-    weight = np.float64(batch["weights"]).reshape(rows, -1)
-    losses += list((np.float64(entropies).reshape(rows, -1) * weight).sum(1))
-    weights += list(weight.sum(1))
-  used = [i for i, weight in enumerate(weights) if weight]
+  try:
+    scoring.check_task(texts.task, served.config, str(served.path))
+  except ValueError as error:
+    raise settings.UserError(str(error)) from error
+  found = score.per_text(served, texts.batches)
+  used = np.flatnonzero(found["weight"])
   return {
-    "loss": [round(float(losses[i]), 4) for i in used],
-    "weight": [float(weights[i]) for i in used],
+    "loss": [round(float(x), 4) for x in found["loss"][used]],
+    "weight": [float(x) for x in found["weight"][used]],
   }
 
 
@@ -229,18 +213,16 @@ def scored(
   Returns:
     "loss", "above", and "error", the standard error of "above": the texts are
     drawn, and are the same for both models.
-
-  Source: Cochran, Sampling Techniques, 1977, chapter 6 (ratio estimates).
   """
   weight = np.array(texts["weight"])
   more = np.array(texts["loss"]) - np.array(exact["loss"])
-  total, count = weight.sum(), len(weight)
-  above = more.sum() / total
-  squares = np.square(more - above * weight).sum() * count / max(count - 1, 1)
+  total = weight.sum()
+  products = {"hh": more @ more, "hw": more @ weight, "ww": weight @ weight}
+  sums = {"accuracy": more.sum(), "weight": total} | products
   return {
     "loss": sum(texts["loss"]) / total,
-    "above": above,
-    "error": math.sqrt(squares) / total,
+    "above": more.sum() / total,
+    "error": scoring.standard_error({k: float(x) for k, x in sums.items()}),
   }
 
 
@@ -272,8 +254,7 @@ def answers_table(records: Sequence[dict[str, Any]]) -> str:
     ]
     for record in told
   ]
-  lines = [header, ["---"] * len(header), *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+  return include.table(header, rows, "---")
 
 
 def _cell(text: str) -> str:
@@ -296,7 +277,7 @@ def _main() -> None:
       [_named(text) for text in named.value],
       out,
       others=others.value,
-      prompts=_lines(prompts.value),
+      prompts=serve.read_prompts(prompts.value) if prompts.value else (),
     )
     print((out / LOSSES).read_text(), end="")
 
@@ -308,15 +289,6 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
   if not name or not directory:
     raise settings.UserError(f"--model={text}: give NAME=DIR")
   return name, pathlib.Path(directory)
-
-
-def _lines(path: str | None) -> list[str]:
-  if path is None:
-    return []
-  try:
-    return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise settings.UserError(f"--prompts={path}: {error}") from error
 
 
 if __name__ == "__main__":

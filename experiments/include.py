@@ -53,9 +53,17 @@ def included(document: str, results: pathlib.Path) -> str:
   )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table in Markdown; all columns but the first are of numbers."""
-  lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def table(
+  header: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "---:"
+) -> str:
+  """A table in Markdown; all columns but the first are of numbers.
+
+  Args:
+    header: of each column.
+    rows: of the table.
+    rule: what is below the header of these; "---" if they are of text.
+  """
+  lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

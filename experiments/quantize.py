@@ -147,20 +147,7 @@ def _batches(config, model: Any, progress) -> int:
     ValueError: there are not enough for one, or the model cannot read them.
   """
   task = data.load_task(config.data)
-  if task.vocab_size > model.vocab_size:
-    raise ValueError(
-      f"{config.data.tokenizer} has {task.vocab_size} tokens, but"
-      f" {config.model.weights} only {model.vocab_size}: set"
-      " config.data.tokenizer to the tokenizer that belongs to the model"
-    )
-  own = getattr(model, "num_labels", getattr(model, "num_classes", None)) or 0
-  if (task.num_classes or 0) > own or (task.kind == "lm" and own):
-    outputs = f"{own} classes" if own else "tokens"
-    raise ValueError(
-      f"{config.model.weights} predicts {outputs}, but {task.name} has"
-      f" {task.num_classes or 'no'} classes: config.data.language says whether"
-      " the next tokens are predicted"
-    )
+  scoring.check_task(task, model, config.model.weights)
   wanted, size = config.evaluate.feedback_batches, config.data.batch_size
   texts = task.num_train
   if wanted and texts < size:

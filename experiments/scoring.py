@@ -13,7 +13,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data, distributed, feedback, finetune, sharding
+from experiments import (
+  data,
+  distributed,
+  feedback,
+  finetune,
+  models,
+  sharding,
+)
 from experiments.models import functional, losses
 
 
@@ -67,6 +74,28 @@ def scored(forward, params, batch):
   )
   products = {"hh": jnp.sum(h * h), "hw": jnp.sum(h * w), "ww": jnp.sum(w * w)}
   return {k: jnp.sum(x) for k, x in rows.items()} | products
+
+
+def check_task(task: data.Task, model: Any, name: str) -> None:
+  """Checks that a model has the tokens and the outputs that a task needs.
+
+  Args:
+    task: of the data.
+    model: the config of the model.
+    name: of the model, for errors.
+
+  Raises:
+    ValueError: it has not; the fields to change are named.
+  """
+  models.check_vocabulary(task, model, name)
+  own = getattr(model, "num_labels", getattr(model, "num_classes", None)) or 0
+  if (task.num_classes or 0) > own or (task.kind == "lm" and own):
+    outputs = f"{own} classes" if own else "tokens"
+    raise ValueError(
+      f"{name} predicts {outputs}, but {task.name} has"
+      f" {task.num_classes or 'no'} classes: config.data.language says whether"
+      " the next tokens are predicted"
+    )
 
 
 def standard_error(total: Mapping[str, float]) -> float:

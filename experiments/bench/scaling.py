@@ -120,25 +120,20 @@ def _compiling(document) -> str:
 
 
 def _lag(document) -> str:
+  fields = (
+    ("exact_accuracy", 100, ".1f"),
+    ("accuracy", 100, ".1f"),
+    ("file_bits", 1, ".3f"),
+  )
+  found = document["results"]
   rows = []
-  for every in document["results"]["means"]:
-    runs = [
-      run
-      for run in document["results"]["runs"]
-      if run["update_every"] == int(every)
+  for every in found["means"]:
+    runs = [r for r in found["runs"] if r["update_every"] == int(every)]
+    cells = [
+      report.spread([scale * run[field] for run in runs], form)
+      for field, scale, form in fields
     ]
-
-    def spread(field, form, runs=runs, scale=1):
-      return report.spread([scale * run[field] for run in runs], form)
-
-    rows.append(
-      [
-        every,
-        spread("exact_accuracy", ".1f", scale=100),
-        spread("accuracy", ".1f", scale=100),
-        spread("file_bits", ".3f"),
-      ]
-    )
+    rows.append([every, *cells])
   header = "`update_every`", "accuracy, %", "of the file, %", "bits"
   return _table(document, header, rows)
 

@@ -118,11 +118,7 @@ def _published(config: Any, task: Task, seed: int) -> nnx.Module:
       f"model.weights is {config.weights}, a {type(model).__name__}, but "
       f"model.name is {config.name!r}"
     )
-  if task.vocab_size > found.vocab_size:
-    raise ValueError(
-      f"{task.name} has {task.vocab_size} tokens, but {config.weights} only "
-      f"{found.vocab_size}: use the tokenizer that belongs to the model"
-    )
+  check_vocabulary(task, found, config.weights)
   if task.num_classes != found.num_labels:
     raise ValueError(
       f"{task.name} is a task of kind {task.kind}, but {config.weights} is a "
@@ -130,3 +126,19 @@ def _published(config: Any, task: Task, seed: int) -> nnx.Module:
     )
   found.check_length(task.seq_len)
   return model
+
+
+def check_vocabulary(task: Task, model: Any, name: str) -> None:
+  """Raises ValueError if a model's config has fewer tokens than a task.
+
+  Args:
+    task: of the data.
+    model: the config of the model.
+    name: of the model, for the error.
+  """
+  if task.vocab_size > model.vocab_size:
+    raise ValueError(
+      f"{task.name} has {task.vocab_size} tokens, but {name} only"
+      f" {model.vocab_size}: use the tokenizer that belongs to the model, with"
+      " config.data.tokenizer"
+    )

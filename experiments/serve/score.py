@@ -1,7 +1,7 @@
 """Loss and accuracy of a model on texts, or on a split of its own task."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,33 @@ def score(served: model.Served, source: str) -> dict[str, float]:
   Raises:
     UserError: no such file or split, or it does not fit the model.
   """
-  loss = hits = count = 0.0
-  for batch in _batches(served, source):
-    entropies, right = served.losses(
-      served.tensors, batch["tokens"], batch["mask"], batch["targets"]
-    )
-    weights = batch["weights"]
-    loss += float(np.sum(np.asarray(entropies, np.float64) * weights))
-    hits += float(np.sum(np.asarray(right) * weights))
-    count += float(np.sum(weights))
+  found = per_text(served, _batches(served, source))
+  total = {name: float(x.sum()) for name, x in found.items()}
+  count = total["weight"]
   if not count:
     raise settings.UserError(f"{source}: no text has two tokens to score")
-  return {"loss": loss / count, "accuracy": hits / count, "targets": int(count)}
+  means = {name: total[name] / count for name in ("loss", "accuracy")}
+  return means | {"targets": int(count)}
+
+
+def per_text(
+  served: model.Served, batches: Iterable[pipeline.Batch]
+) -> dict[str, np.ndarray]:
+  """Sums over the targets of each of N texts, float64 [N].
+
+  Returns:
+    "loss" in nats and "accuracy", the hits, both weighted; and "weight".
+  """
+  rows: dict[str, list[np.ndarray]] = {"loss": [], "accuracy": [], "weight": []}
+  for batch in batches:
+    losses, hits = served.losses(
+      served.tensors, batch["tokens"], batch["mask"], batch["targets"]
+    )
+    weights = np.float64(batch["weights"]).reshape(len(batch["weights"]), -1)
+    for name, x in (("loss", losses), ("accuracy", hits), ("weight", 1.0)):
+      own = np.broadcast_to(np.float64(x), batch["weights"].shape)
+      rows[name].append((own.reshape(weights.shape) * weights).sum(1))
+  return {name: np.concatenate(x) for name, x in rows.items()}
 
 
 def _batches(served: model.Served, source: str) -> Iterator[pipeline.Batch]:

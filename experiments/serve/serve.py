@@ -108,9 +108,15 @@ def _parse() -> argparse.Namespace:
 
 def _prompts(flags: argparse.Namespace) -> list[str]:
   """The prompts of the flags, a file or standard input."""
-  if flags.prompt:
-    return flags.prompt
-  name = flags.prompts or "-"
+  return flags.prompt or read_prompts(flags.prompts or "-")
+
+
+def read_prompts(name: str) -> list[str]:
+  """The prompts in the lines of a file; "-" is standard input.
+
+  Raises:
+    UserError: it cannot be read, or there is none.
+  """
   try:
     if name == "-":
       text = sys.stdin.read()
